@@ -1,0 +1,178 @@
+"""Settings: frozen dataclasses with their defaults, how a run file and `--set` become one, and what the process may use.
+
+A default lives once, in its dataclass; the command line shows it from there. What stands under `model:` in a
+run file is checked by the architecture's own `Config`, so this module knows no architecture.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import platformdirs
+import yaml
+
+from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.registry import check
+
+OBJECTIVES = ("autoencode",)
+"""Presets of `--objective`. What `autoencode` weighs is said by each architecture (`OBJECTIVES` of its file)."""
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a picture becomes a tensor; travels with every data set and every checkpoint."""
+
+    size: int = 224  # pixels of a side, after the letterbox
+    bits: int = 8  # stored per pixel
+    window: str = "auto"  # what the file states, else robust percentiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """What decides the content of a data set."""
+
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)  # shares of the patients: train, val, test
+    image_column: str | None = None  # None: recognised by its usual names
+    text_column: str | None = None
+    patient_column: str | None = None
+    label_columns: tuple[str, ...] = ()  # beside the known sets
+    patient_pattern: str | None = None  # regular expression on the relative path
+    already_deidentified: bool = False
+    paths: bool = True  # keep relative source paths in the index
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What decides a run. None: what the architecture recommends (`RECIPE` of its file)."""
+
+    arch: str = "conv"
+    model: dict[str, Any] = field(default_factory=dict)  # the architecture's own settings
+    objective: str = "autoencode"
+    objectives: dict[str, float] = field(default_factory=dict)  # weights by name; empty: the preset's
+    fraction: float = 1.0  # of the training patients
+    epochs: int = 10
+    batch_size: int | None = None
+    lr: float | None = None  # peak learning rate
+    weight_decay: float | None = None
+    warmup: float = 0.1  # share of the steps in which the learning rate rises
+    gradient_clip: float = 1.0  # largest norm of the gradient
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda
+    precision: str = "auto"  # auto, 32, bf16, 16
+    checkpoint_minutes: float = 5.0  # state is saved this often, and after every epoch
+    checkpoint_steps: int | None = None  # the same, counted in steps
+
+    def __post_init__(self) -> None:
+        limits = {
+            "fraction": 0 < self.fraction <= 1,
+            "epochs": self.epochs >= 1,
+            "batch_size": self.batch_size is None or self.batch_size >= 1,
+            "lr": self.lr is None or self.lr >= 0,
+            "warmup": 0 <= self.warmup <= 1,
+            "checkpoint_minutes": self.checkpoint_minutes > 0,
+            "checkpoint_steps": self.checkpoint_steps is None or self.checkpoint_steps >= 1,
+        }
+        for name, holds in limits.items():
+            if not holds:
+                raise UsageError(f"{name}: {getattr(self, name)!r} is out of range.", f"See {flag(name)}.")
+        check(self.objective, OBJECTIVES, "objective preset")
+        check(self.device, ("auto", "cpu", "cuda"), "device")
+        check(self.precision, ("auto", "32", "bf16", "16"), "precision")
+
+
+def flag(name: str) -> str:
+    """How a setting is spelt on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def build(kind: type[Settings], values: dict[str, Any], where: str) -> Settings:
+    """Make a settings object from plain values, checked and converted (`"3"` for a number is taken).
+
+    Args:
+        kind: The dataclass.
+        values: By field name.
+        where: What the values come from, for the error.
+
+    Raises:
+        UsageError: a name no field has (with the nearest one), or a value of the wrong kind.
+    """
+    import pydantic  # here, because `--help` needs the defaults but never a check
+
+    known = [known_field.name for known_field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name in values:
+        check(name, known, f"setting ({where})")
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{where}: {place}: {first['msg']}.", "Correct the value.") from None
+
+
+def read_run_file(path: Path) -> dict[str, Any]:
+    """The settings of a YAML run file. Raises CyclicError when it cannot be read or is not a table of settings."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CyclicError(f"The run file {path} cannot be read.", "Give a YAML text file.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"The run file {path}{line} is not YAML.", "Write `name: value` lines.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"The run file {path} is not a table.", "Write `name: value` lines.")
+    return values
+
+
+def assign(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Lay `--set name=value` assignments over `values`; `model.latent=64` reaches into a table; values are YAML."""
+    merged = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {assignment!r} has no value.", "Write --set name=value.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UsageError(f"--set {assignment!r}: the value is not YAML.", "Quote it.") from None
+        table, dot, inner = name.partition(".")
+        if not dot:
+            merged[name] = value
+        elif isinstance(merged.setdefault(table, {}), dict):
+            merged[table][inner] = value
+        else:
+            raise UsageError(f"--set {name}: {table!r} is not a table.", "Leave the part after the dot out.")
+    return merged
+
+
+def as_plain(settings: Any) -> dict[str, Any]:
+    """A settings object as plain values that YAML and JSON hold."""
+    plain: dict[str, Any] = dataclasses.asdict(settings)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+
+def available_cpus() -> int:
+    """How many cores this process may use: the affinity mask, the control group's quota, Slurm's allocation."""
+    counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    if os.environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
+        counts.append(int(os.environ["SLURM_CPUS_PER_TASK"]))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            counts.append(int(quota) // int(period))
+    except (OSError, ValueError):
+        pass  # no control group of version 2: no quota to respect
+    return max(1, min(counts))
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `$CYCLIC_CACHE`, else the user's cache folder."""
+    named = os.environ.get("CYCLIC_CACHE")
+    return Path(named) if named else platformdirs.user_cache_path("cyclic")

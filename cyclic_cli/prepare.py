@@ -1,0 +1,507 @@
+"""`cyclic prepare`: folders of images and their reports → a data set.
+
+    expand    sources to a sorted list of inputs; tables and side-cars are told from images
+    shard     every fixed run of inputs is decoded, fitted and written by one worker, which returns rows of keys
+    join      rows meet their reports, duplicates are dropped, patients get their split
+    finish    the index is sorted and written; the data set is whole
+
+The same inputs give the same bytes, whatever the number of workers and however often the work was stopped:
+what is written depends on the sorted inputs alone. Workers never load torch, and hold identities only long
+enough to turn them into keys.
+"""
+
+import glob
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cyclic_cli import images, storage
+from cyclic_cli.config import PrepareConfig, Preprocessing, as_plain, cache_folder
+from cyclic_cli.errors import CyclicError, Rejected, Skipped, UsageError
+from cyclic_cli.events import Note, Progress, Report, silent
+from cyclic_cli.identity import NO_PATIENT, SPLITS, Keyer, find_secret, place, split_of
+from cyclic_cli.storage import DatasetDraft, DatasetFacts, StoredDataset
+from cyclic_cli.text import TABLE_NAMES, Reports, read_text, side_car
+from cyclic_cli.text import Report as TextReport
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file offered: where it is, and its path relative to the source it came with."""
+
+    path: Path
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSummary:
+    """What `cyclic prepare` did. inputs = used + duplicates + skipped + rejected."""
+
+    dataset: str
+    inputs: int
+    used: int
+    duplicates: int
+    skipped: int
+    rejected: int
+    rejected_by_reason: dict[str, int]
+    samples: int
+    patients: int
+    studies: int
+    paired: int
+    image_only: int
+    text_only: int
+    reports: int  # tables and side-cars read as text
+    splits: dict[str, int]  # samples
+    seconds: float
+    images_per_second: float
+
+
+def prepare(
+    sources: list[Path],
+    out: Path,
+    config: PrepareConfig,
+    tables: list[Path] | None = None,
+    salt_file: Path | None = None,
+    workers: int = 1,
+    report: Report = silent,
+) -> PrepareSummary:
+    """Make a data set. Continues what the same inputs and settings left unfinished.
+
+    Args:
+        sources: Files, folders (read recursively) and glob patterns.
+        out: The data set's folder.
+        config: What decides its content.
+        tables: Report tables; None takes those of the usual names that lie in a source folder.
+        salt_file: Holds the secret behind patient keys; see `identity.find_secret`.
+        workers: Processes that decode.
+        report: Gets Progress and Note events.
+
+    Raises:
+        CyclicError: no input could be used, `out` holds something else, the disk is full.
+    """
+    start = time.monotonic()
+    keyer = Keyer(b"" if config.already_deidentified else find_secret(salt_file))
+    offer = _expand(sources, tables)
+    reports = Reports(offer.tables, config)
+    if reports.dropped_columns:
+        report(Note(f"{reports.dropped_columns} other columns of the tables were not read"))
+    request = _request(offer, config, keyer)
+    if storage.is_dataset(out):
+        return _already_done(out, request, start)
+    draft = DatasetDraft(out)
+    draft.begin(request)
+    shards = _runs(offer.inputs)
+    _write_shards(draft, shards, config.preprocessing, keyer, workers, report)
+    joined = _Join(offer, reports, config, keyer).run(draft.rows(len(shards)))
+    for note in joined.notes:
+        report(note)
+    if not joined.samples:
+        raise CyclicError(f"None of {len(offer.inputs)} inputs could be used.", _most_frequent(joined.left_out))
+    counts = _counts(offer, joined)
+    facts = DatasetFacts(
+        tool=f"cyclic {version('cyclic-cli')}",
+        preprocessing=config.preprocessing,
+        split={"rule": "given by a table" if joined.split_given else "hash of the patient key", "shares": list(config.split)},
+        labels=reports.labels,
+        counts=counts,
+        shards=len(shards),
+        request=request,
+        fingerprint=_fingerprint(joined.samples),
+    )
+    draft.finish(facts, joined.samples, joined.left_out)
+    return _summary(out, counts, time.monotonic() - start)
+
+
+def demo_dataset(report: Report, workers: int) -> Path:
+    """The data set of demo phantoms in the user's cache folder, drawn and prepared on first use."""
+    from cyclic_cli import phantom
+
+    folder = cache_folder() / f"demo-{version('cyclic-cli')}"
+    if not storage.is_dataset(folder / "dataset"):
+        report(Note(f"no data set is named or found: drawing the demo phantoms in {folder}, once"))
+        if not (folder / "files" / "findings.csv").exists():
+            phantom.write_demo(
+                folder / "files", workers=workers, report=lambda done, total: report(Progress(done, total, "phantoms"))
+            )
+        config = PrepareConfig(already_deidentified=True)
+        prepare([folder / "files"], folder / "dataset", config, workers=workers, report=report)
+    return folder / "dataset"
+
+
+# --------------------------------------------------------------------------------------------------- expand
+
+
+@dataclass
+class _Offer:
+    """What the sources hold."""
+
+    inputs: list[Input] = field(default_factory=list)  # sorted
+    tables: list[Path] = field(default_factory=list)
+    unread_tables: int = 0
+    side_cars: dict[Path, Path] = field(default_factory=dict)  # image → text file
+
+
+def _expand(sources: list[Path], tables: list[Path] | None) -> _Offer:
+    """Files behind the sources, each once, with images, tables and side-cars told apart by name and place."""
+    found: dict[str, Input] = {}
+    offer = _Offer(tables=list(tables or []))
+    named = {os.path.abspath(table) for table in offer.tables}
+    for source in sources:
+        for item in _files(source):
+            absolute = os.path.abspath(item.path)
+            if absolute in named:
+                continue
+            if source.is_dir() and item.source in TABLE_NAMES:
+                if tables:
+                    offer.unread_tables += 1
+                elif item.path not in offer.tables:
+                    offer.tables.append(item.path)
+                continue
+            found.setdefault(absolute, item)
+    _find_side_cars(offer, found)
+    used_texts = {os.path.abspath(path) for path in offer.side_cars.values()}
+    offer.inputs = sorted(
+        (item for absolute, item in found.items() if absolute not in used_texts), key=lambda item: (item.source, str(item.path))
+    )
+    return offer
+
+
+def _files(source: Path) -> Iterator[Input]:
+    """The files of one source: a folder's, recursively; a pattern's; the file itself, there or not."""
+    if source.is_dir():
+        for folder, _, names in os.walk(source):
+            for name in names:
+                path = Path(folder) / name
+                yield Input(path, path.relative_to(source).as_posix())
+    elif not source.exists() and glob.has_magic(str(source)):
+        for match in glob.glob(str(source), recursive=True):
+            if os.path.isfile(match):
+                yield Input(Path(match), Path(match).name)
+    else:
+        yield Input(source, source.name)
+
+
+def _find_side_cars(offer: _Offer, found: dict[str, Input]) -> None:
+    texts_in: dict[Path, set[str]] = {}
+    for item in found.values():
+        folder = item.path.parent
+        if item.path.suffix.lower() == ".txt":
+            continue
+        if folder not in texts_in:
+            listed = os.listdir(folder) if folder.is_dir() else []
+            texts_in[folder] = {name for name in listed if name.lower().endswith(".txt")}
+        name = side_car(item.path, texts_in[folder])
+        if name:
+            offer.side_cars[item.path] = folder / name
+
+
+def _request(offer: _Offer, config: PrepareConfig, keyer: Keyer) -> str:
+    """A fingerprint of inputs, reports, settings and secret. Of images the size stands for the content."""
+    digest = hashlib.sha256(json.dumps(as_plain(config), sort_keys=True).encode() + keyer.check().encode())
+    for item in offer.inputs:
+        size = item.path.stat().st_size if item.path.exists() else -1
+        digest.update(f"{item.source}\0{size}\n".encode())
+    for path in [*offer.tables, *sorted(set(offer.side_cars.values()))]:
+        if not path.is_file():
+            raise CyclicError(f"There is no table {path}.", "Check --reports.")
+        digest.update(path.read_bytes())
+    return keyer.key("request", digest.hexdigest())
+
+
+def _already_done(out: Path, request: str, start: float) -> PrepareSummary:
+    facts = StoredDataset(out).facts
+    if facts.request != request:
+        raise CyclicError(
+            f"{out} is a finished data set of other inputs or settings.", "Name another --out, or remove it first."
+        )
+    return _summary(out, facts.counts, time.monotonic() - start)
+
+
+# ---------------------------------------------------------------------------------------------------- shard
+
+
+def _runs(inputs: list[Input]) -> list[list[tuple[int, Path]]]:
+    """Inputs, numbered, in runs of one shard each. The run's length depends on their number alone."""
+    length = min(4096, max(64, -(-len(inputs) // 256)))
+    numbered = [(number, item.path) for number, item in enumerate(inputs)]
+    return [numbered[first : first + length] for first in range(0, len(numbered), length)]
+
+
+def _write_shards(
+    draft: DatasetDraft,
+    shards: list[list[tuple[int, Path]]],
+    preprocessing: Preprocessing,
+    keyer: Keyer,
+    workers: int,
+    report: Report,
+) -> None:
+    """Write every shard that is not whole yet, in worker processes or, for one worker, here."""
+    total = sum(len(run) for run in shards)
+    waiting = [shard for shard in range(len(shards)) if not draft.is_done(shard)]
+    done = total - sum(len(shards[shard]) for shard in waiting)
+    report(Progress(done, total, "images"))
+    if min(workers, len(waiting)) <= 1:
+        for shard in waiting:
+            _write_shard(draft.folder, shard, shards[shard], preprocessing, keyer)
+            done += len(shards[shard])
+            report(Progress(done, total, "images"))
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy the terminal's threads and locks
+    with ProcessPoolExecutor(workers, context, initializer=_leave_interrupts_to_the_parent) as pool:
+        futures: dict[Future[None], int] = {
+            pool.submit(_write_shard, draft.folder, shard, shards[shard], preprocessing, keyer): len(shards[shard])
+            for shard in waiting
+        }
+        try:
+            for future in as_completed(futures):
+                future.result()
+                done += futures[future]
+                report(Progress(done, total, "images"))
+        except BrokenProcessPool as error:
+            raise CyclicError(
+                "A decoder crashed a worker process.", "The same command continues; leave the file out that crashes it."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _write_shard(
+    folder: Path, shard: int, run: list[tuple[int, Path]], preprocessing: Preprocessing, keyer: Keyer
+) -> None:
+    """Decode and fit one run of inputs; write the shard. What one input is worth stands in its row."""
+    rows: list[Row] = []
+    fitted: list[np.ndarray] = []
+    for number, path in run:
+        row: Row = {"input": number}
+        try:
+            picture = images.read(path)
+            pixels = images.fit(picture.pixels, preprocessing)
+            if pixels.min() == pixels.max():
+                raise Rejected("blank")
+            row |= _keys(path, picture, keyer) | asdict(picture.facts)
+            row |= {"status": "used", "row": len(fitted), "content": hashlib.sha256(pixels.tobytes()).hexdigest()[:32]}
+            fitted.append(pixels)
+        except Rejected as error:
+            row |= {"status": "rejected", "reason": error.reason, "detail": error.message}
+        except Skipped as error:
+            row |= {"status": "skipped", "reason": error.kind, "detail": error.message}
+        rows.append(row)
+    DatasetDraft(folder).write_shard(shard, np.stack(fitted) if fitted else None, [{**row, "shard": shard} for row in rows])
+
+
+def _keys(path: Path, picture: images.Picture, keyer: Keyer) -> Row:
+    """Keys of sample, patient and study; empty where the header names none."""
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "blake2b").hexdigest()
+    patient, study = picture.identities.patient, picture.identities.study
+    known = bool(patient) and patient[0].upper() not in NO_PATIENT
+    return {
+        "sample": keyer.key("sample", content),
+        "patient": keyer.key("patient", *patient) if known else "",
+        "study": keyer.key("study", study) if study else "",
+    }
+
+
+# ----------------------------------------------------------------------------------------------------- join
+
+
+@dataclass
+class _Join:
+    """Brings rows and reports together. `run` fills the last five fields."""
+
+    offer: _Offer
+    reports: Reports
+    config: PrepareConfig
+    keyer: Keyer
+    samples: list[Row] = field(default_factory=list)  # of the index, sorted
+    left_out: list[Row] = field(default_factory=list)  # of rejected.jsonl
+    notes: list[Note] = field(default_factory=list)
+    split_given: bool = False
+    nobody: int = 0  # inputs without any patient
+
+    def run(self, rows: list[Row]) -> "_Join":
+        names = Counter(item.path.name for item in self.offer.inputs)
+        used_keys: set[str] = set()
+        candidates: list[tuple[Row, TextReport]] = []
+        unattached: list[TextReport] = list(self.reports.free)
+        for row in rows:
+            item = self.offer.inputs[row["input"]]
+            key = self.reports.key_of(item.path, item.source, names[item.path.name] == 1)
+            text = self._report_of(item, key)
+            if key is not None and key in self.reports.conflicting:
+                row = {**row, "status": "rejected", "reason": "conflicting_rows", "detail": ""}
+            if key is not None:
+                used_keys.add(key)
+            if row["status"] == "used":
+                candidates.append((self._owned(row, item, text), text))
+            else:
+                if item.path.suffix.lower() == ".txt" and row["reason"] == "unknown_format":
+                    row = {**row, "reason": "text_without_image"}
+                self._leave_out(row, row["reason"], row["detail"])
+                unattached.append(text)
+        unattached += [text for key, text in self.reports.items() if key not in used_keys]
+        unattached += self._keep_one_of_each(candidates)
+        self._add_text_only(unattached)
+        self._split()
+        if self.nobody:
+            self.notes.append(
+                Note(f"{self.nobody} inputs name no patient: each study, or file, counts as a patient of its own", warning=True)
+            )
+        return self
+
+    def _report_of(self, item: Input, key: str | None) -> TextReport:
+        """The table's report of an input; its text, where the table has none, from the side-car."""
+        report = self.reports.report(key) if key is not None else TextReport()
+        path = self.offer.side_cars.get(item.path)
+        if report.text or path is None:
+            return report
+        return TextReport(report.image, read_text(path).strip(), report.patient, report.study, report.split, report.labels)
+
+    def _owned(self, row: Row, item: Input, text: TextReport) -> Row:
+        """A used row with the patient and study it belongs to: table, header, path pattern, study, file."""
+        study = self.keyer.key("study", text.study) if text.study else row["study"]
+        patient = self._patient_of(text) or row["patient"]
+        if not patient and self.config.patient_pattern:
+            found = re.search(self.config.patient_pattern, item.source)
+            if found:
+                patient = self.keyer.key("patient", found[1] if found.groups() else found[0])
+        if not patient:
+            self.nobody += 1
+            patient = self.keyer.key("patient of study", study) if study else self.keyer.key("patient of file", row["sample"])
+        return {**row, "patient": patient, "study": study or self.keyer.key("study of file", row["sample"])}
+
+    def _patient_of(self, text: TextReport) -> str:
+        named = text.patient and text.patient.upper() not in NO_PATIENT
+        return self.keyer.key("patient", text.patient) if named else ""
+
+    def _keep_one_of_each(self, candidates: list[tuple[Row, TextReport]]) -> list[TextReport]:
+        """Of equal pixels keep one: under the patient key that sorts first, with a text if there is one."""
+        best: dict[str, tuple[Row, TextReport]] = {}
+        order = sorted(candidates, key=lambda pair: (pair[0]["patient"], not pair[1].text, pair[0]["sample"]))
+        unattached = []
+        for row, text in order:
+            kept = best.setdefault(row["content"], (row, text))
+            if kept[0] is not row:
+                self._leave_out(row, "duplicate", f"the same pixels as sample {kept[0]['sample']}")
+                unattached.append(text)
+        for row, text in best.values():
+            source = self.offer.inputs[row["input"]].source if self.config.paths else None
+            self._add(row, text, has_image=True, source=source)
+        return unattached
+
+    def _add_text_only(self, unattached: list[TextReport]) -> None:
+        """Reports whose image is missing, rejected or a duplicate become samples without an image, once each."""
+        texts = {row["text"] for row in self.samples}
+        owned = {(row[owner], row["text"]) for row in self.samples for owner in ("patient", "study")}
+        for text in unattached:
+            study = self.keyer.key("study", text.study) if text.study else ""
+            patient = self._patient_of(text) or (self.keyer.key("patient of study", study) if study else "")
+            known = (patient, text.text) in owned or (study, text.text) in owned if patient else text.text in texts
+            if not text.text or known:
+                continue
+            sample = self.keyer.key("text sample", patient, study, text.text)
+            if not patient:
+                self.nobody += 1
+                patient = self.keyer.key("patient of file", sample)
+            texts.add(text.text)
+            owned.add((patient, text.text))
+            row = {"sample": sample, "patient": patient, "study": study or self.keyer.key("study of file", sample)}
+            self._add(row, text, has_image=False, source=None)
+
+    def _add(self, row: Row, text: TextReport, has_image: bool, source: str | None) -> None:
+        empty = {"shard": -1, "row": -1, "height": 0, "width": 0, "bits": 0, "pixel_spacing": 0.0, "content": ""}
+        kept = {name: row.get(name, empty.get(name, "")) for name in storage.INDEX_COLUMNS}
+        kept |= {"text": text.text, "has_image": has_image, "has_text": bool(text.text), "source": source}
+        kept |= {label: text.labels.get(label) for label in self.reports.labels}
+        self.samples.append({**kept, "split": text.split})
+
+    def _leave_out(self, row: Row, reason: str, detail: str) -> None:
+        source = self.offer.inputs[row["input"]].source if self.config.paths else row["input"]
+        status = "duplicate" if reason == "duplicate" else row["status"]
+        self.left_out.append({"source": source, "status": status, "reason": reason, "detail": detail})
+
+    def _split(self) -> None:
+        """Give every patient a split, from the table where it gives one, and sort the samples."""
+        given: dict[str, str] = {}
+        for row in self.samples:
+            if row["split"] and given.setdefault(row["patient"], row["split"]) != row["split"]:
+                raise CyclicError("A table puts one patient into two splits.", f"Patient key {row['patient']}: mend the table.")
+        self.split_given = bool(given)
+        for row in self.samples:
+            where = place(row["patient"])
+            by_hash, position = split_of(where, self.config.split)
+            chosen = given.get(row["patient"])
+            row["split"], row["position"] = (chosen, where) if chosen else (by_hash, position)
+        self.samples.sort(key=lambda row: (SPLITS.index(row["split"]), row["position"], row["patient"], row["sample"]))
+        self.left_out.sort(key=lambda row: (str(row["source"]), row["reason"]))
+
+
+def _most_frequent(left_out: Iterable[Row]) -> str:
+    counted = Counter(row["reason"] for row in left_out)
+    return "Reasons: " + ", ".join(f"{reason} ({count})" for reason, count in counted.most_common(3)) + "."
+
+
+def _fingerprint(samples: list[Row]) -> str:
+    digest = hashlib.sha256()
+    for row in samples:
+        digest.update("\0".join(str(row[name]) for name in ("sample", "patient", "split", "content", "text")).encode())
+    return digest.hexdigest()[:32]
+
+
+def _counts(offer: _Offer, joined: _Join) -> dict[str, Any]:
+    """The totals that the summary and `dataset.yaml` share. Nothing of it depends on time or workers."""
+    samples, left_out = joined.samples, joined.left_out
+    status = Counter(row["status"] for row in left_out)
+    reasons = Counter(row["reason"] for row in left_out if row["status"] == "rejected")
+    paired = sum(row["has_image"] and row["has_text"] for row in samples)
+    with_image = sum(row["has_image"] for row in samples)
+    in_split = Counter(row["split"] for row in samples)
+    return {
+        "inputs": len(offer.inputs),
+        "used": len(offer.inputs) - sum(status.values()),
+        "duplicates": status["duplicate"],
+        "skipped": status["skipped"],
+        "rejected": status["rejected"],
+        "rejected_by_reason": dict(sorted(reasons.items())),
+        "samples": len(samples),
+        "patients": len({row["patient"] for row in samples}),
+        "studies": len({row["study"] for row in samples}),
+        "paired": paired,
+        "image_only": with_image - paired,
+        "text_only": len(samples) - with_image,
+        "reports": len(offer.tables) + offer.unread_tables + len(set(offer.side_cars.values())),
+        "splits": {name: in_split[name] for name in SPLITS},
+    }
+
+
+def _summary(out: Path, counts: dict[str, Any], seconds: float) -> PrepareSummary:
+    rate = counts["inputs"] / max(seconds, 1e-9)
+    return PrepareSummary(dataset=str(out), **counts, seconds=round(seconds, 3), images_per_second=round(rate, 1))
+
+
+def check_pattern(pattern: str | None) -> None:
+    """Raise UsageError when `--patient-pattern` is no regular expression."""
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise UsageError(f"--patient-pattern is not a regular expression: {error}.", "Mend it.") from None

@@ -1,0 +1,483 @@
+"""Everything on disk: data sets, checkpoints, runs. The only module that knows their formats.
+
+Three habits hold for all of it. Every file is written under a temporary name and renamed, so a reader meets a
+whole file or none. Every format carries a version; a newer one is refused, an older one is upgraded where it is
+read. Tensors are safetensors, facts are JSON or YAML beside them or in their header; there is no pickle.
+
+Data set (a folder; `dataset.yaml` is written last, so a folder without it is unfinished):
+
+    dataset.yaml               facts: format, preprocessing, split, counts, fingerprint
+    index.parquet              a row per sample, sorted by split and subset position
+    images-00000.safetensors   `images` (N, C, H, W) uint8 or uint16, read through a memory map
+    rejected.jsonl             one line per input that was not used
+    .unfinished/               rows of the shards done so far; gone when the data set is whole
+
+Run (a folder):
+
+    model.safetensors          the best checkpoint by validation; config.yaml, metrics.jsonl beside it
+    state/step-00000120/       model.safetensors (the last weights), optimizer.safetensors, progress.json
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from cyclic_cli.config import Preprocessing, as_plain, build
+from cyclic_cli.errors import CyclicError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+DATASET_FORMAT = 1
+CHECKPOINT_FORMAT = 1
+STATES_KEPT = 2  # the newest saved state and the one before it
+
+# ---------------------------------------------------------------------------------------------- whole files
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; when the block ends well it takes the name, else it is removed.
+
+    Raises:
+        CyclicError: the disk is full or the folder cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        os.replace(draft, path)
+    except OSError as error:
+        raise CyclicError(f"{path} cannot be written: {error.strerror}.", "Free space or name another --out.") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with replacing(path) as draft:
+        draft.write_bytes(content)
+
+
+def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file that `write_json_lines` wrote."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_yaml(path: Path, values: dict[str, Any]) -> None:
+    """Write a table of plain values in the order given."""
+    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write one array as `.npy`, without pickle."""
+    with replacing(path) as draft, draft.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray], header: dict[str, str]) -> None:
+    """Write a safetensors file; `header` values are text."""
+    from safetensors.numpy import save_file
+
+    with replacing(path) as draft:
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, draft, header)
+        os.chmod(draft, 0o666 & ~_umask())
+
+
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read a safetensors file: tensors by name, and its header. Raises CyclicError when it is not one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CyclicError(f"There is no file {path}.", "Check the path.") from None
+    except (SafetensorError, OSError) as error:
+        raise CyclicError(f"{path} is not a whole safetensors file.", "Copy or make it again.") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# ------------------------------------------------------------------------------------------------- data sets
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+    """The content of `dataset.yaml`."""
+
+    format: int = DATASET_FORMAT
+    tool: str = ""  # name and version of what made it
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    channels: int = 1
+    split: dict[str, Any] = field(default_factory=dict)  # rule and shares
+    labels: list[str] = field(default_factory=list)  # columns of the index
+    counts: dict[str, Any] = field(default_factory=dict)  # inputs, used, duplicates, ...
+    shards: int = 0
+    request: str = ""  # fingerprint of the inputs and settings: the same request finds its data set finished
+    fingerprint: str = ""  # of the samples
+
+
+INDEX_COLUMNS = {
+    "sample": "string",
+    "patient": "string",
+    "study": "string",
+    "split": "string",
+    "position": "float64",  # in its split, 0–1: a fraction is a prefix
+    "text": "string",
+    "has_image": "bool",
+    "has_text": "bool",
+    "shard": "int32",  # -1 without an image
+    "row": "int32",
+    "height": "int32",  # pixels of the original
+    "width": "int32",
+    "modality": "string",
+    "body_part": "string",
+    "view": "string",
+    "sex": "string",
+    "age": "string",
+    "photometric": "string",
+    "bits": "int16",
+    "pixel_spacing": "float32",  # mm
+    "source": "string",  # relative to the source root
+    "content": "string",  # hash of the stored pixels
+}
+
+
+class DatasetDraft:
+    """A data set being written: shards and their rows, in any order, by any number of processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.unfinished = folder / ".unfinished"
+
+    def begin(self, request: str) -> None:
+        """Start, or continue what the same request left unfinished.
+
+        Raises:
+            CyclicError: the folder holds something else, or the unfinished work of other inputs or settings.
+        """
+        mark = self.unfinished / "request"
+        if mark.exists():
+            if mark.read_text() != request:
+                raise CyclicError(
+                    f"{self.folder} holds an unfinished data set of other inputs or settings.",
+                    "Repeat the command that began it, or name another --out.",
+                )
+            return
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise CyclicError(f"{self.folder} exists and holds something else.", "Name another --out.")
+        write_text(mark, request)
+
+    def is_done(self, shard: int) -> bool:
+        """Whether a shard and its rows are whole."""
+        return self._rows_path(shard).exists()
+
+    def write_shard(self, shard: int, images: np.ndarray | None, rows: list[dict[str, Any]]) -> None:
+        """Write a shard's images (N, C, H, W) and then, as the mark that it is whole, its rows."""
+        if images is not None:
+            write_tensors(self.folder / shard_name(shard), {"images": images}, {"format": str(DATASET_FORMAT)})
+        write_json_lines(self._rows_path(shard), rows)
+
+    def rows(self, shards: int) -> list[dict[str, Any]]:
+        """Every row of every shard, in order."""
+        return [row for shard in range(shards) for row in read_json_lines(self._rows_path(shard))]
+
+    def finish(self, facts: DatasetFacts, rows: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> None:
+        """Write the index, the rejected inputs and, last, the facts; the data set is whole from then on."""
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        fields = [pa.field(name, getattr(pa, kind if kind != "bool" else "bool_")()) for name, kind in INDEX_COLUMNS.items()]
+        for label in facts.labels:
+            numeric = all(row[label] is None or isinstance(row[label], float) for row in rows)
+            fields.append(pa.field(label, pa.float32() if numeric else pa.string()))
+            if not numeric:
+                rows = [{**row, label: None if row[label] is None else str(row[label])} for row in rows]
+        with replacing(self.folder / "index.parquet") as draft:
+            pa.parquet.write_table(pa.Table.from_pylist(rows, pa.schema(fields)), draft, compression="zstd")
+        write_json_lines(self.folder / "rejected.jsonl", rejected)
+        write_yaml(self.folder / "dataset.yaml", as_plain(facts))
+        shutil.rmtree(self.unfinished)
+
+    def _rows_path(self, shard: int) -> Path:
+        return self.unfinished / f"rows-{shard:05d}.jsonl"
+
+
+def shard_name(shard: int) -> str:
+    """The file of a shard."""
+    return f"images-{shard:05d}.safetensors"
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder holds a whole data set."""
+    return (folder / "dataset.yaml").is_file()
+
+
+class StoredDataset:
+    """A finished data set, opened without reading its images or index.
+
+    Raises:
+        CyclicError: there is none, it is unfinished, newer than this program, or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not is_dataset(folder):
+            unfinished = (folder / ".unfinished").exists()
+            raise CyclicError(
+                f"{folder} holds no {'finished ' if unfinished else ''}data set.",
+                "Repeat the `cyclic prepare` that began it." if unfinished else "Make one with `cyclic prepare`.",
+            )
+        self.facts = self._read_facts(folder / "dataset.yaml")
+        self._maps: dict[int, np.ndarray] = {}
+
+    @staticmethod
+    def _read_facts(path: Path) -> DatasetFacts:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            version = int(values["format"])
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+            raise CyclicError(f"{path} is damaged.", "Make the data set again.") from error
+        _refuse_newer(version, DATASET_FORMAT, path)
+        return build(DatasetFacts, values, str(path))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        size = self.facts.preprocessing.size
+        return self.facts.channels, size, size
+
+    def index(self, columns: list[str] | None = None) -> "pyarrow.Table":
+        """The index, or some columns of it."""
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        try:
+            return pa.parquet.read_table(self.folder / "index.parquet", columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            raise CyclicError(f"{self.folder / 'index.parquet'} is damaged.", "Make the data set again.") from error
+
+    def select(self, split: str, fraction: float = 1.0, columns: list[str] | None = None) -> "pyarrow.Table":
+        """The rows of a split with an image, of the first `fraction` of its patients, in the index's order."""
+        import pyarrow.compute as pc
+
+        wanted = None if columns is None else sorted({*columns, "split", "position", "has_image"})
+        table = self.index(wanted)
+        inside = pc.and_(pc.equal(table["split"], split), pc.less(table["position"], fraction))
+        return table.filter(pc.and_(inside, table["has_image"]))
+
+    def images(self, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Copy images out of the memory map.
+
+        Args:
+            shards: (N,) integers.
+            rows: (N,) integers, within their shard.
+
+        Returns:
+            (N, C, H, W), uint8 or uint16.
+        """
+        kind = np.uint8 if self.facts.preprocessing.bits == 8 else np.uint16
+        out = np.empty((len(shards), *self.image_shape), dtype=kind)
+        for position, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
+            out[position] = self._map(shard)[row]
+        return out
+
+    def _map(self, shard: int) -> np.ndarray:
+        if shard not in self._maps:
+            self._maps[shard] = _map_images(self.folder / shard_name(shard), self.image_shape)
+        return self._maps[shard]
+
+
+def _map_images(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """The `images` of a shard as a memory map (N, C, H, W). The header is checked before anything is mapped."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > 2**20:
+                raise ValueError("the header is too long")
+            entry = json.loads(file.read(length))["images"]
+            begin, end = entry["data_offsets"]
+            kind = {"U8": np.uint8, "U16": np.uint16}[entry["dtype"]]
+            shape = tuple(int(number) for number in entry["shape"])
+            fits = 0 <= begin <= end <= os.fstat(file.fileno()).st_size - 8 - length
+            if not fits or shape[1:] != image_shape or end - begin != np.prod(shape) * np.dtype(kind).itemsize:
+                raise ValueError("the header does not fit the file")
+            return np.memmap(path, kind, "r", 8 + length + begin, shape)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CyclicError(f"{path} is missing or damaged.", "Make the data set again.") from error
+
+
+def _refuse_newer(version: int, known: int, path: Path) -> None:
+    if version > known:
+        raise CyclicError(f"{path} has format {version}; this program knows up to {known}.", "Update cyclic.")
+
+
+# ----------------------------------------------------------------------------------------------- checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model in one file: what rebuilds it stands in the header, as JSON."""
+
+    weights: dict[str, np.ndarray]
+    architecture: dict[str, Any]  # name, config, image_shape
+    preprocessing: Preprocessing
+    provenance: dict[str, Any]  # settings without paths, data set by fingerprint, versions, step, validation
+    fingerprint: str = ""  # of weights and architecture; filled in by `write_checkpoint`
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a self-describing `.safetensors` file."""
+    header = {
+        "format": str(CHECKPOINT_FORMAT),
+        "architecture": json.dumps(checkpoint.architecture, sort_keys=True),
+        "preprocessing": json.dumps(as_plain(checkpoint.preprocessing), sort_keys=True),
+        "provenance": json.dumps(checkpoint.provenance, sort_keys=True),
+        "fingerprint": _fingerprint(checkpoint),
+    }
+    write_tensors(path, checkpoint.weights, header)
+
+
+def _fingerprint(checkpoint: Checkpoint) -> str:
+    digest = hashlib.sha256(json.dumps(checkpoint.architecture, sort_keys=True).encode())
+    for name in sorted(checkpoint.weights):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(checkpoint.weights[name]).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint. Raises CyclicError when the file is damaged, newer, or no checkpoint of this program."""
+    weights, header = read_tensors(path)
+    try:
+        version = int(header["format"])
+        architecture = json.loads(header["architecture"])
+        preprocessing = json.loads(header["preprocessing"])
+        provenance = json.loads(header["provenance"])
+        shape = [int(number) for number in architecture["image_shape"]]
+        if not isinstance(architecture["name"], str) or not isinstance(architecture["config"], dict) or len(shape) != 3:
+            raise ValueError("not an architecture")
+    except (KeyError, ValueError, TypeError) as error:
+        raise CyclicError(f"{path} is no checkpoint of cyclic.", "Give a run folder or its model.safetensors.") from error
+    _refuse_newer(version, CHECKPOINT_FORMAT, path)
+    return Checkpoint(
+        weights=weights,
+        architecture=architecture,
+        preprocessing=build(Preprocessing, preprocessing, str(path)),
+        provenance=provenance,
+        fingerprint=header.get("fingerprint", ""),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ runs
+
+
+class RunFolder:
+    """A training run on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.best = folder / "model.safetensors"
+        self.config = folder / "config.yaml"
+        self.metrics = folder / "metrics.jsonl"
+        self.summary = folder / "summary.json"
+
+    def exists(self) -> bool:
+        """Whether there is anything at all under the run's name."""
+        return self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir()))
+
+    def states(self) -> list[Path]:
+        """The whole saved states, oldest first."""
+        return sorted((self.folder / "state").glob("step-*"))
+
+    def save_state(
+        self, step: int, checkpoint: Checkpoint, optimizer: dict[str, np.ndarray], progress: dict[str, Any]
+    ) -> None:
+        """Save all that resuming needs as one folder that appears whole; older ones but the last are removed."""
+        final = self.folder / "state" / f"step-{step:08d}"
+        draft = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            write_checkpoint(draft / "model.safetensors", checkpoint)
+            write_tensors(draft / "optimizer.safetensors", optimizer, {"format": str(CHECKPOINT_FORMAT)})
+            write_text(draft / "progress.json", json.dumps(progress))
+            if final.exists():  # the same step, saved again after the validation that follows it
+                shutil.rmtree(final)
+            os.replace(draft, final)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        for old in self.states()[:-STATES_KEPT]:
+            shutil.rmtree(old)
+
+    def load_state(self) -> tuple[Checkpoint, dict[str, np.ndarray], dict[str, Any]]:
+        """The newest saved state: checkpoint, optimizer tensors, progress."""
+        newest = self.states()[-1]
+        try:
+            progress = json.loads((newest / "progress.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CyclicError(f"{newest} is damaged.", "Remove that folder; the state before it is used.") from error
+        optimizer, _ = read_tensors(newest / "optimizer.safetensors")
+        return read_checkpoint(newest / "model.safetensors"), optimizer, progress
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def metrics_size(self) -> int:
+        """Bytes of `metrics.jsonl`, the place to cut it back to when a state is resumed."""
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
+
+    def cut_metrics(self, size: int) -> None:
+        """Drop what an attempt wrote after the state that is resumed was saved."""
+        if self.metrics.exists():
+            os.truncate(self.metrics, size)
+
+    def point_latest(self) -> None:
+        """Let `runs/latest` name this run; only in a folder called `runs`, so that no other folder gets a link."""
+        if self.folder.absolute().parent.name != "runs":
+            return
+        link = self.folder.absolute().parent / "latest"
+        if link.exists() and not link.is_symlink():
+            return  # somebody's own folder
+        draft = link.with_name(f".latest.{os.getpid()}.tmp")
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(self.folder.name)
+        os.replace(draft, link)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint file that `--model` names: a run folder's best, or the file itself."""
+    if path.is_dir():
+        if not (path / "model.safetensors").is_file():
+            raise CyclicError(f"{path} holds no model.safetensors.", "Give a run folder or a .safetensors file.")
+        return path / "model.safetensors"
+    if not path.exists():
+        raise CyclicError(f"There is no model {path}.", "Give a run folder or a .safetensors file.")
+    return path

@@ -1,0 +1,261 @@
+"""Reports: tables (CSV or JSON Lines) and `.txt` side-cars, and how they find their images.
+
+Of a table only the columns that say which image, which patient, which study, which split, what text and which
+labels are read; every other column is dropped and counted, because tables carry names and dates. A row finds its
+image by the path as given from the table's folder, else relative to a source, else by a file name that is unique.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cyclic_cli.config import PrepareConfig
+from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.images import SUFFIXES
+from cyclic_cli.registry import check
+
+TABLE_NAMES = ("reports.csv", "reports.jsonl", "findings.csv", "labels.csv")
+"""Tables that are read without being named when they lie in a source folder."""
+SIDE_CAR = "report.txt"
+"""A study's report beside its images; `scan.txt` beside `scan.dcm` goes before it."""
+
+IMAGE_COLUMNS = ("path", "image", "image_path", "file", "filename", "file_name", "dicom_path", "dicom", "image_id")
+TEXT_COLUMNS = ("text", "report_text", "caption")
+SECTION_COLUMNS = ("findings", "impression")  # joined where there is no text column
+REPORT_COLUMN = "report"  # the text where there is neither; else a number, which tells studies apart
+PATIENT_COLUMNS = ("patient", "patient_id", "patientid", "subject_id", "subject", "case_id", "case")
+STUDY_COLUMNS = ("study", "study_id", "study_uid", "studyinstanceuid", "study_instance_uid")
+SPLIT_COLUMNS = ("split", "subset")
+LABEL_COLUMNS = {
+    # CheXpert (Irvin et al., AAAI 2019)
+    "no_finding", "enlarged_cardiomediastinum", "cardiomegaly", "lung_opacity", "lung_lesion", "edema", "consolidation",
+    "pneumonia", "atelectasis", "pneumothorax", "pleural_effusion", "pleural_other", "fracture", "support_devices",
+    # the demo's phantoms
+    "nodule", "pacemaker",
+}  # fmt: skip
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
+    "dev": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+
+Label = float | str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a table or a side-car says of one image, or of none."""
+
+    image: str = ""  # as the table writes it
+    text: str = ""
+    patient: str = ""
+    study: str = ""
+    split: str = ""
+    labels: dict[str, Label] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return "Report(hidden)"
+
+
+class Reports:
+    """Every report of some tables, and the look-up from an image file to its report."""
+
+    def __init__(self, tables: Iterable[Path], config: PrepareConfig) -> None:
+        self.labels: list[str] = []
+        self.dropped_columns = 0
+        self.free: list[Report] = []  # without an image
+        self.conflicting: set[str] = set()  # absolute paths whose rows contradict one another
+        self._by_path: dict[str, Report] = {}
+        for table in tables:
+            self._read(table, config)
+        self._by_source: dict[str, str] = {}
+        for path, report in self._by_path.items():
+            self._by_source.setdefault(os.path.normpath(report.image), path)
+        counts = Counter(os.path.basename(path) for path in self._by_path)
+        self._by_name = {os.path.basename(path): path for path in self._by_path if counts[os.path.basename(path)] == 1}
+
+    def key_of(self, path: Path, source: str, name_is_unique: bool) -> str | None:
+        """The key of the rows that speak of an image, for `report` and `conflicting`.
+
+        Args:
+            path: The image file.
+            source: Its path relative to its source.
+            name_is_unique: Whether no other input has its file name.
+        """
+        absolute = os.path.abspath(path)
+        if absolute in self._by_path:
+            return absolute
+        if os.path.normpath(source) in self._by_source:
+            return self._by_source[os.path.normpath(source)]
+        return self._by_name.get(path.name) if name_is_unique else None
+
+    def report(self, key: str) -> Report:
+        """The report behind a key of `key_of`."""
+        return self._by_path[key]
+
+    def items(self) -> Iterator[tuple[str, Report]]:
+        """Every report that names an image, with its key."""
+        return iter(self._by_path.items())
+
+    def _read(self, table: Path, config: PrepareConfig) -> None:
+        rows = _table_rows(table)
+        names = {_normal(name): name for row in rows[:1000] for name in row}
+        columns = _Columns.find(names, config, table)
+        self.labels += [label for label in columns.labels if label not in self.labels]
+        self.dropped_columns += len(names) - columns.count()
+        for row in rows:
+            report = columns.report(row)
+            if not report.image:
+                self.free.append(report)
+                continue
+            key = os.path.abspath(table.parent / report.image)
+            known = self._by_path.get(key)
+            merged = _merge(known, report) if known else report
+            if merged is None:
+                self.conflicting.add(key)
+            else:
+                self._by_path[key] = merged
+
+
+def _merge(known: Report, new: Report) -> Report | None:
+    """Two rows of one image as one; None when they contradict one another."""
+    for name in ("text", "patient", "study", "split"):
+        first, second = getattr(known, name), getattr(new, name)
+        if first and second and first != second:
+            return None
+        known = replace(known, **{name: first or second})
+    for label, value in new.labels.items():
+        first_value = known.labels.get(label)
+        if first_value is not None and value is not None and first_value != value:
+            return None
+    filled = {label: value for label, value in new.labels.items() if value is not None}
+    return replace(known, labels={**new.labels, **known.labels, **filled})
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns of a table are read, by the names the table gives them."""
+
+    image: str | None
+    texts: tuple[str, ...]
+    patient: str | None
+    study: str | None
+    split: str | None
+    labels: dict[str, str]  # label → column
+
+    @classmethod
+    def find(cls, names: dict[str, str], config: PrepareConfig, table: Path) -> "_Columns":
+        def named(asked: str | None, usual: tuple[str, ...]) -> str | None:
+            if asked is not None:
+                check(asked, names.values(), f"column of {table.name}")
+                return asked
+            return next((names[name] for name in usual if name in names), None)
+
+        text = named(config.text_column, TEXT_COLUMNS)
+        sections = tuple(names[name] for name in SECTION_COLUMNS if name in names)
+        if not text and not sections:
+            text = names.get(REPORT_COLUMN)
+        for label in config.label_columns:
+            check(label, names.values(), f"column of {table.name}")
+        labels = {_normal(label): label for label in config.label_columns}
+        found = {name: column for name, column in names.items() if name in LABEL_COLUMNS}
+        return cls(
+            image=named(config.image_column, IMAGE_COLUMNS),
+            texts=(text,) if text else sections,
+            patient=named(config.patient_column, PATIENT_COLUMNS),
+            study=named(None, STUDY_COLUMNS) or (names.get(REPORT_COLUMN) if sections and not text else None),
+            split=named(None, SPLIT_COLUMNS),
+            labels={**found, **labels},
+        )
+
+    def count(self) -> int:
+        single = [self.image, self.patient, self.study, self.split]
+        return len({*self.texts, *self.labels.values(), *(column for column in single if column)})
+
+    def report(self, row: dict[str, Any]) -> Report:
+        def cell(column: str | None) -> str:
+            return str(row.get(column) or "").strip() if column else ""
+
+        split = cell(self.split).lower()
+        return Report(
+            image=cell(self.image),
+            text="\n".join(part for part in map(cell, self.texts) if part),
+            patient=cell(self.patient),
+            study=cell(self.study),
+            split=SPLITS.get(split, ""),
+            labels={label: _label(row.get(column)) for label, column in self.labels.items()},
+        )
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
+
+
+def _label(value: Any) -> Label:
+    if value is None or str(value).strip() == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value).strip()
+
+
+def _table_rows(table: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV or JSON Lines file as dictionaries. Raises CyclicError when it is neither."""
+    try:
+        text = read_text(table)
+    except OSError as error:
+        raise CyclicError(f"The table {table} cannot be read: {error.strerror}.", "Check --reports.") from error
+    if table.suffix.lower() in (".jsonl", ".ndjson"):
+        return [_json_row(line, table, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    head = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=head.count)
+    csv.field_size_limit(2**27)
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise UsageError(f"The table {table} is not CSV.", "Give a CSV file with a header line, or JSON Lines.") from error
+    return [{name: value for name, value in row.items() if name is not None} for row in rows]
+
+
+def _json_row(line: str, table: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise UsageError(f"{table}, line {number}, is not a JSON object.", "Give one object a line.")
+    return row
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8 (with or without a mark), else in Windows' Western code page, which decodes anything."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
+
+
+def base_name(path: Path) -> str:
+    """A file's name without a suffix of an image format; dots of a UID stay."""
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+
+
+def side_car(image: Path, texts: set[str]) -> str | None:
+    """The text file beside an image that belongs to it: `scan.txt` for `scan.dcm`, else the folder's `report.txt`.
+
+    Args:
+        image: The image file.
+        texts: Names of the text files in its folder.
+    """
+    for name in (base_name(image) + ".txt", SIDE_CAR):
+        if name in texts:
+            return name
+    return None
