@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses with their defaults, how a run file and `--set` become one, and what the process may use.
+"""Settings: frozen dataclasses with their defaults, how a run file and `--set` become one, and what a process may use.
 
 A default lives once, in its dataclass; the command line shows it from there. What stands under `model:` in a
 run file is checked by the architecture's own `Config`, so this module knows no architecture.
@@ -59,7 +59,7 @@ class TrainConfig:
     batch_size: int | None = None
     lr: float | None = None  # peak learning rate
     weight_decay: float | None = None
-    warmup: float = 0.1  # share of the steps in which the learning rate rises
+    warmup: float | None = None  # share of the steps in which the learning rate rises
     gradient_clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda
@@ -73,7 +73,9 @@ class TrainConfig:
             "epochs": self.epochs >= 1,
             "batch_size": self.batch_size is None or self.batch_size >= 1,
             "lr": self.lr is None or self.lr >= 0,
-            "warmup": 0 <= self.warmup <= 1,
+            "weight_decay": self.weight_decay is None or self.weight_decay >= 0,
+            "warmup": self.warmup is None or 0 <= self.warmup <= 1,
+            "gradient_clip": self.gradient_clip > 0,
             "checkpoint_minutes": self.checkpoint_minutes > 0,
             "checkpoint_steps": self.checkpoint_steps is None or self.checkpoint_steps >= 1,
         }

@@ -33,7 +33,8 @@ class Step:
     epochs: int
     losses: dict[str, float]
     lr: float
-    images_per_second: float
+    images_per_second: float  # 0 before it is known
+    batch_images: int
 
 
 @dataclass(frozen=True)

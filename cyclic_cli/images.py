@@ -95,7 +95,10 @@ def _grey(image: Image.Image) -> tuple[np.ndarray, int]:
     """A Pillow image of any mode as (H, W) float32 in [0, 1], with its bits per sample."""
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.float32) / 65535, 16
-    if image.mode in ("I", "F"):  # 32 bits without a stated range: robust percentiles, as for DICOM without a window
+    if image.mode in (
+        "I",
+        "F",
+    ):  # 32 bits without a stated range: robust percentiles, as for DICOM without a window
         values = np.asarray(image).astype(np.float32)
         low, high = np.percentile(values[np.isfinite(values)], dicom.PERCENTILES)
         return np.clip(np.nan_to_num((values - low) / max(high - low, 1e-30)), 0, 1).astype(np.float32), 32

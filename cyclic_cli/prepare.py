@@ -117,7 +117,10 @@ def prepare(
     facts = DatasetFacts(
         tool=f"cyclic {version('cyclic-cli')}",
         preprocessing=config.preprocessing,
-        split={"rule": "given by a table" if joined.split_given else "hash of the patient key", "shares": list(config.split)},
+        split={
+            "rule": "given by a table" if joined.split_given else "hash of the patient key",
+            "shares": list(config.split),
+        },
         labels=reports.labels,
         counts=counts,
         shards=len(shards),
@@ -137,7 +140,9 @@ def demo_dataset(report: Report, workers: int) -> Path:
         report(Note(f"no data set is named or found: drawing the demo phantoms in {folder}, once"))
         if not (folder / "files" / "findings.csv").exists():
             phantom.write_demo(
-                folder / "files", workers=workers, report=lambda done, total: report(Progress(done, total, "phantoms"))
+                folder / "files",
+                workers=workers,
+                report=lambda done, total: report(Progress(done, total, "phantoms")),
             )
         config = PrepareConfig(already_deidentified=True)
         prepare([folder / "files"], folder / "dataset", config, workers=workers, report=report)
@@ -177,9 +182,15 @@ def _expand(sources: list[Path], tables: list[Path] | None) -> _Offer:
     _find_side_cars(offer, found)
     used_texts = {os.path.abspath(path) for path in offer.side_cars.values()}
     offer.inputs = sorted(
-        (item for absolute, item in found.items() if absolute not in used_texts), key=lambda item: (item.source, str(item.path))
+        (item for absolute, item in found.items() if absolute not in used_texts),
+        key=lambda item: (item.source, str(item.path)),
     )
     return offer
+
+
+def expand(sources: list[Path]) -> list[Input]:
+    """The files behind sources, each once, sorted, without report tables and side-cars."""
+    return _expand(sources, None).inputs
 
 
 def _files(source: Path) -> Iterator[Input]:
@@ -194,7 +205,8 @@ def _files(source: Path) -> Iterator[Input]:
             if os.path.isfile(match):
                 yield Input(Path(match), Path(match).name)
     else:
-        yield Input(source, source.name)
+        inside = not source.is_absolute() and ".." not in source.parts
+        yield Input(source, source.as_posix() if inside else source.name)
 
 
 def _find_side_cars(offer: _Offer, found: dict[str, Input]) -> None:
@@ -228,7 +240,8 @@ def _already_done(out: Path, request: str, start: float) -> PrepareSummary:
     facts = StoredDataset(out).facts
     if facts.request != request:
         raise CyclicError(
-            f"{out} is a finished data set of other inputs or settings.", "Name another --out, or remove it first."
+            f"{out} is a finished data set of other inputs or settings.",
+            "Name another --out, or remove it first.",
         )
     return _summary(out, facts.counts, time.monotonic() - start)
 
@@ -275,7 +288,8 @@ def _write_shards(
                 report(Progress(done, total, "images"))
         except BrokenProcessPool as error:
             raise CyclicError(
-                "A decoder crashed a worker process.", "The same command continues; leave the file out that crashes it."
+                "A decoder crashed a worker process.",
+                "The same command continues; leave the file out that crashes it.",
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -299,14 +313,20 @@ def _write_shard(
             if pixels.min() == pixels.max():
                 raise Rejected("blank")
             row |= _keys(path, picture, keyer) | asdict(picture.facts)
-            row |= {"status": "used", "row": len(fitted), "content": hashlib.sha256(pixels.tobytes()).hexdigest()[:32]}
+            row |= {
+                "status": "used",
+                "row": len(fitted),
+                "content": hashlib.sha256(pixels.tobytes()).hexdigest()[:32],
+            }
             fitted.append(pixels)
         except Rejected as error:
             row |= {"status": "rejected", "reason": error.reason, "detail": error.message}
         except Skipped as error:
             row |= {"status": "skipped", "reason": error.kind, "detail": error.message}
         rows.append(row)
-    DatasetDraft(folder).write_shard(shard, np.stack(fitted) if fitted else None, [{**row, "shard": shard} for row in rows])
+    DatasetDraft(folder).write_shard(
+        shard, np.stack(fitted) if fitted else None, [{**row, "shard": shard} for row in rows]
+    )
 
 
 def _keys(path: Path, picture: images.Picture, keyer: Keyer) -> Row:
@@ -365,7 +385,10 @@ class _Join:
         self._split()
         if self.nobody:
             self.notes.append(
-                Note(f"{self.nobody} inputs name no patient: each study, or file, counts as a patient of its own", warning=True)
+                Note(
+                    f"{self.nobody} inputs name no patient: each study, or file, counts as a patient of its own",
+                    warning=True,
+                )
             )
         return self
 
@@ -375,7 +398,9 @@ class _Join:
         path = self.offer.side_cars.get(item.path)
         if report.text or path is None:
             return report
-        return TextReport(report.image, read_text(path).strip(), report.patient, report.study, report.split, report.labels)
+        return TextReport(
+            report.image, read_text(path).strip(), report.patient, report.study, report.split, report.labels
+        )
 
     def _owned(self, row: Row, item: Input, text: TextReport) -> Row:
         """A used row with the patient and study it belongs to: table, header, path pattern, study, file."""
@@ -387,7 +412,9 @@ class _Join:
                 patient = self.keyer.key("patient", found[1] if found.groups() else found[0])
         if not patient:
             self.nobody += 1
-            patient = self.keyer.key("patient of study", study) if study else self.keyer.key("patient of file", row["sample"])
+            patient = (
+                self.keyer.key("patient of study", study) if study else self.keyer.key("patient of file", row["sample"])
+            )
         return {**row, "patient": patient, "study": study or self.keyer.key("study of file", row["sample"])}
 
     def _patient_of(self, text: TextReport) -> str:
@@ -425,11 +452,23 @@ class _Join:
                 patient = self.keyer.key("patient of file", sample)
             texts.add(text.text)
             owned.add((patient, text.text))
-            row = {"sample": sample, "patient": patient, "study": study or self.keyer.key("study of file", sample)}
+            row = {
+                "sample": sample,
+                "patient": patient,
+                "study": study or self.keyer.key("study of file", sample),
+            }
             self._add(row, text, has_image=False, source=None)
 
     def _add(self, row: Row, text: TextReport, has_image: bool, source: str | None) -> None:
-        empty = {"shard": -1, "row": -1, "height": 0, "width": 0, "bits": 0, "pixel_spacing": 0.0, "content": ""}
+        empty = {
+            "shard": -1,
+            "row": -1,
+            "height": 0,
+            "width": 0,
+            "bits": 0,
+            "pixel_spacing": 0.0,
+            "content": "",
+        }
         kept = {name: row.get(name, empty.get(name, "")) for name in storage.INDEX_COLUMNS}
         kept |= {"text": text.text, "has_image": has_image, "has_text": bool(text.text), "source": source}
         kept |= {label: text.labels.get(label) for label in self.reports.labels}
@@ -445,7 +484,10 @@ class _Join:
         given: dict[str, str] = {}
         for row in self.samples:
             if row["split"] and given.setdefault(row["patient"], row["split"]) != row["split"]:
-                raise CyclicError("A table puts one patient into two splits.", f"Patient key {row['patient']}: mend the table.")
+                raise CyclicError(
+                    "A table puts one patient into two splits.",
+                    f"Patient key {row['patient']}: mend the table.",
+                )
         self.split_given = bool(given)
         for row in self.samples:
             where = place(row["patient"])

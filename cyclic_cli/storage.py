@@ -58,7 +58,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield draft
         os.replace(draft, path)
     except OSError as error:
-        raise CyclicError(f"{path} cannot be written: {error.strerror}.", "Free space or name another --out.") from error
+        raise CyclicError(
+            f"{path} cannot be written: {error.strerror}.", "Free space or name another --out."
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
 
@@ -66,7 +68,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -189,6 +191,8 @@ class DatasetDraft:
                     f"{self.folder} holds an unfinished data set of other inputs or settings.",
                     "Repeat the command that began it, or name another --out.",
                 )
+            for draft in self.folder.glob(".*.tmp"):  # left by a kill
+                draft.unlink()
             return
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise CyclicError(f"{self.folder} exists and holds something else.", "Name another --out.")
@@ -213,7 +217,9 @@ class DatasetDraft:
         import pyarrow as pa
         import pyarrow.parquet
 
-        fields = [pa.field(name, getattr(pa, kind if kind != "bool" else "bool_")()) for name, kind in INDEX_COLUMNS.items()]
+        fields = [
+            pa.field(name, getattr(pa, kind if kind != "bool" else "bool_")()) for name, kind in INDEX_COLUMNS.items()
+        ]
         for label in facts.labels:
             numeric = all(row[label] is None or isinstance(row[label], float) for row in rows)
             fields.append(pa.field(label, pa.float32() if numeric else pa.string()))
@@ -384,7 +390,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if not isinstance(architecture["name"], str) or not isinstance(architecture["config"], dict) or len(shape) != 3:
             raise ValueError("not an architecture")
     except (KeyError, ValueError, TypeError) as error:
-        raise CyclicError(f"{path} is no checkpoint of cyclic.", "Give a run folder or its model.safetensors.") from error
+        raise CyclicError(
+            f"{path} is no checkpoint of cyclic.", "Give a run folder or its model.safetensors."
+        ) from error
     _refuse_newer(version, CHECKPOINT_FORMAT, path)
     return Checkpoint(
         weights=weights,
@@ -481,3 +489,47 @@ def find_checkpoint(path: Path) -> Path:
     if not path.exists():
         raise CyclicError(f"There is no model {path}.", "Give a run folder or a .safetensors file.")
     return path
+
+
+# ------------------------------------------------------------------------------------------------------ info
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What `cyclic info` shows of a data set, a run or a checkpoint. Raises CyclicError when it is none of them."""
+    if is_dataset(path):
+        facts = StoredDataset(path).facts
+        return {"kind": "data set", "path": str(path), **as_plain(facts)}
+    if path.is_dir() and (path / "config.yaml").exists():
+        return _describe_run(path)
+    if path.is_dir() and not (path / "model.safetensors").exists():
+        raise CyclicError(
+            f"{path} is neither a data set nor a run.",
+            "Give a data set, a run folder or a .safetensors file.",
+        )
+    return {"kind": "checkpoint", "path": str(path), **_describe_checkpoint(find_checkpoint(path))}
+
+
+def _describe_run(path: Path) -> dict[str, Any]:
+    run = RunFolder(path)
+    states = [state.name for state in run.states()]
+    checkpoint = _describe_checkpoint(run.best) if run.best.exists() else None
+    return {
+        "kind": "run",
+        "path": str(path),
+        "finished": run.summary.exists(),
+        "states": states,
+        "checkpoint": checkpoint,
+    }
+
+
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
+    checkpoint = read_checkpoint(path)
+    parameters = sum(int(value.size) for value in checkpoint.weights.values())
+    return {
+        "architecture": checkpoint.architecture,
+        "parameters": parameters,
+        "bytes": path.stat().st_size,
+        "preprocessing": as_plain(checkpoint.preprocessing),
+        "fingerprint": checkpoint.fingerprint,
+        "provenance": checkpoint.provenance,
+    }

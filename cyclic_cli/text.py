@@ -26,7 +26,17 @@ TABLE_NAMES = ("reports.csv", "reports.jsonl", "findings.csv", "labels.csv")
 SIDE_CAR = "report.txt"
 """A study's report beside its images; `scan.txt` beside `scan.dcm` goes before it."""
 
-IMAGE_COLUMNS = ("path", "image", "image_path", "file", "filename", "file_name", "dicom_path", "dicom", "image_id")
+IMAGE_COLUMNS = (
+    "path",
+    "image",
+    "image_path",
+    "file",
+    "filename",
+    "file_name",
+    "dicom_path",
+    "dicom",
+    "image_id",
+)
 TEXT_COLUMNS = ("text", "report_text", "caption")
 SECTION_COLUMNS = ("findings", "impression")  # joined where there is no text column
 REPORT_COLUMN = "report"  # the text where there is neither; else a number, which tells studies apart
@@ -220,7 +230,9 @@ def _table_rows(table: Path) -> list[dict[str, Any]]:
     try:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     except csv.Error as error:
-        raise UsageError(f"The table {table} is not CSV.", "Give a CSV file with a header line, or JSON Lines.") from error
+        raise UsageError(
+            f"The table {table} is not CSV.", "Give a CSV file with a header line, or JSON Lines."
+        ) from error
     return [{name: value for name, value in row.items() if name is not None} for row in rows]
 
 

@@ -1,0 +1,474 @@
+"""`cyclic train`: a data set → a run folder with a checkpoint.
+
+    build      data, model (started from the data), optimizer, objectives
+    resume     the newest saved state, when there is one and it is asked for
+    loop       epochs of steps; state is saved every few minutes, after every epoch and before a signal ends it
+    validate   after every epoch; the best checkpoint so far is the run's model
+    finish     the summary; `runs/latest` names the run from its first checkpoint on
+
+What is unusual: a stopped and resumed run ends with the bits of a run that was never stopped. So the learning
+rate is a function of the step, the order of an epoch one of (seed, epoch), a sample's noise one of (seed, epoch,
+sample), and `metrics.jsonl` is cut back to the state that is resumed.
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cyclic_cli import config as settings
+from cyclic_cli import distributed, registry
+from cyclic_cli.config import TrainConfig, as_plain
+from cyclic_cli.data import Samples, epoch_order, sample_noise
+from cyclic_cli.errors import CyclicError, Stopped, UsageError
+from cyclic_cli.events import Epoch, Note, Report, Step, silent
+from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset, write_checkpoint, write_text, write_yaml
+
+LOG_EVERY = 10  # steps between two lines of metrics
+VALIDATION_BATCH = 64
+OPERATION = ("checkpoint_minutes", "checkpoint_steps")  # settings that change no bit of the result
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSummary:
+    """What `cyclic train` did."""
+
+    run: str
+    checkpoint: str
+    arch: str
+    objective: str
+    fraction: float
+    paired_fraction: float | None  # None: the objective uses no pairs
+    epochs: int
+    steps: int
+    steps_executed: int  # by this attempt
+    seed: int
+    train_samples: int
+    val: dict[str, float]  # of the best checkpoint; empty without validation data
+    images_per_second: float
+    seconds: float
+    resumed: bool
+    resumed_from_step: int | None
+
+
+def train(
+    dataset: Path, run: Path, config: TrainConfig, resume: str = "never", report: Report = silent
+) -> TrainSummary:
+    """Train a model, or go on where a run was stopped.
+
+    Args:
+        dataset: A data set's folder.
+        run: The run's folder.
+        config: What decides the run.
+        resume: never (the run must not exist), auto (continue where there is state, else start), must.
+        report: Gets Step, Epoch and Note events.
+
+    Raises:
+        CyclicError: the run exists, has no state to resume, or was another run; there is no training data; the
+            loss is no longer finite.
+        Stopped: a signal ended the run after its state was saved.
+    """
+    folder = RunFolder(run)
+    _check_resume(folder, resume)
+    stored = StoredDataset(dataset)
+    architecture = registry.load("models", config.arch, "architecture")
+    config = _with_recipe(config, architecture)
+    if resume != "never" and folder.config.exists():
+        _refuse_other_run(folder, config, stored)
+        if folder.summary.exists():
+            report(Note(f"{run} is finished"))
+            return _finished(folder)
+    training = _Training(stored, folder, config, architecture, report)
+    with _stop_signals() as stop:
+        return training.run(stop)
+
+
+def default_run_name(config: TrainConfig) -> str:
+    """A run's folder name from what tells runs apart most; the same command line finds the same run again."""
+    return f"{config.arch}-{config.fraction:g}-seed{config.seed}"
+
+
+def _check_resume(folder: RunFolder, resume: str) -> None:
+    registry.check(resume, ("never", "auto", "must"), "choice of --resume")
+    if resume == "never" and folder.exists():
+        raise CyclicError(
+            f"The run {folder.folder} exists.",
+            "Add --resume auto to continue it, or name another one with --out.",
+        )
+    if resume == "must" and not folder.states():
+        raise CyclicError(f"The run {folder.folder} has no saved state.", "Start it with --resume auto.")
+
+
+def _with_recipe(config: TrainConfig, architecture: ModuleType) -> TrainConfig:
+    """The settings with everything that was left to the architecture filled in from its recipe and objectives."""
+    recipe = {name: value for name, value in architecture.RECIPE.items() if getattr(config, name) is None}
+    filled: TrainConfig = replace(config, **recipe)
+    return replace(filled, objectives=dict(config.objectives or architecture.OBJECTIVES))
+
+
+def _refuse_other_run(folder: RunFolder, config: TrainConfig, dataset: StoredDataset) -> None:
+    before = settings.read_run_file(folder.config)
+    now = _described(config, dataset)
+    different = [name for name in now if before.get(name) != now[name] and name not in OPERATION]
+    if different:
+        shown = "; ".join(f"{name}: {before.get(name)} there, {now[name]} here" for name in different[:4])
+        raise CyclicError(f"The run {folder.folder} is another one ({shown}).", "Name another one with --out.")
+
+
+def _described(config: TrainConfig, dataset: StoredDataset) -> dict[str, Any]:
+    """The content of `config.yaml`: every setting, and the data set by its fingerprint."""
+    return {**as_plain(config), "dataset": dataset.facts.fingerprint}
+
+
+def _finished(folder: RunFolder) -> TrainSummary:
+    summary = json.loads(folder.summary.read_text(encoding="utf-8"))
+    return TrainSummary(**{**summary, "run": str(folder.folder), "checkpoint": str(folder.best), "steps_executed": 0})
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that receives the first stopping signal; a second one ends the process at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class _Progress:
+    """What of a run changes, as `progress.json` keeps it."""
+
+    step: int = 0  # optimizer steps done
+    epochs_done: int = 0  # with their validation
+    epoch_losses: dict[str, float] = field(default_factory=dict)  # sums over the steps of the current epoch
+    val: dict[str, float] = field(default_factory=dict)  # of the best checkpoint
+    metrics_size: int = 0  # bytes
+
+
+class _Clock:
+    """Seconds of the training loop, without the first step and without validation."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.images = 0
+        self._since: float | None = None
+
+    def start(self) -> None:
+        self._since = time.monotonic()
+
+    def stop(self) -> None:
+        if self._since is not None:
+            self.seconds += time.monotonic() - self._since
+        self._since = None
+
+    def rate(self) -> float:
+        running = time.monotonic() - self._since if self._since is not None else 0.0
+        return self.images / (self.seconds + running) if self.images else 0.0
+
+
+class _Training:
+    """One attempt at a run."""
+
+    def __init__(
+        self,
+        dataset: StoredDataset,
+        folder: RunFolder,
+        config: TrainConfig,
+        architecture: ModuleType,
+        report: Report,
+    ) -> None:
+        self.began = time.monotonic()
+        self.dataset, self.folder, self.config, self.architecture, self.report = (
+            dataset, folder, config, architecture, report,
+        )  # fmt: skip
+        self.data = Samples.of(dataset, "train", config.fraction)
+        self.val_data = Samples.of(dataset, "val")
+        if not len(self.data):
+            splits = dataset.facts.counts.get("splits")
+            raise CyclicError(
+                f"No training image in {config.fraction:g} of the training patients (samples by split: {splits}).",
+                "Take a larger --fraction, or prepare the data with another --split.",
+            )
+        assert config.batch_size is not None
+        self.batch_size = min(config.batch_size, len(self.data))
+        self.steps_per_epoch = math.ceil(len(self.data) / self.batch_size)
+        self.steps = self.steps_per_epoch * config.epochs
+        self.objectives = _objectives(config, architecture)
+        self.progress = _Progress()
+        self.clock = _Clock()
+        self.fabric = distributed.launch(config.device, config.precision)
+
+    # ------------------------------------------------------------------------------------------------- run
+
+    def run(self, stop: list[int]) -> TrainSummary:
+        self._build()
+        resumed_from = self._resume()
+        executed = -self.progress.step
+        if resumed_from is None:
+            write_yaml(self.folder.config, _described(self.config, self.dataset))
+            self.folder.metrics.unlink(missing_ok=True)
+        else:
+            self.report(Note(f"resuming at step {resumed_from} of {self.steps}"))
+        self._loop(stop)
+        summary = TrainSummary(
+            run=str(self.folder.folder), checkpoint=str(self.folder.best), arch=self.config.arch,
+            objective=self.config.objective, fraction=self.config.fraction, paired_fraction=None,
+            epochs=self.config.epochs, steps=self.steps, steps_executed=executed + self.progress.step,
+            seed=self.config.seed, train_samples=len(self.data), val=self.progress.val,
+            images_per_second=round(self.clock.rate(), 1), seconds=round(time.monotonic() - self.began, 2),
+            resumed=resumed_from is not None, resumed_from_step=resumed_from,
+        )  # fmt: skip
+        without_paths = {name: value for name, value in asdict(summary).items() if name not in ("run", "checkpoint")}
+        write_text(self.folder.summary, json.dumps(without_paths))
+        return summary
+
+    def _build(self) -> None:
+        torch.manual_seed(self.config.seed)
+        model_config = settings.build(self.architecture.Config, self.config.model, "model:")
+        try:
+            self.module = self.architecture.Model(model_config, self.dataset.image_shape)
+        except ValueError as error:
+            raise UsageError(
+                f"--arch {self.config.arch}: {error}.", "Change the setting, or prepare another --size."
+            ) from None
+        if not self.folder.states():  # a resumed run takes its weights from there
+            self.report(Note(f"starting {self.config.arch} from the {len(self.data)} training images"))
+            self.module.initialise(self.data.batches(VALIDATION_BATCH))
+        self.model_config = asdict(model_config)
+        optimizer = torch.optim.AdamW(
+            self.module.parameters(), lr=self.config.lr or 0.0, weight_decay=self.config.weight_decay or 0.0
+        )
+        self.model, self.optimizer = self.fabric.setup(self.module, optimizer)
+
+    def _resume(self) -> int | None:
+        """Take up the newest saved state, and return its step."""
+        if not self.folder.states():
+            return None
+        checkpoint, optimizer, progress = self.folder.load_state()
+        self.module.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
+        torch.set_rng_state(torch.from_numpy(optimizer.pop("random.torch")))
+        self.optimizer.load_state_dict(_with_tensors(self.optimizer.state_dict(), optimizer))
+        self.progress = _Progress(**progress)
+        self.folder.cut_metrics(self.progress.metrics_size)
+        return self.progress.step
+
+    # ------------------------------------------------------------------------------------------------ loop
+
+    def _loop(self, stop: list[int]) -> None:
+        saved_at, self.first_step = time.monotonic(), True
+        for epoch in range(self.progress.epochs_done, self.config.epochs):
+            order = epoch_order(len(self.data), self.config.seed, epoch)
+            self.clock.start()
+            self.model.train()
+            while self.progress.step < (epoch + 1) * self.steps_per_epoch:
+                self._step(order, epoch)
+                if stop:
+                    self._end_by_signal(stop[0])
+                minutes = (time.monotonic() - saved_at) / 60
+                by_steps = self.config.checkpoint_steps and self.progress.step % self.config.checkpoint_steps == 0
+                if by_steps or minutes >= self.config.checkpoint_minutes:
+                    self._save_state()
+                    saved_at = time.monotonic()
+            self.clock.stop()
+            self._end_epoch(epoch)
+            saved_at = time.monotonic()
+            if stop and epoch + 1 < self.config.epochs:
+                self._end_by_signal(stop[0], save=False)
+
+    def _step(self, order: np.ndarray, epoch: int) -> None:
+        within = self.progress.step - epoch * self.steps_per_epoch
+        chosen = order[within * self.batch_size : (within + 1) * self.batch_size]
+        lr = learning_rate(self.progress.step, self.steps, self.config.lr or 0.0, self.config.warmup or 0.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        batch = {"image": self.data.images(chosen).to(self.fabric.device, non_blocking=True)}
+        losses = self._losses(batch, self._noise(chosen, epoch))
+        self.fabric.backward(losses["total"])
+        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.progress.step += 1
+        if self.first_step:
+            self.first_step = False
+            self.clock.start()  # the first step warms up; what came before does not count
+        else:
+            self.clock.images += len(chosen)
+        self._log(epoch, {name: float(loss.detach()) for name, loss in losses.items()}, lr)
+
+    def _noise(self, chosen: np.ndarray, epoch: int) -> dict[str, Tensor]:
+        """The random numbers of a batch, for a model that takes any."""
+        size = getattr(self.module, "noise_size", 0)
+        if not size:
+            return {}
+        noise = sample_noise(self.data.keys[chosen], size, self.config.seed, epoch)
+        return {"noise": noise.to(self.fabric.device, non_blocking=True)}
+
+    def _losses(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Every objective under its name, and their weighted sum as `total`."""
+        outputs = self.model(batch["image"], **noise)
+        losses = {name: objective.loss(outputs, batch) for name, objective in self.objectives.items()}
+        losses["total"] = torch.stack([self.config.objectives[name] * loss for name, loss in losses.items()]).sum()
+        return losses
+
+    def _log(self, epoch: int, losses: dict[str, float], lr: float) -> None:
+        step, sums = self.progress.step, self.progress.epoch_losses
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, 0.0) + loss
+        if not math.isfinite(losses["total"]):
+            raise CyclicError(f"The loss is not finite at step {step}.", "Lower --lr, or take --precision 32.")
+        rate = self.clock.rate()
+        self.report(Step(step, self.steps, epoch + 1, self.config.epochs, losses, lr, rate, self.batch_size))
+        if step % LOG_EVERY == 0 or step == self.steps:
+            row = {"kind": "step", "step": step, "epoch": epoch + 1, "losses": losses, "lr": lr}
+            self.folder.append_metrics({**row, "images_per_second": round(rate, 1)})
+
+    def _end_by_signal(self, number: int, save: bool = True) -> None:
+        if save:
+            self._save_state()
+        code = 130 if number == signal.SIGINT else 143
+        name = signal.Signals(number).name
+        raise Stopped(
+            f"Stopped by {name} at step {self.progress.step} of {self.steps}, state saved.",
+            "The same command with --resume auto continues.",
+            code,
+        )
+
+    # ------------------------------------------------------------------------------------- validate and save
+
+    def _end_epoch(self, epoch: int) -> None:
+        val = self._validate()
+        best = not val or not self.progress.val or val["mse"] < self.progress.val["mse"]
+        if best:
+            self.progress.val = val
+        self.progress.epochs_done = epoch + 1
+        means = {name: total / self.steps_per_epoch for name, total in self.progress.epoch_losses.items()}
+        self.progress.epoch_losses = {}
+        row = {
+            "kind": "epoch",
+            "step": self.progress.step,
+            "epoch": epoch + 1,
+            "train": means,
+            "val": val,
+            "best": best,
+        }
+        self.folder.append_metrics({**row, "seconds": round(time.monotonic() - self.began, 2)})
+        if best:
+            write_checkpoint(self.folder.best, self._checkpoint())
+            self.folder.point_latest()
+        self._save_state()
+        self.report(Epoch(epoch + 1, self.config.epochs, val, best))
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """MSE and PSNR (dB) over the image area, without letterbox: means over the validation images."""
+        self.model.eval()
+        errors: list[float] = []
+        for first in range(0, len(self.val_data), VALIDATION_BATCH):
+            numbers = np.arange(first, min(first + VALIDATION_BATCH, len(self.val_data)))
+            image = self.val_data.images(numbers).to(self.fabric.device)
+            squares = (self.model(image)["reconstruction"].float().clamp(0, 1) - image).square()
+            for square, number in zip(squares, numbers, strict=True):
+                rows, columns = self.val_data.area(int(number))
+                errors.append(float(square[:, rows, columns].mean()))
+        self.model.train()
+        if not errors:
+            return {}
+        decibels = [-10 * math.log10(max(error, 1e-12)) for error in errors]
+        return {"mse": sum(errors) / len(errors), "psnr": sum(decibels) / len(decibels)}
+
+    def _save_state(self) -> None:
+        self.progress.metrics_size = self.folder.metrics_size()
+        arrays = _as_arrays(self.optimizer.state_dict()["state"])
+        arrays["random.torch"] = torch.get_rng_state().numpy()
+        self.folder.save_state(self.progress.step, self._checkpoint(), arrays, asdict(self.progress))
+
+    def _checkpoint(self) -> Checkpoint:
+        """The model as it is now."""
+        weights = {name: value.detach().float().cpu().numpy() for name, value in self.module.state_dict().items()}
+        return Checkpoint(
+            weights=weights,
+            architecture={
+                "name": self.config.arch,
+                "config": self.model_config,
+                "image_shape": list(self.dataset.image_shape),
+            },
+            preprocessing=self.dataset.facts.preprocessing,
+            provenance={
+                "tool": f"cyclic {version('cyclic-cli')}",
+                "torch": torch.__version__,
+                "settings": {name: value for name, value in as_plain(self.config).items() if name not in OPERATION},
+                "dataset": self.dataset.facts.fingerprint,
+                "train_samples": len(self.data),
+                "train_patients": self.data.patients,
+                "step": self.progress.step,
+                "epoch": self.progress.step / self.steps_per_epoch,
+                "val": self.progress.val,
+            },
+        )  # fmt: skip
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """The learning rate of a step (from 0): a linear rise over the share `warmup` of the steps, then a half cosine to 0.
+
+    Source: Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts.
+    """
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return peak * (step + 1) / rising
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def _objectives(config: TrainConfig, architecture: ModuleType) -> dict[str, ModuleType]:
+    """The objectives of a run by name. Raises UsageError when the architecture does not give what one needs."""
+    objectives = {name: registry.load("objectives", name, "objective") for name in config.objectives}
+    for name, objective in objectives.items():
+        missing = [output for output in objective.NEEDS if output not in architecture.OUTPUTS]
+        if missing:
+            raise UsageError(
+                f"The objective {name!r} needs {', '.join(missing)}, which --arch {config.arch} does not give.",
+                "Leave the objective out, or take another architecture.",
+            )
+    return objectives
+
+
+def _as_arrays(state: dict[int, dict[str, Tensor]]) -> dict[str, np.ndarray]:
+    """An optimizer's state as named arrays: `3.exp_avg`."""
+    return {
+        f"{number}.{name}": value.detach().cpu().numpy()
+        for number, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def _with_tensors(empty: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """An optimizer's state dictionary with the tensors that `_as_arrays` named."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, array in arrays.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = torch.from_numpy(array.copy())
+    return {**empty, "state": state}

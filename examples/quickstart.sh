@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The main job on drawn data, in a few minutes: demo → prepare → train → reconstruct.
+# Usage: examples/quickstart.sh [FOLDER]     (default: ./quickstart, made anew)
+set -euo pipefail
+folder=${1:-quickstart}
+rm -rf "$folder"
+mkdir -p "$folder"
+cd "$folder"
+
+cyclic demo --out demo -n 400
+cyclic prepare demo --already-deidentified --out dataset
+cyclic train dataset --arch conv --fraction 0.4 --epochs 3
+find demo -name '1.dcm' | sort | head -n 3 | cyclic reconstruct - --out pictures
+
+echo
+echo "Original, reconstruction and their difference, side by side: $PWD/pictures/*.png"

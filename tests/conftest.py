@@ -1,0 +1,143 @@
+"""Makers of small inputs, and a `cyclic` that runs commands as a user would, in an empty folder of its own."""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["TERMINAL_WIDTH"] = "100"  # Typer's help is stable
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores; bits depend on the count
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from typer.testing import CliRunner
+
+from cyclic_cli.cli import app
+from cyclic_cli.config import PrepareConfig, Preprocessing
+from cyclic_cli.prepare import prepare
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's folders, data set or model."""
+    for name in ("CYCLIC_DATASET", "CYCLIC_MODEL", "CYCLIC_SALT", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home" / "config"))
+    monkeypatch.setenv("CYCLIC_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+@dataclass
+class Ran:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def cyclic() -> Callable[..., Ran]:
+    """`cyclic("train", "--arch", "conv")` in this process; a bug's traceback fails the test."""
+
+    def run(*words: str | Path, stdin: str | bytes | None = None) -> Ran:
+        result = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Ran(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+def smooth_image(seed: int, height: int = 80, width: int = 64) -> np.ndarray:
+    """A picture (H, W) uint8 with large soft shapes, another one for every seed."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    total = 0.3 * x + 0.2 * y
+    for _ in range(4):
+        cy, cx, size, strength = generator.uniform([0.2, 0.2, 0.05, 0.3], [0.8, 0.8, 0.3, 1.0])
+        total = total + strength * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / size**2)
+    total = (total - total.min()) / (total.max() - total.min())
+    return np.rint(total * 255).astype(np.uint8)
+
+
+def make_png(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def make_dicom(
+    path: Path, pixels: np.ndarray, bits: int = 12, syntax: str = "1.2.840.10008.1.2.1", **header: Any
+) -> Path:
+    """A minimal DICOM file. `pixels` (H, W), (frames, H, W) or (H, W, 3), integers; further attributes by keyword."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+    meta.MediaStorageSOPClassUID = header.pop("SOPClassUID", "1.2.840.10008.5.1.4.1.1.7")
+    meta.MediaStorageSOPInstanceUID = header.pop("SOPInstanceUID", f"2.25.{abs(hash(str(path)))}")
+    dataset = Dataset()
+    dataset.file_meta = meta
+    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    colour = pixels.ndim == 3 and pixels.shape[-1] == 3
+    dataset.Rows, dataset.Columns = pixels.shape[:2] if colour else pixels.shape[-2:]
+    if pixels.ndim == 3 and not colour:
+        dataset.NumberOfFrames = len(pixels)
+    if colour:
+        dataset.PlanarConfiguration = 0
+    dataset.SamplesPerPixel = 3 if colour else 1
+    dataset.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
+    dataset.BitsAllocated = 8 * pixels.dtype.itemsize
+    dataset.BitsStored = min(bits, dataset.BitsAllocated)
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+    dataset.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
+    dataset["PixelData"].VR = "OW" if pixels.dtype.itemsize > 1 else "OB"
+    for name, value in header.items():
+        setattr(dataset, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty PNG files of forty patients (by folder), with a report for every second one."""
+    folder = tmp_path_factory.mktemp("tiny") / "files"
+    for number in range(40):
+        make_png(folder / f"p{number:02d}" / "scan.png", smooth_image(number))
+        if number % 2 == 0:
+            (folder / f"p{number:02d}" / "scan.txt").write_text(f"Report number {number % 5}.")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_files: Path) -> Path:
+    """`tiny_files` prepared at 32 pixels."""
+    out = tiny_files.parent / "dataset"
+    config = PrepareConfig(
+        preprocessing=Preprocessing(size=32), patient_pattern=r"p\d+", already_deidentified=True, split=(0.6, 0.2, 0.2)
+    )
+    prepare([tiny_files], out, config)
+    return out

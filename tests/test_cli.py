@@ -1,0 +1,116 @@
+"""The command line as a user meets it: wrong words, quiet, defaults, the two commands that work with nothing."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Ran, make_dicom, smooth_image
+
+from cyclic_cli import registry
+
+Cyclic = Callable[..., Ran]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("trian",), "Did you mean 'train'?"),
+        (("train", "--fractoin", "0.4"), "--fraction"),
+        (("train", "--epochs", "many"), "many"),
+        (("prepare", "x", "--split", "80/20"), "80/10/10"),
+        (("prepare", "x", "--patient-pattern", "("), "regular expression"),
+        (("reconstruct", "x", "--format", "jpg"), "png, npy"),
+        (("reconstruct", "x", "--device", "gpu"), "cuda"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_usage_exits_with_2_and_says_what_would_be_right(
+    words: tuple[str, ...], said: str, cyclic: Cyclic
+) -> None:
+    ran = cyclic(*words)
+    assert ran.code == 2
+    assert said in ran.err
+    assert ran.out == ""
+
+
+def test_help_documents_the_exit_codes(cyclic: Cyclic) -> None:
+    out = " ".join(cyclic("--help").out.split())
+    for code in ("0 done", "1 failed", "2 wrong usage", "8 with --strict", "130 interrupted", "143 ended by SIGTERM"):
+        assert code in out
+
+
+def test_quiet_leaves_stderr_empty(tiny_files: Path, cyclic: Cyclic) -> None:
+    ran = cyclic(
+        "prepare", tiny_files, "--out", "ds", "--already-deidentified", "--patient-pattern", r"p\d+", "-q", "--json"
+    )
+    assert ran.err == ""
+    assert ran.json["used"] == 40
+
+
+def test_talk_goes_to_stderr_and_the_table_to_stdout(tiny_files: Path, cyclic: Cyclic) -> None:
+    ran = cyclic("prepare", tiny_files, "--out", "ds", "--already-deidentified")
+    assert "images: 40 of 40" in ran.err
+    assert "Next: cyclic train ds" in ran.err
+    assert "patients" in ran.out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(shell: str) -> None:
+    variables = {"_CYCLIC_COMPLETE": f"complete_{shell}", "COMP_WORDS": "cyclic train --arch ", "COMP_CWORD": "3",
+                 "_TYPER_COMPLETE_ARGS": "cyclic train --arch ", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-m", "cyclic_cli"],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for name in registry.names("models"):
+        assert name in ran.stdout
+
+
+def test_interrupting_prepare_exits_with_130(tmp_path: Path) -> None:
+    import signal
+    import time
+
+    for number in range(300):
+        make_dicom(tmp_path / "work" / "files" / f"{number}.dcm", smooth_image(number, 400, 400), bits=8)
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        out = f"ds{code}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cyclic_cli", "prepare", "files", "--out", out, "--workers", "2"],
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not Path(out, ".unfinished", "request").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == code
+        assert "Traceback" not in said
+
+
+def test_the_first_two_commands_of_the_documents_work_with_nothing_at_hand(
+    cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`train` draws the demo data into the cache, once; `reconstruct` takes the model of the package."""
+    from cyclic_cli import phantom
+
+    whole = phantom.write_demo
+    monkeypatch.setattr(phantom, "write_demo", lambda folder, **words: whole(folder, 40, **words))
+    first = cyclic("train", "--arch", "conv", "--fraction", "0.4", "--epochs", 1, "--json")
+    assert first.code == 0
+    assert "drawing the demo phantoms" in first.err
+    again = cyclic("train", "--arch", "linear", "--fraction", "0.4", "--epochs", 1)
+    assert "drawing" not in again.err
+    assert "demo phantoms" in again.err
+    make_dicom(Path("scan.dcm"), smooth_image(1), bits=8)
+    monkeypatch.chdir(Path("..").resolve())
+    ran = cyclic("reconstruct", "work/scan.dcm")
+    assert ran.code == 0
+    assert "comes with the package" in ran.err
+    assert Path("reconstructions/scan.png").is_file()

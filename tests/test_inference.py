@@ -1,0 +1,199 @@
+"""`cyclic reconstruct`: the pixels of `prepare`, honest figures, pictures that overwrite nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Ran, make_dicom, make_png, smooth_image
+from PIL import Image
+from pydicom.data import get_testdata_file
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from cyclic_cli import images
+from cyclic_cli.config import Preprocessing, TrainConfig
+from cyclic_cli.inference import PACKAGED_MODEL
+from cyclic_cli.storage import read_checkpoint
+from cyclic_cli.training import train
+
+Cyclic = Callable[..., Ran]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "conv"
+    train(tiny_dataset, folder, TrainConfig(arch="conv", epochs=2))
+    return folder
+
+
+def test_the_figures_are_those_of_other_libraries_over_the_image_area(run: Path, cyclic: Cyclic) -> None:
+    path = make_png(Path("scan.png"), smooth_image(77, 90, 60))
+    said = cyclic("reconstruct", path, "--model", run, "--format", "npy", "--json").lines
+    assert len(said) == 1
+    decoded = np.load(said[0]["output"], allow_pickle=False)
+    rows, columns = images.image_area(90, 60, 32)
+    original = images.fit(images.read(path).pixels, Preprocessing(size=32))[0][rows, columns] / 255
+    assert decoded.shape == original.shape
+    assert decoded.dtype == np.float32
+    assert said[0]["mse"] == pytest.approx(float(np.mean((original - decoded) ** 2)), rel=1e-5)
+    assert said[0]["psnr"] == pytest.approx(peak_signal_noise_ratio(original, decoded, data_range=1), abs=1e-3)
+    expected = structural_similarity(
+        original,
+        decoded.astype(np.float64),
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1,
+    )
+    assert said[0]["ssim"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_reconstruction_is_the_model_s(run: Path, cyclic: Cyclic) -> None:
+    """Rebuilt by hand from the file alone."""
+    from cyclic_cli.models import conv
+
+    path = make_png(Path("scan.png"), smooth_image(5, 64, 64))
+    output = cyclic("reconstruct", path, "--model", run / "model.safetensors", "--format", "npy", "--json").lines[0][
+        "output"
+    ]
+    kept = read_checkpoint(run / "model.safetensors")
+    model = conv.Model(conv.Config(**kept.architecture["config"]), tuple(kept.architecture["image_shape"]))
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in kept.weights.items()})
+    fitted = images.fit(images.read(path).pixels, kept.preprocessing)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(fitted[None] / np.float32(255)))["reconstruction"].clamp(0, 1)[0, 0].numpy()
+    np.testing.assert_allclose(np.load(output), expected, atol=1e-6)
+
+
+def test_the_picture_shows_original_reconstruction_and_difference(run: Path, cyclic: Cyclic) -> None:
+    path = make_png(Path("scan.png"), smooth_image(5, 64, 64))
+    words = ("reconstruct", path, "--model", run, "--overwrite", "--json")
+    output = cyclic(*words).lines[0]["output"]
+    decoded = np.load(cyclic(*words, "--format", "npy").lines[0]["output"])
+    picture = Image.open(output)
+    assert picture.info == {}  # no text chunk
+    canvas = np.asarray(picture.convert("RGB")).astype(int)
+    factor, top, left = 448 // 32, 38, 24
+    middle = top + factor // 2 + factor * np.arange(32)
+
+    def panel(number: int) -> np.ndarray:
+        return canvas[np.ix_(middle, left + number * (448 + 24) + factor // 2 + factor * np.arange(32))]
+
+    original = images.fit(images.read(path).pixels, Preprocessing(size=32))[0]
+    np.testing.assert_array_equal(panel(0)[..., 0], original)
+    np.testing.assert_allclose(panel(1)[..., 0], decoded * 255, atol=0.5001)
+    brightness = panel(2).sum(-1).ravel()  # the colour map rises in brightness with the difference
+    difference = np.abs(original / 255 - decoded).ravel()
+    assert np.corrcoef(np.argsort(np.argsort(brightness)), np.argsort(np.argsort(difference)))[0, 1] > 0.99
+
+
+def test_scans_of_one_name_get_a_picture_each(run: Path, cyclic: Cyclic) -> None:
+    for folder in ("a", "b"):
+        make_dicom(Path(f"{folder}/1.2.840.1"), smooth_image(ord(folder)), bits=8)
+    make_dicom(Path("a/1.2.840.2.dcm"), smooth_image(3), bits=8)
+    said = cyclic("reconstruct", "a", "b", "--model", run, "--json").lines
+    outputs = [line["output"] for line in said]
+    assert sorted(outputs) == [f"reconstructions/{name}.png" for name in ("1.2.840.1", "1.2.840.1-2", "1.2.840.2")]
+    assert all(Path(output).is_file() for output in outputs)
+    again = cyclic("reconstruct", "a", "--model", run)
+    assert again.code == 1
+    assert "--overwrite" in again.err
+    assert cyclic("reconstruct", "a", "--model", run, "--overwrite").code == 0
+
+
+def test_bad_files_are_named_and_the_rest_is_done(run: Path, cyclic: Cyclic) -> None:
+    make_png(Path("files/good.png"), smooth_image(1))
+    Path("files/bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    make_dicom(Path("files/seg.dcm"), smooth_image(4), bits=8, SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4")
+    words = ("reconstruct", "files", "--model", run, "--json", "--overwrite", "--summary", "totals.json")
+    ran = cyclic(*words)
+    assert ran.code == 0
+    assert [line["source"] for line in ran.lines] == ["files/good.png"]
+    assert "files/bad.png: the image cannot be decoded" in ran.err
+    totals = json.loads(Path("totals.json").read_text())
+    assert {name: totals[name] for name in ("inputs", "used", "skipped", "rejected")} == {
+        "inputs": 3, "used": 1, "skipped": 1, "rejected": 1,
+    }  # fmt: skip
+    assert cyclic(*words, "--strict").code == 8
+    assert cyclic("reconstruct", "files/bad.png", "--model", run).code == 1
+
+
+def test_no_paths_names_scans_by_a_number(run: Path, cyclic: Cyclic) -> None:
+    make_png(Path("files/Miller, Anna.png"), smooth_image(1))
+    Path("files/Other, Name.png").write_bytes(b"")
+    ran = cyclic("reconstruct", "files", "--model", run, "--no-paths", "--json")
+    assert (ran.lines[0]["source"], ran.lines[0]["output"]) == ("1", "reconstructions/000001.png")
+    assert "Miller" not in ran.out + ran.err
+    assert "Other" not in ran.out + ran.err
+
+
+def test_the_model_is_found_in_the_order_documented(
+    run: Path, tiny_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_png(Path("scan.png"), smooth_image(1, 64, 64))
+    shapes: list[tuple[int, ...]] = []
+
+    def side(*words: str | Path) -> int:
+        ran = cyclic("reconstruct", path, "--format", "npy", "--overwrite", "--json", *words)
+        shapes.append(np.load(ran.lines[0]["output"]).shape)
+        return shapes[-1][0]
+
+    assert side() == 224  # the model that comes with the package
+    cyclic("train", tiny_dataset, "--arch", "linear", "--epochs", 1)
+    assert side() == 32  # runs/latest
+    monkeypatch.setenv("CYCLIC_MODEL", str(PACKAGED_MODEL))
+    assert side() == 224
+    assert side("--model", run) == 32
+    assert cyclic("reconstruct", path, "--model", "gone").code == 1
+
+
+def test_the_packaged_model_is_small_and_good_on_dicom_it_never_saw(cyclic: Cyclic) -> None:
+    assert PACKAGED_MODEL.stat().st_size <= 3 * 2**20
+    scans = [str(get_testdata_file(name, download=False)) for name in ("CT_small.dcm", "MR_small.dcm")]
+    said = cyclic("reconstruct", *scans, "--json", "--quiet").lines
+    assert len(said) == 2
+    assert all(line["psnr"] > 22 for line in said)
+
+
+def test_a_closed_pipe_ends_it_quietly(run: Path) -> None:
+    for number in range(60):
+        make_png(Path(f"files/{number:02}.png"), smooth_image(number))
+    command = f"'{sys.executable}' -m cyclic_cli reconstruct files --model '{run}' --json -q | head -n 1"
+    ran = subprocess.run(
+        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=True
+    )
+    lines = ran.stdout.splitlines()
+    assert json.loads(lines[0])["source"] == "files/00.png"
+    assert lines[1] == "0"
+    assert ran.stderr == ""
+
+
+def test_a_list_on_stdin(run: Path) -> None:
+    for number in range(3):
+        make_png(Path(f"files/{number}.png"), smooth_image(number))
+    command = f"find files -print0 -name '*.png' -type f | '{sys.executable}' -m cyclic_cli reconstruct - -0 --model '{run}' --json -q"
+    ran = subprocess.run(["bash", "-c", command.replace("-print0 -name '*.png' -type f", "-type f -print0")],
+                         capture_output=True, text=True, check=True, env=dict(os.environ))  # fmt: skip
+    assert len(ran.stdout.splitlines()) == 3
+
+
+def test_info_tells_what_things_are(run: Path, tiny_dataset: Path, cyclic: Cyclic) -> None:
+    assert cyclic("info", tiny_dataset, "--json").json["counts"]["used"] == 40
+    about_run = cyclic("info", run, "--json").json
+    assert (about_run["kind"], about_run["finished"]) == ("run", True)
+    about = cyclic("info", run / "model.safetensors", "--json").json
+    assert about["kind"] == "checkpoint"
+    assert about["architecture"]["name"] == "conv"
+    assert about["fingerprint"] == about_run["checkpoint"]["fingerprint"]
+    assert about["parameters"] == sum(
+        value.size for value in read_checkpoint(run / "model.safetensors").weights.values()
+    )
+    assert "conv" in cyclic("info", run).out
+    assert cyclic("info", "nothing").code == 1
+    Path("words.txt").write_text("no model")
+    assert cyclic("info", "words.txt").code == 1

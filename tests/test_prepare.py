@@ -1,0 +1,365 @@
+"""`cyclic prepare`: sources, reports, patients, duplicates, and the same bytes however the work was done."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import Ran, make_dicom, make_png, smooth_image
+
+from cyclic_cli import images
+from cyclic_cli.config import PrepareConfig, Preprocessing
+from cyclic_cli.identity import SPLITS
+from cyclic_cli.storage import StoredDataset
+
+Cyclic = Callable[..., Ran]
+PUBLIC = "--already-deidentified"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, by its path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def index(folder: Path) -> list[dict[str, object]]:
+    return pq.read_table(folder / "index.parquet").to_pylist()
+
+
+def test_a_mixed_folder_adds_up_and_names_what_was_not_used(cyclic: Cyclic) -> None:
+    files = Path("files")
+    make_png(files / "a.png", smooth_image(1))
+    make_png(files / "b" / "deep.png", smooth_image(2).astype(np.uint16) * 257)
+    make_dicom(files / "c" / "no-suffix", smooth_image(3), bits=8)
+    make_png(files / "copy.png", smooth_image(1))
+    make_dicom(files / "seg.dcm", smooth_image(4), bits=8, SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4")
+    (files / "notes.txt").write_text("about nothing")
+    (files / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    (files / "empty.dcm").write_bytes(b"")
+    make_png(files / "black.png", np.zeros((8, 8), np.uint8))
+    ran = cyclic("prepare", files, Path("gone.png"), "--out", "ds", PUBLIC, "--size", 32, "--json")
+    assert ran.code == 0
+    said = ran.json
+    assert (said["inputs"], said["used"], said["duplicates"], said["skipped"], said["rejected"]) == (10, 3, 1, 1, 5)
+    assert said["inputs"] == said["used"] + said["duplicates"] + said["skipped"] + said["rejected"]
+    assert said["rejected_by_reason"] == {
+        "blank": 1, "broken_pixels": 1, "empty": 1, "missing": 1, "text_without_image": 1,
+    }  # fmt: skip
+    lines = [json.loads(line) for line in Path("ds/rejected.jsonl").read_text().splitlines()]
+    assert {line["source"]: line["reason"] for line in lines} == {
+        "black.png": "blank", "broken.png": "broken_pixels", "copy.png": "duplicate", "empty.dcm": "empty",
+        "gone.png": "missing", "notes.txt": "text_without_image", "seg.dcm": "segmentation",
+    }  # fmt: skip
+    assert sum(said["splits"].values()) == said["samples"] == 3
+
+
+def test_stored_pixels_are_those_of_the_reader(tiny_files: Path, tiny_dataset: Path) -> None:
+    stored = StoredDataset(tiny_dataset)
+    rows = index(tiny_dataset)
+    assert len(rows) == 40
+    for row in rows:
+        expected = images.fit(images.read(tiny_files / str(row["source"])).pixels, Preprocessing(size=32))
+        got = stored.images(np.array([row["shard"]]), np.array([row["row"]]))[0]
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_the_index_is_sorted_so_that_a_fraction_is_a_prefix(tiny_dataset: Path) -> None:
+    rows = index(tiny_dataset)
+    places = [(SPLITS.index(str(row["split"])), row["position"]) for row in rows]
+    assert places == sorted(places)
+    train = [row["position"] for row in rows if row["split"] == "train"]
+    chosen = StoredDataset(tiny_dataset).select("train", 0.4)["position"].to_pylist()
+    assert chosen == train[: len(chosen)]
+    assert 0 < len(chosen) < len(train)
+
+
+def test_workers_and_order_change_no_byte(tiny_files: Path, cyclic: Cyclic) -> None:
+    for number in range(100):  # more than one shard
+        make_png(Path(f"files/{number:03}.png"), smooth_image(number, 20, 24))
+    cyclic("prepare", "files", tiny_files, "--out", "one", PUBLIC, "--size", 32, "--workers", 1)
+    cyclic("prepare", tiny_files, "files", "--out", "two", PUBLIC, "--size", 32, "--workers", 2)
+    assert len(contents(Path("one"))) == 3 + 3
+    assert contents(Path("one")) == contents(Path("two"))
+
+
+def test_a_killed_run_continues_to_the_same_bytes(cyclic: Cyclic) -> None:
+    for number in range(400):
+        make_png(Path(f"files/{number:03}.png"), smooth_image(number, 300, 300))
+    command = [sys.executable, "-m", "cyclic_cli", "prepare", "files", PUBLIC, "--size", "32", "--workers", "1", "-q"]
+    killed = subprocess.Popen([*command, "--out", "killed"])
+    deadline = time.monotonic() + 60
+    while not list(Path("killed/.unfinished").glob("rows-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert not Path("killed/dataset.yaml").exists()
+    done = {path: path.stat().st_mtime_ns for path in Path("killed").glob("images-*")}
+    assert done
+    assert cyclic("info", "killed").code == 1
+    subprocess.run([*command, "--out", "killed"], check=True)
+    subprocess.run([*command, "--out", "whole"], check=True)
+    assert contents(Path("killed")) == contents(Path("whole"))
+    kept = [path for path, time_ns in done.items() if path.stat().st_mtime_ns == time_ns]
+    assert len(kept) >= len(done) - 1  # finished shards were not made again; the last may have lacked its rows
+
+
+def test_a_finished_data_set_is_recognised_and_never_overwritten(tiny_files: Path, cyclic: Cyclic) -> None:
+    words = ("prepare", tiny_files, "--out", "ds", PUBLIC, "--size", 32, "--json")
+    first = cyclic(*words).json
+    before = contents(Path("ds"))
+    again = cyclic(*words)
+    assert {**again.json, "seconds": 0, "images_per_second": 0} == {**first, "seconds": 0, "images_per_second": 0}
+    other = cyclic("prepare", tiny_files, "--out", "ds", PUBLIC, "--size", 64)
+    assert other.code == 1
+    assert "other inputs or settings" in other.err
+    assert contents(Path("ds")) == before
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").write_text("years of work")
+    assert cyclic("prepare", tiny_files, "--out", "mine", PUBLIC).code == 1
+    assert contents(Path("mine")) == {"thesis.tex": b"years of work"}
+
+
+def test_nothing_usable_is_a_failure_with_reasons(cyclic: Cyclic) -> None:
+    Path("x.txt").write_text("words")
+    ran = cyclic("prepare", "x.txt", "--out", "ds", PUBLIC)
+    assert ran.code == 1
+    assert "text_without_image (1)" in ran.err
+
+
+def test_strict_tells_that_some_were_left_out(cyclic: Cyclic) -> None:
+    make_png(Path("files/a.png"), smooth_image(1))
+    assert cyclic("prepare", "files", "--out", "a", PUBLIC, "--strict").code == 0
+    Path("files/b.png").write_bytes(b"")
+    assert cyclic("prepare", "files", "--out", "b", PUBLIC, "--strict").code == 8
+    assert cyclic("prepare", "files", "--out", "c", PUBLIC).code == 0
+
+
+@pytest.mark.parametrize(("words", "separator"), [((), b"\n"), (("-0",), b"\0"), ((), b"\r\n")])
+def test_a_list_on_stdin(cyclic: Cyclic, words: tuple[str, ...], separator: bytes) -> None:
+    for number in range(3):
+        make_png(Path(f"files/{number} and a blank.png"), smooth_image(number))
+    paths = separator.join(str(path).encode() for path in sorted(Path("files").iterdir())) + separator
+    ran = cyclic("prepare", "-", *words, "--out", "ds", PUBLIC, "--json", stdin=paths)
+    assert (ran.json["inputs"], ran.json["used"]) == (3, 3)
+    assert {row["source"] for row in index(Path("ds"))} == {f"files/{number} and a blank.png" for number in range(3)}
+
+
+def test_a_quoted_pattern_and_no_paths(cyclic: Cyclic) -> None:
+    for number in range(4):
+        make_png(Path(f"files/{number}.png"), smooth_image(number))
+    (Path("files") / "x.dat").write_bytes(b"no image")
+    ran = cyclic("prepare", "files/*", "--out", "ds", PUBLIC, "--no-paths", "--json")
+    assert ran.json["used"] == 4
+    assert {row["source"] for row in index(Path("ds"))} == {None}
+    assert "x.dat" not in Path("ds/rejected.jsonl").read_text()
+
+
+# ------------------------------------------------------------------------------------------ reports and patients
+
+
+def table(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_table_gives_text_patient_split_and_labels_and_the_rest_is_dropped(cyclic: Cyclic) -> None:
+    for name in "abcd":
+        make_png(Path(f"files/{name}.png"), smooth_image(ord(name)))
+    table(
+        Path("files/reports.csv"),
+        "path,patient_id,report_text,split,Cardiomegaly,physician\n"
+        "a.png,p1,No effusion.,train,0,Dr Who\nb.png,p1,Large heart.,train,1,Dr Who\nc.png,p2,,valid,,Dr Who\n",
+    )
+    ran = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json")
+    said = ran.json
+    assert (said["inputs"], said["reports"], said["paired"], said["image_only"]) == (4, 1, 2, 2)
+    assert "1 other columns" in ran.err
+    rows = {str(row["source"]): row for row in index(Path("ds"))}
+    assert rows["a.png"]["text"] == "No effusion."
+    assert (rows["a.png"]["cardiomegaly"], rows["b.png"]["cardiomegaly"], rows["c.png"]["cardiomegaly"]) == (0, 1, None)
+    assert rows["a.png"]["patient"] == rows["b.png"]["patient"] != rows["c.png"]["patient"]
+    assert (rows["a.png"]["split"], rows["c.png"]["split"]) == ("train", "val")
+    assert b"Dr Who" not in Path("ds/index.parquet").read_bytes()
+
+
+def test_json_lines_and_named_columns(cyclic: Cyclic) -> None:
+    make_png(Path("files/a.png"), smooth_image(1))
+    lines = [{"bild": "files/a.png", "befund": "Kein Erguss.", "region": "Thorax", "name": "x"}]
+    table(Path("t.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
+    words = ("--image-column", "bild", "--text-column", "befund", "--label-column", "region")
+    ran = cyclic("prepare", "files", "--reports", "t.jsonl", *words, "--out", "ds", PUBLIC, "--json")
+    assert ran.json["paired"] == 1
+    assert index(Path("ds"))[0]["region"] == "Thorax"
+    wrong = cyclic("prepare", "files", "--reports", "t.jsonl", "--image-column", "bidl", "--out", "x", PUBLIC)
+    assert wrong.code == 2
+    assert "Did you mean 'bild'?" in wrong.err
+
+
+def test_side_cars_of_the_image_and_of_the_study(cyclic: Cyclic) -> None:
+    make_png(Path("files/s1/a.png"), smooth_image(1))
+    make_dicom(Path("files/s1/1.2.3.4"), smooth_image(2), bits=8)
+    Path("files/s1/report.txt").write_text("Both lungs are clear.")
+    Path("files/s1/1.2.3.4.txt").write_text("Own words.")
+    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (said["inputs"], said["paired"], said["reports"]) == (2, 2, 2)
+    texts = {row["source"]: row["text"] for row in index(Path("ds"))}
+    assert texts == {"s1/a.png": "Both lungs are clear.", "s1/1.2.3.4": "Own words."}
+
+
+def test_reports_without_images_become_samples(cyclic: Cyclic) -> None:
+    make_png(Path("files/a.png"), smooth_image(1))
+    (Path("files") / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    table(
+        Path("files/reports.csv"),
+        "path,patient,text\na.png,1,First.\nb.png,2,Of a broken image.\nc.png,3,Of no image.\n,4,Of nothing.\n",
+    )
+    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (said["samples"], said["paired"], said["text_only"], said["rejected"]) == (4, 1, 3, 1)
+    assert {row["text"] for row in index(Path("ds")) if not row["has_image"]} == {
+        "Of a broken image.", "Of no image.", "Of nothing.",
+    }  # fmt: skip
+
+
+def test_contradicting_rows_reject_the_image(cyclic: Cyclic) -> None:
+    for name in "ab":
+        make_png(Path(f"files/{name}.png"), smooth_image(ord(name)))
+    table(Path("files/reports.csv"), "path,text\na.png,Yes.\na.png,No.\nb.png,Same.\nb.png,Same.\n")
+    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert said["rejected_by_reason"] == {"conflicting_rows": 1}
+    assert said["paired"] == 1
+
+
+def test_a_patient_in_two_given_splits_is_an_error(cyclic: Cyclic) -> None:
+    for name in "ab":
+        make_png(Path(f"files/{name}.png"), smooth_image(ord(name)))
+    table(Path("files/reports.csv"), "path,patient,split\na.png,77123,train\nb.png,77123,test\n")
+    ran = cyclic("prepare", "files", "--out", "ds", PUBLIC)
+    assert ran.code == 1
+    assert "two splits" in ran.err
+    assert "77123" not in ran.err
+
+
+def test_who_the_patient_is(cyclic: Cyclic) -> None:
+    """Table before header before path pattern before study before file."""
+    shots = [
+        ("files/x_1/a.dcm", {"PatientID": "P1", "StudyInstanceUID": "1.1"}),
+        ("files/x_2/b.dcm", {"PatientID": "P1", "StudyInstanceUID": "1.2"}),
+        ("files/x_3/c.dcm", {"PatientID": "anon", "StudyInstanceUID": "1.3"}),
+        ("files/x_3/d.dcm", {"PatientID": "0", "StudyInstanceUID": "1.4"}),
+        ("files/e.dcm", {"PatientID": "", "StudyInstanceUID": "1.5"}),
+        ("files/f.dcm", {"StudyInstanceUID": "1.5"}),
+        ("files/g.dcm", {"PatientID": "P1"}),
+    ]
+    for number, (path, header) in enumerate(shots):
+        make_dicom(Path(path), smooth_image(number), bits=8, **header)
+    table(Path("t.csv"), "path,patient\nfiles/g.dcm,another\n")
+    words = ("--reports", "t.csv", "--patient-pattern", r"x_(\d)", "--out", "ds", PUBLIC)
+    ran = cyclic("prepare", "files", *words)
+    assert "2 inputs name no patient" in ran.err
+    who = {str(row["source"])[-5]: row["patient"] for row in index(Path("ds"))}
+    groups = {frozenset(name for name in who if who[name] == key) for key in who.values()}
+    assert groups == {frozenset("ab"), frozenset("cd"), frozenset("ef"), frozenset("g")}
+
+
+def test_no_patient_is_in_two_splits_and_new_data_moves_nobody(cyclic: Cyclic) -> None:
+    for patient in range(60):
+        for shot in range(2):
+            make_dicom(
+                Path(f"files/{patient}-{shot}.dcm"),
+                smooth_image(1000 * shot + patient),
+                bits=8,
+                PatientID=f"P{patient}",
+            )
+    cyclic("prepare", "files", "--out", "all", PUBLIC, "--size", 16)
+    for path in Path("files").glob("[1-3]*-1.dcm"):
+        path.unlink()
+    cyclic("prepare", "files", "--out", "some", PUBLIC, "--size", 16)
+    splits = [
+        {row["sample"]: (row["patient"], row["split"], row["position"]) for row in index(Path(name))}
+        for name in ("all", "some")
+    ]
+    assert len({patient for patient, *_ in splits[0].values()}) == 60
+    for found in splits:
+        assert len({(patient, split) for patient, split, _ in found.values()}) == len(
+            {patient for patient, *_ in found.values()}
+        )
+    assert len(splits[1]) < len(splits[0])
+    assert all(splits[0][sample] == place for sample, place in splits[1].items())
+
+
+def test_equal_pixels_of_two_patients_are_kept_once(cyclic: Cyclic) -> None:
+    for patient in ("A", "B"):
+        make_dicom(Path(f"files/{patient}.dcm"), smooth_image(1), bits=8, PatientID=patient)
+    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (said["used"], said["duplicates"], said["samples"]) == (1, 1, 1)
+
+
+# ------------------------------------------------------------------------------------------------------ privacy
+
+
+def test_identities_are_nowhere_in_what_is_written(cyclic: Cyclic, tmp_path: Path) -> None:
+    secretive = {
+        "PatientName": "Zyxwvut^Qponm", "PatientID": "8675309442", "AccessionNumber": "ACC5551234",
+        "InstitutionName": "Hospital of Nowhere", "ReferringPhysicianName": "Doctor^Strangelove",
+        "StudyInstanceUID": "1.2.3.918273645", "PatientBirthDate": "19610412", "StudyDescription": "Qwertzuiop",
+    }  # fmt: skip
+    for number in range(4):
+        make_dicom(Path(f"files/{number}.dcm"), smooth_image(number), bits=8, **secretive)
+    make_dicom(Path("files/broken.dcm"), smooth_image(9), bits=8, **secretive)
+    whole = Path("files/broken.dcm").read_bytes()
+    Path("files/broken.dcm").write_bytes(whole[: len(whole) - 3000])
+    ran = cyclic("prepare", "files", "--out", "ds")
+    assert ran.code == 0
+    written = b"".join(contents(Path("ds")).values()) + ran.out.encode() + ran.err.encode()
+    written += "".join(str(row) for row in index(Path("ds"))).encode()
+    for value in [
+        "8675309442",
+        "Zyxwvut",
+        "Qponm",
+        "ACC5551234",
+        "Nowhere",
+        "Strangelove",
+        "918273645",
+        "19610412",
+        "Qwertz",
+    ]:
+        assert value.encode() not in written
+    secret = next((tmp_path / "home").rglob("salt")).read_bytes()
+    assert secret not in written
+
+
+def test_keys_need_the_secret(cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dicom(Path("files/a.dcm"), smooth_image(1), bits=8, PatientID="P1")
+    keys = []
+    for salt in ("one", "one", "two"):
+        monkeypatch.setenv("CYCLIC_SALT", salt)
+        shutil.rmtree("ds", ignore_errors=True)
+        cyclic("prepare", "files", "--out", "ds")
+        keys.append(index(Path("ds"))[0]["patient"])
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_full_disk_is_said_and_the_work_can_go_on(
+    tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cyclic_cli import prepare, storage
+    from cyclic_cli.errors import CyclicError
+
+    real, config = storage.write_tensors, PrepareConfig(already_deidentified=True, preprocessing=Preprocessing(size=32))
+
+    def full(*arguments: object) -> None:
+        with storage.replacing(tmp_path / "out" / "x") as draft:
+            draft.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "write_tensors", full)
+    with pytest.raises(CyclicError, match="No space left"):
+        prepare.prepare([tiny_files], tmp_path / "out", config)
+    assert not list((tmp_path / "out").glob("*x*"))
+    monkeypatch.setattr(storage, "write_tensors", real)
+    assert prepare.prepare([tiny_files], tmp_path / "out", config).used == 40

@@ -1,0 +1,171 @@
+"""Files on disk: whole or absent, checked before they are believed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from cyclic_cli.config import Preprocessing
+from cyclic_cli.errors import CyclicError
+from cyclic_cli.storage import (
+    Checkpoint,
+    RunFolder,
+    StoredDataset,
+    read_checkpoint,
+    replacing,
+    write_checkpoint,
+    write_tensors,
+)
+
+
+def checkpoint(value: float = 1.0) -> Checkpoint:
+    return Checkpoint(
+        weights={"w": np.full((2, 3), value, np.float32)},
+        architecture={"name": "conv", "config": {}, "image_shape": [1, 32, 32]},
+        preprocessing=Preprocessing(size=32),
+        provenance={"step": 7},
+    )
+
+
+@pytest.fixture
+def dataset(tiny_dataset: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    shutil.copytree(tiny_dataset, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as draft:
+        draft.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.glob("*x*")) == [path]
+
+
+def test_a_checkpoint_is_what_was_written(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "m.safetensors", checkpoint())
+    back = read_checkpoint(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(back.weights["w"], np.ones((2, 3)))
+    assert (back.preprocessing, back.provenance) == (Preprocessing(size=32), {"step": 7})
+    write_checkpoint(tmp_path / "other.safetensors", checkpoint(2.0))
+    assert read_checkpoint(tmp_path / "other.safetensors").fingerprint != back.fingerprint != ""
+
+
+def test_outputs_respect_the_umask(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "m.safetensors", checkpoint())
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("header", [{}, {"format": "1"}, {"format": "x", "architecture": "{}"}])
+def test_a_safetensors_file_of_others_is_no_checkpoint(tmp_path: Path, header: dict[str, str]) -> None:
+    write_tensors(tmp_path / "m.safetensors", {"w": np.ones(3, np.float32)}, header)
+    with pytest.raises(CyclicError, match="no checkpoint"):
+        read_checkpoint(tmp_path / "m.safetensors")
+
+
+def test_a_newer_checkpoint_asks_for_an_update(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "m.safetensors", checkpoint())
+    content = (tmp_path / "m.safetensors").read_bytes()
+    assert b'"format":"1"' in content
+    (tmp_path / "m.safetensors").write_bytes(content.replace(b'"format":"1"', b'"format":"9"'))
+    with pytest.raises(CyclicError) as caught:
+        read_checkpoint(tmp_path / "m.safetensors")
+    assert "Update cyclic" in caught.value.hint
+
+
+def test_a_cut_checkpoint_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "m.safetensors", checkpoint())
+    content = (tmp_path / "m.safetensors").read_bytes()
+    for length in (0, 4, 50, len(content) - 1):
+        (tmp_path / "m.safetensors").write_bytes(content[:length])
+        with pytest.raises(CyclicError, match="not a whole safetensors file"):
+            read_checkpoint(tmp_path / "m.safetensors")
+
+
+def lie(path: Path, **changes: object) -> None:
+    """Rewrite a shard's header."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["images"] |= changes
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data_offsets": [0, 10**9]},
+        {"shape": [40, 1, 64, 64]},
+        {"dtype": "F32"},
+        {"data_offsets": [-8, 40952]},
+        {"shape": "x"},
+    ],
+    ids=str,
+)
+def test_a_lying_shard_is_refused_before_it_is_mapped(dataset: Path, changes: dict[str, object]) -> None:
+    lie(dataset / "images-00000.safetensors", **changes)
+    with pytest.raises(CyclicError, match="missing or damaged"):
+        StoredDataset(dataset).images(np.array([0]), np.array([0]))
+
+
+def test_a_cut_or_missing_shard_is_refused(dataset: Path) -> None:
+    shard = dataset / "images-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CyclicError, match="missing or damaged"):
+        StoredDataset(dataset).images(np.array([0]), np.array([0]))
+    shard.unlink()
+    with pytest.raises(CyclicError, match="missing or damaged"):
+        StoredDataset(dataset).images(np.array([0]), np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 2}, "knows up to 1"),
+        ({"format": "x"}, "damaged"),
+        ({"surprise": 1}, "surprise"),
+        ({"shards": "x"}, "shards"),
+    ],
+    ids=str,
+)
+def test_facts_that_cannot_be_are_refused(dataset: Path, changes: dict[str, object], said: str) -> None:
+    path = dataset / "dataset.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    with pytest.raises(CyclicError, match=said):
+        StoredDataset(dataset)
+
+
+def test_a_damaged_index_is_refused(dataset: Path) -> None:
+    path = dataset / "index.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CyclicError, match="damaged"):
+        StoredDataset(dataset).index()
+
+
+def test_states_appear_whole_and_the_last_two_are_kept(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    for step in (10, 20, 20, 30):
+        run.save_state(step, checkpoint(step), {"0.exp_avg": np.ones(2, np.float32)}, {"step": step})
+    assert [state.name for state in run.states()] == ["step-00000020", "step-00000030"]
+    (run.folder / "state" / ".step-00000040.1.tmp").mkdir()  # what a kill leaves
+    restored, optimizer, progress = run.load_state()
+    assert progress == {"step": 30}
+    assert restored.weights["w"][0, 0] == 30
+    assert set(optimizer) == {"0.exp_avg"}
+
+
+def test_latest_names_the_newest_run_and_spares_folders(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        RunFolder(tmp_path / "runs" / name).point_latest()
+        assert (tmp_path / "runs" / "latest").resolve().name == name
+    (tmp_path / "elsewhere" / "c").mkdir(parents=True)
+    RunFolder(tmp_path / "elsewhere" / "c").point_latest()
+    assert not (tmp_path / "elsewhere" / "latest").exists()

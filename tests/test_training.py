@@ -1,0 +1,218 @@
+"""`cyclic train`: the same seed gives the same bits, stopped or not; what is refused, and why."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Ran, make_png, smooth_image
+
+from cyclic_cli.config import TrainConfig
+from cyclic_cli.data import Samples, epoch_order, sample_noise
+from cyclic_cli.errors import CyclicError
+from cyclic_cli.events import Epoch, Step
+from cyclic_cli.registry import names
+from cyclic_cli.storage import StoredDataset, read_checkpoint
+from cyclic_cli.training import learning_rate, train
+
+Cyclic = Callable[..., Ran]
+
+
+def metrics(run: Path) -> list[dict[str, object]]:
+    """The lines of a run's metrics without times and rates."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in row.items() if name not in ("seconds", "images_per_second")} for row in rows
+    ]
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    return {name: value.tobytes() for name, value in read_checkpoint(run / "model.safetensors").weights.items()}
+
+
+@pytest.mark.parametrize("arch", names("models"))
+def test_every_architecture_trains_and_gets_better(arch: str, tiny_dataset: Path, tmp_path: Path) -> None:
+    events: list[object] = []
+    summary = train(tiny_dataset, tmp_path / arch, TrainConfig(arch=arch, epochs=2, batch_size=4), report=events.append)
+    mean_error = float(
+        np.mean(
+            [np.var(image) for image in Samples.of(StoredDataset(tiny_dataset), "val").images(np.arange(4)).numpy()]
+        )
+    )
+    assert summary.val["mse"] < mean_error
+    assert summary.steps == summary.steps_executed == sum(isinstance(event, Step) for event in events)
+    assert [event.epoch for event in events if isinstance(event, Epoch)] == [1, 2]
+    kept = read_checkpoint(tmp_path / arch / "model.safetensors")
+    assert kept.architecture["name"] == arch
+    assert all(np.isfinite(value).all() for value in kept.weights.values())
+    assert not any(str(tmp_path) in text for text in (json.dumps(kept.provenance), json.dumps(kept.architecture)))
+
+
+@pytest.mark.parametrize("arch", ["conv", "vae"])
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(arch: str, tiny_dataset: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(tiny_dataset, tmp_path / name, TrainConfig(arch=arch, epochs=1, batch_size=4, seed=seed))
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
+
+
+def test_fractions_train_on_nested_samples(tiny_dataset: Path) -> None:
+    stored = StoredDataset(tiny_dataset)
+    keys = {fraction: set(Samples.of(stored, "train", fraction).keys.tolist()) for fraction in (0.2, 0.5, 1.0)}
+    assert keys[0.2] < keys[0.5] < keys[1.0]
+    assert not keys[1.0] & set(Samples.of(stored, "val").keys.tolist())
+
+
+@pytest.mark.parametrize("arch", ["linear", "vae"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
+def test_a_run_stopped_in_mid_epoch_ends_with_the_bits_of_one_never_stopped(
+    arch: str, number: signal.Signals, tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    words = ("train", tiny_dataset, "--arch", arch, "--epochs", 3, "--batch-size", 4, "--resume", "auto", "--quiet")
+    whole = cyclic(*words, "--out", tmp_path / "whole", "--json").json
+    config = TrainConfig(arch=arch, epochs=3, batch_size=4)
+    stop_at = whole["steps"] // 2 + 1
+    assert stop_at % (whole["steps"] // 3) != 0  # in mid-epoch
+
+    def stop(event: object) -> None:
+        if isinstance(event, Step) and event.step == stop_at:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(CyclicError) as caught:
+        train(tiny_dataset, tmp_path / "stopped", config, report=stop)
+    assert caught.value.exit_code == (130 if number == signal.SIGINT else 143)
+    rest = cyclic(*words, "--out", tmp_path / "stopped", "--json").json
+    assert (rest["resumed"], rest["resumed_from_step"]) == (True, stop_at)
+    assert stop_at + rest["steps_executed"] == whole["steps_executed"]
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    last = [sorted((tmp_path / name / "state").iterdir())[-1] for name in ("whole", "stopped")]
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (last[0] / file).read_bytes() == (last[1] / file).read_bytes()
+
+
+def test_a_killed_process_resumes_from_its_last_state(tiny_dataset: Path, tmp_path: Path) -> None:
+    """SIGKILL loses what came after the last saved state, and nothing else: bits and metrics are those of a whole run."""
+    run = tmp_path / "killed"
+    command = [
+        sys.executable, "-m", "cyclic_cli", "train", str(tiny_dataset), "--arch", "deep", "--epochs", "40", "--batch-size", "2",
+        "--set", "checkpoint_steps=5", "--resume", "auto", "--json", "--quiet",
+    ]  # fmt: skip
+    process = subprocess.Popen([*command, "--out", str(run)], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not list(run.glob("state/step-0*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it finished before it could be killed"
+    rest = json.loads(subprocess.run([*command, "--out", str(run)], check=True, capture_output=True).stdout)
+    whole = json.loads(
+        subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True).stdout
+    )
+    assert rest["resumed_from_step"] >= 5
+    assert rest["steps_executed"] == whole["steps"] - rest["resumed_from_step"]
+    assert weights(run) == weights(tmp_path / "whole")
+    assert metrics(run) == metrics(tmp_path / "whole")
+
+
+def test_a_finished_run_is_summed_up_again_and_an_existing_one_refused(tiny_dataset: Path, cyclic: Cyclic) -> None:
+    words = ("train", tiny_dataset, "--arch", "linear", "--epochs", 1)
+    first = cyclic(*words, "--json").json
+    assert first["run"] == "runs/linear-1-seed0"
+    assert Path("runs/latest").resolve().name == "linear-1-seed0"
+    again = cyclic(*words, "--resume", "auto", "--json")
+    assert again.code == 0
+    assert again.json == {**first, "steps_executed": 0}
+    refused = cyclic(*words)
+    assert refused.code == 1
+    assert "--resume auto" in refused.err
+    other = cyclic(*words, "--resume", "auto", "--lr", 0.5, "--out", "runs/linear-1-seed0")
+    assert other.code == 1
+    assert "lr: " in other.err
+    assert cyclic(*words, "--resume", "must", "--out", "runs/new").code == 1
+
+
+def test_a_run_of_another_data_set_is_refused(tiny_dataset: Path, tiny_files: Path, cyclic: Cyclic) -> None:
+    cyclic("prepare", tiny_files, "--out", "other", "--size", 32)
+    cyclic("train", tiny_dataset, "--arch", "linear", "--epochs", 1, "--out", "run")
+    ran = cyclic("train", "other", "--arch", "linear", "--epochs", 1, "--out", "run", "--resume", "auto")
+    assert ran.code == 1
+    assert "dataset" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--arch", "vriational"), 2, "architecture"),
+        (("--arch", "vea"), 2, "Did you mean 'vae'?"),
+        (("--set", "fration=0.3"), 2, "Did you mean 'fraction'?"),
+        (("--set", "model.latnet=3"), 2, "Did you mean 'latent'?"),
+        (("--set", "objectives.divergence=1"), 2, "log_variance"),
+        (("--set", "objectives.reconstrucion=1"), 2, "Did you mean 'reconstruction'?"),
+        (("--fraction", "0.0001"), 1, "--fraction"),
+        (("--fraction", "2"), 2, "fraction"),
+        (("--resume", "sometimes"), 2, "auto"),
+        (("--device", "cuda"), 1, "CUDA"),
+        (("--set", "lr=1e30", "--set", "gradient_clip=1e30", "--batch-size", "2", "--epochs", "50"), 1, "not finite"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_is_wrong_is_said_with_the_way_out(
+    words: tuple[str, ...], code: int, said: str, tiny_dataset: Path, cyclic: Cyclic
+) -> None:
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    ran = cyclic("train", tiny_dataset, "--arch", "conv", *words, "--out", "run")
+    assert ran.code == code
+    assert said in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_size_that_an_architecture_cannot_have_is_refused_in_words(cyclic: Cyclic) -> None:
+    for number in range(12):
+        make_png(Path(f"files/{number}.png"), smooth_image(number))
+    cyclic("prepare", "files", "--out", "ds", "--size", 37, "--already-deidentified")
+    ran = cyclic("train", "ds", "--arch", "conv")
+    assert ran.code == 2
+    assert "multiple" in ran.err
+
+
+def test_without_validation_data_the_last_is_the_best(tiny_files: Path, cyclic: Cyclic) -> None:
+    cyclic("prepare", tiny_files, "--out", "ds", "--size", 32, "--split", "100/0/0", "--already-deidentified")
+    said = cyclic("train", "ds", "--arch", "conv", "--epochs", 2, "--out", "run", "--json").json
+    assert said["val"] == {}
+    assert read_checkpoint(Path("run/model.safetensors")).provenance["step"] == said["steps"]
+
+
+def test_without_training_data_the_error_counts_the_splits(tiny_files: Path, cyclic: Cyclic) -> None:
+    cyclic("prepare", tiny_files, "--out", "ds", "--size", 32, "--split", "0/0/100", "--already-deidentified")
+    ran = cyclic("train", "ds")
+    assert ran.code == 1
+    assert "'test': 40" in ran.err
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == 1.0
+    assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 45 / 90)))
+    assert 0 < rates[99] < 0.001
+
+
+def test_orders_and_noise_depend_on_seed_epoch_and_sample_alone() -> None:
+    assert sorted(epoch_order(50, 0, 0)) == list(range(50))
+    assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 0, 1))
+    keys = np.array([5, 6, 7], dtype=np.uint64)
+    noise = sample_noise(keys, 4000, 0, 3)
+    assert torch.equal(sample_noise(keys[[2, 0]], 4000, 0, 3), noise[[2, 0]])
+    assert not torch.equal(sample_noise(keys, 4000, 0, 4), noise)
+    assert float(noise.mean()) == pytest.approx(0, abs=0.03)
+    assert float(noise.std()) == pytest.approx(1, abs=0.03)
+    assert abs(float((noise[0] * noise[1]).mean())) < 0.06
