@@ -4,7 +4,6 @@ Drawn with Pillow alone but for the colour map, matplotlib's perceptually unifor
 written, and nothing of the file's name or header is drawn.
 """
 
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 

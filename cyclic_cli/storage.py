@@ -359,15 +359,16 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a self-describing `.safetensors` file."""
-    header = {
-        "format": str(CHECKPOINT_FORMAT),
-        "architecture": json.dumps(checkpoint.architecture, sort_keys=True),
-        "preprocessing": json.dumps(as_plain(checkpoint.preprocessing), sort_keys=True),
-        "provenance": json.dumps(checkpoint.provenance, sort_keys=True),
+    """Write a self-describing `.safetensors` file. The same checkpoint gives the same bytes."""
+    description = {
+        "format": CHECKPOINT_FORMAT,
+        "architecture": checkpoint.architecture,
+        "preprocessing": as_plain(checkpoint.preprocessing),
+        "provenance": checkpoint.provenance,
         "fingerprint": _fingerprint(checkpoint),
     }
-    write_tensors(path, checkpoint.weights, header)
+    # One entry of the header holds it all: safetensors writes several in any order.
+    write_tensors(path, checkpoint.weights, {"cyclic": json.dumps(description, sort_keys=True)})
 
 
 def _fingerprint(checkpoint: Checkpoint) -> str:
@@ -382,25 +383,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint. Raises CyclicError when the file is damaged, newer, or no checkpoint of this program."""
     weights, header = read_tensors(path)
     try:
-        version = int(header["format"])
-        architecture = json.loads(header["architecture"])
-        preprocessing = json.loads(header["preprocessing"])
-        provenance = json.loads(header["provenance"])
+        description = json.loads(header["cyclic"])
+        version, architecture = int(description["format"]), description["architecture"]
         shape = [int(number) for number in architecture["image_shape"]]
         if not isinstance(architecture["name"], str) or not isinstance(architecture["config"], dict) or len(shape) != 3:
             raise ValueError("not an architecture")
+        _refuse_newer(version, CHECKPOINT_FORMAT, path)
+        return Checkpoint(
+            weights=weights,
+            architecture=architecture,
+            preprocessing=build(Preprocessing, description["preprocessing"], str(path)),
+            provenance=dict(description["provenance"]),
+            fingerprint=str(description["fingerprint"]),
+        )
     except (KeyError, ValueError, TypeError) as error:
         raise CyclicError(
             f"{path} is no checkpoint of cyclic.", "Give a run folder or its model.safetensors."
         ) from error
-    _refuse_newer(version, CHECKPOINT_FORMAT, path)
-    return Checkpoint(
-        weights=weights,
-        architecture=architecture,
-        preprocessing=build(Preprocessing, preprocessing, str(path)),
-        provenance=provenance,
-        fingerprint=header.get("fingerprint", ""),
-    )
 
 
 # ------------------------------------------------------------------------------------------------------ runs

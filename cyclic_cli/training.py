@@ -308,8 +308,15 @@ class _Training:
             group["lr"] = lr
         batch = {"image": self.data.images(chosen).to(self.fabric.device, non_blocking=True)}
         losses = self._losses(batch, self._noise(chosen, epoch))
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        if not math.isfinite(values["total"]):
+            raise CyclicError(
+                f"The loss is not finite at step {self.progress.step + 1}.", "Lower --lr, or take --precision 32."
+            )
         self.fabric.backward(losses["total"])
-        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.gradient_clip)
+        self.fabric.clip_gradients(
+            self.model, self.optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False
+        )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step += 1
@@ -318,14 +325,13 @@ class _Training:
             self.clock.start()  # the first step warms up; what came before does not count
         else:
             self.clock.images += len(chosen)
-        self._log(epoch, {name: float(loss.detach()) for name, loss in losses.items()}, lr)
+        self._log(epoch, values, lr)
 
     def _noise(self, chosen: np.ndarray, epoch: int) -> dict[str, Tensor]:
-        """The random numbers of a batch, for a model that takes any."""
-        size = getattr(self.module, "noise_size", 0)
-        if not size:
+        """The random numbers of a batch, for a variational model."""
+        if "log_variance" not in self.architecture.OUTPUTS:
             return {}
-        noise = sample_noise(self.data.keys[chosen], size, self.config.seed, epoch)
+        noise = sample_noise(self.data.keys[chosen], self.module.latent, self.config.seed, epoch)
         return {"noise": noise.to(self.fabric.device, non_blocking=True)}
 
     def _losses(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -339,8 +345,6 @@ class _Training:
         step, sums = self.progress.step, self.progress.epoch_losses
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss
-        if not math.isfinite(losses["total"]):
-            raise CyclicError(f"The loss is not finite at step {step}.", "Lower --lr, or take --precision 32.")
         rate = self.clock.rate()
         self.report(Step(step, self.steps, epoch + 1, self.config.epochs, losses, lr, rate, self.batch_size))
         if step % LOG_EVERY == 0 or step == self.steps:

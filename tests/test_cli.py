@@ -19,7 +19,7 @@ Cyclic = Callable[..., Ran]
     [
         (("trian",), "Did you mean 'train'?"),
         (("train", "--fractoin", "0.4"), "--fraction"),
-        (("train", "--epochs", "many"), "many"),
+        (("train", "--epochs", "many"), "--epochs"),
         (("prepare", "x", "--split", "80/20"), "80/10/10"),
         (("prepare", "x", "--patient-pattern", "("), "regular expression"),
         (("reconstruct", "x", "--format", "jpg"), "png, npy"),

@@ -99,11 +99,11 @@ def test_a_run_stopped_in_mid_epoch_ends_with_the_bits_of_one_never_stopped(
 
 
 def test_a_killed_process_resumes_from_its_last_state(tiny_dataset: Path, tmp_path: Path) -> None:
-    """SIGKILL loses what came after the last saved state, and nothing else: bits and metrics are those of a whole run."""
+    """SIGKILL loses what came after the last saved state, and nothing else: the bits are those of a whole run."""
     run = tmp_path / "killed"
     command = [
-        sys.executable, "-m", "cyclic_cli", "train", str(tiny_dataset), "--arch", "deep", "--epochs", "40", "--batch-size", "2",
-        "--set", "checkpoint_steps=5", "--resume", "auto", "--json", "--quiet",
+        sys.executable, "-m", "cyclic_cli", "train", str(tiny_dataset), "--arch", "deep", "--epochs", "40",
+        "--batch-size", "2", "--set", "checkpoint_steps=5", "--resume", "auto", "--json", "--quiet",
     ]  # fmt: skip
     process = subprocess.Popen([*command, "--out", str(run)], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 100
