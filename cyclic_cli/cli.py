@@ -43,6 +43,11 @@ class ErrorGroup(TyperGroup):
         except CyclicError as error:
             console.show(error)
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:  # a folder that cannot be read or made, a disk that is full
+            console.show(
+                CyclicError(f"{error.filename or 'A file'}: {error.strerror}.", "Check the path and the disk.")
+            )
+            raise typer.Exit(1) from error
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ run file is checked by the architecture's own `Config`, so this module knows no 
 
 import dataclasses
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -175,6 +176,13 @@ def available_cpus() -> int:
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: `$CYCLIC_CACHE`, else the user's cache folder."""
-    named = os.environ.get("CYCLIC_CACHE")
-    return Path(named) if named else platformdirs.user_cache_path("cyclic")
+    """Where what can be made again is kept: `$CYCLIC_CACHE`, else the user's cache folder, else a temporary one."""
+    if os.environ.get("CYCLIC_CACHE"):
+        return Path(os.environ["CYCLIC_CACHE"])
+    folder = platformdirs.user_cache_path("cyclic")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        usable = os.access(folder, os.W_OK)
+    except OSError:  # no home, or a read-only one, as in some batch jobs
+        usable = False
+    return folder if usable else Path(tempfile.gettempdir()) / f"cyclic-{os.getuid()}"

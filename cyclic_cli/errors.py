@@ -22,6 +22,7 @@ REASONS = {
     "no_decoder": "no decoder for this transfer syntax is installed",
     "too_large": "the header declares more pixels than any image has",
     "blank": "every pixel has the same value",
+    "unexpected": "reading it failed in a way this program does not know; please report that",
     "conflicting_rows": "rows of the tables contradict one another about this image",
     "text_without_image": "a text file that belongs to no image",
 }

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from cyclic_cli import dicom
 from cyclic_cli.config import Preprocessing
 from cyclic_cli.dicom import Facts, Identities
-from cyclic_cli.errors import Rejected
+from cyclic_cli.errors import InputError, Rejected
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit, with our own error, stands in `_read_pillow`
 HEAD = 132  # bytes that tell every format
@@ -44,7 +44,12 @@ def read(path: Path) -> Picture:
         Skipped: valid, but not an image to learn from.
     """
     reader = READERS[file_format(path)]
-    picture = reader(path)
+    try:
+        picture = reader(path)
+    except InputError:
+        raise
+    except Exception as error:  # one bad file never ends a job, not even by a bug or for want of memory
+        raise Rejected("unexpected", f"reading it failed ({type(error).__name__})") from error
     if picture.pixels.min() == picture.pixels.max():
         raise Rejected("blank")
     return picture
@@ -53,10 +58,12 @@ def read(path: Path) -> Picture:
 def file_format(path: Path) -> str:
     """The key of `READERS` that a file's content asks for, whatever its name. Raises Rejected when there is none."""
     try:
+        if not path.exists():
+            raise Rejected("missing")
+        if not path.is_file():  # a pipe would wait for ever
+            raise Rejected("unreadable", "not a regular file")
         with path.open("rb") as file:
             head = file.read(HEAD)
-    except FileNotFoundError:
-        raise Rejected("missing") from None
     except OSError as error:
         raise Rejected("unreadable", error.strerror or "") from error
     if not head:

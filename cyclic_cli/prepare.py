@@ -196,10 +196,14 @@ def expand(sources: list[Path]) -> list[Input]:
 def _files(source: Path) -> Iterator[Input]:
     """The files of one source: a folder's, recursively; a pattern's; the file itself, there or not."""
     if source.is_dir():
-        for folder, _, names in os.walk(source):
+        closed: list[OSError] = []
+        for folder, _, names in os.walk(source, onerror=closed.append):
             for name in names:
                 path = Path(folder) / name
                 yield Input(path, path.relative_to(source).as_posix())
+        for error in closed:  # a folder that cannot be listed is not passed over: it is rejected as unreadable
+            path = Path(error.filename)
+            yield Input(path, path.relative_to(source).as_posix())
     elif not source.exists() and glob.has_magic(str(source)):
         for match in glob.glob(str(source), recursive=True):
             if os.path.isfile(match):

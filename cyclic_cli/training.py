@@ -437,7 +437,7 @@ class _Training:
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """The learning rate of a step (from 0): a linear rise over the share `warmup` of the steps, then a half cosine to 0.
+    """The learning rate of a step (from 0): a linear rise over the share `warmup`, then a half cosine to 0.
 
     Source: Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts.
     """

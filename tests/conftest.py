@@ -1,6 +1,5 @@
 """Makers of small inputs, and a `cyclic` that runs commands as a user would, in an empty folder of its own."""
 
-import io
 import json
 import os
 from collections.abc import Callable
@@ -113,12 +112,6 @@ def make_dicom(
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
     return path
-
-
-def png_bytes(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")

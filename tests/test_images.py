@@ -72,6 +72,16 @@ def test_what_cannot_be_read_has_a_reason(tmp_path: Path, content: bytes | None,
     assert reason in REASONS
 
 
+def test_a_reader_that_fails_unforeseen_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> images.Picture:
+        raise MemoryError
+
+    monkeypatch.setitem(images.READERS, "png", fail)
+    with pytest.raises(Rejected) as caught:
+        images.read(make_png(tmp_path / "x.png", GREY))
+    assert caught.value.reason == "unexpected"
+
+
 def test_half_an_image_is_not_used(tmp_path: Path) -> None:
     for suffix in ("png", "jpg", "tif"):
         path = tmp_path / f"x.{suffix}"

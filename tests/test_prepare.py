@@ -1,6 +1,7 @@
 """`cyclic prepare`: sources, reports, patients, duplicates, and the same bytes however the work was done."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,26 @@ def test_a_finished_data_set_is_recognised_and_never_overwritten(tiny_files: Pat
     Path("mine/thesis.tex").write_text("years of work")
     assert cyclic("prepare", tiny_files, "--out", "mine", PUBLIC).code == 1
     assert contents(Path("mine")) == {"thesis.tex": b"years of work"}
+
+
+def test_pipes_links_and_closed_folders_neither_hang_nor_vanish(
+    cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_png(Path("files/a.png"), smooth_image(1))
+    os.mkfifo("files/pipe.dcm")
+    Path("files/link.dcm").symlink_to("nowhere")
+    Path("files/closed").mkdir()
+    listed = os.scandir
+
+    def refusing(path: str) -> object:  # the tests may run as root, whom no mode keeps out
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (said["inputs"], said["used"]) == (4, 1)
+    assert said["rejected_by_reason"] == {"missing": 1, "unreadable": 2}
 
 
 def test_nothing_usable_is_a_failure_with_reasons(cyclic: Cyclic) -> None:
