@@ -119,14 +119,13 @@ def _progress_bar() -> "rich.progress.Progress":
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TextColumn("{task.fields[detail]}"),
-        progress.TimeRemainingColumn(),
         console=Console(stderr=True, highlight=False),
         transient=True,
     )
 
 
 class _Bars:
-    """Events as bars, one a unit of work, with rate and time remaining."""
+    """Events as bars, one for each kind of work, with rate and time left."""
 
     def __init__(self, bar: "rich.progress.Progress") -> None:
         self.bar = bar

@@ -16,5 +16,5 @@ cd "$work"
 tables=(--reports phantoms/findings.csv)
 [ -z "$table" ] || tables+=(--reports "$table")
 cyclic prepare "$images" phantoms "${tables[@]}" --already-deidentified --out dataset
-cyclic train dataset --arch conv --epochs 20 --out run --resume auto
+cyclic train dataset --arch conv --epochs 10 --out run --resume auto
 cyclic info run
