@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from cyclic_cli import config as settings
 from cyclic_cli import console, registry
 from cyclic_cli.config import PrepareConfig, Preprocessing, TrainConfig
-from cyclic_cli.errors import CyclicError, Stopped
+from cyclic_cli.errors import CyclicError, Terminated
 
 SOME_LEFT_OUT = 8  # exit code with --strict
 EXIT_CODES = (
@@ -37,6 +37,9 @@ class ErrorGroup(TyperGroup):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
+        except Terminated:
+            console.say("Ended by SIGTERM. The same command continues where it can.")
+            raise typer.Exit(143) from None
         except KeyboardInterrupt:
             console.say("Interrupted.")
             raise typer.Exit(130) from None
@@ -51,7 +54,7 @@ class ErrorGroup(TyperGroup):
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped("Stopped by SIGTERM.", "The same command continues where it can.", 143)
+    raise Terminated
 
 
 app = typer.Typer(

@@ -46,10 +46,10 @@ class Samples:
         stored = self.dataset.images(self.shards[chosen], self.rows[chosen])
         return torch.from_numpy(stored.astype(np.float32) / np.float32(np.iinfo(stored.dtype).max))
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """All images in order, in batches of at most `size`: (N, C, H, W) float32 in [0, 1]."""
-        for first in range(0, len(self), size):
-            yield self.images(np.arange(first, min(first + size, len(self))))
+    def batches(self, order: np.ndarray, size: int) -> Iterator[Tensor]:
+        """The images numbered by `order` (N,), in batches of at most `size`: (N, C, H, W) float32 in [0, 1]."""
+        for first in range(0, len(order), size):
+            yield self.images(order[first : first + size])
 
     def area(self, sample: int) -> tuple[slice, slice]:
         """Rows and columns of a sample's image that hold no letterbox."""

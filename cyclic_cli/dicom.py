@@ -47,7 +47,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from cyclic_cli.errors import Rejected, Skipped
+from cyclic_cli.errors import InputError, Rejected, Skipped
 from cyclic_cli.storage import replacing
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -141,13 +141,15 @@ def read(path: Path) -> tuple[np.ndarray, Facts, Identities]:
     """
     with _quiet():
         header = _parse(path)
-        _refuse_what_is_no_image(header)
         try:
+            _refuse_what_is_no_image(header)
             frame = _frame_number(header)
             stored = _decode(header, frame)
             pixels = _render(header, stored, frame)
             return pixels, _facts(header, pixels.shape), _identities(header)
-        except (AttributeError, KeyError, IndexError, ValueError, TypeError, OverflowError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # attributes are parsed when they are first read, and may be anything
             raise Rejected("broken_header", f"an attribute is missing or wrong ({type(error).__name__})") from error
 
 
@@ -212,7 +214,9 @@ def _decode(header: Dataset, frame: int) -> np.ndarray:
     """One frame's stored values: (H, W), or (H, W, 3) with YBR already turned into RGB."""
     try:
         stored = pydicom.pixels.pixel_array(header, index=frame)
-    except Exception as error:  # decoders raise almost anything on damaged data
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # decoders raise almost anything on damaged data, panics of Rust included
         words = str(error)
         if "missing dependencies" in words or "does not support" in words:
             raise Rejected("no_decoder", f"transfer syntax {header.file_meta.TransferSyntaxUID.name}") from error

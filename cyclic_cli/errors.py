@@ -7,6 +7,8 @@
         ├── Rejected                broken or not understood: stands in `rejected.jsonl` with a reason
         └── Skipped                 valid, but not an image to learn from (a segmentation, a report ...)
 
+Beside the tree stands Terminated, which is what SIGTERM raises where no state has to be saved (exit 143).
+
 The command line catches the root once and prints one or two lines. Anything else is a bug and keeps its
 traceback. A message names files, settings and expected values, never what a header or a report says.
 """
@@ -57,6 +59,10 @@ class Stopped(CyclicError):
     def __init__(self, message: str, hint: str, exit_code: int) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived. Like an interrupt it passes every `except Exception` on its way out."""
 
 
 class InputError(CyclicError):

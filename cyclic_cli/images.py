@@ -46,9 +46,9 @@ def read(path: Path) -> Picture:
     reader = READERS[file_format(path)]
     try:
         picture = reader(path)
-    except InputError:
+    except (InputError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # one bad file never ends a job, not even by a bug or for want of memory
+    except BaseException as error:  # one bad file never ends a job, not even by a bug or for want of memory
         raise Rejected("unexpected", f"reading it failed ({type(error).__name__})") from error
     if picture.pixels.min() == picture.pixels.max():
         raise Rejected("blank")

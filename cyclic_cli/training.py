@@ -37,7 +37,9 @@ from cyclic_cli.events import Epoch, Note, Report, Step, silent
 from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset, write_checkpoint, write_text, write_yaml
 
 LOG_EVERY = 10  # steps between two lines of metrics
+INITIALISATION_BATCH = 32
 VALIDATION_BATCH = 64
+BEFORE_TRAINING = -1  # the epoch whose order the model is started in
 OPERATION = ("checkpoint_minutes", "checkpoint_steps")  # settings that change no bit of the result
 
 
@@ -258,7 +260,8 @@ class _Training:
             ) from None
         if not self.folder.states():  # a resumed run takes its weights from there
             self.report(Note(f"starting {self.config.arch} from the {len(self.data)} training images"))
-            self.module.initialise(self.data.batches(VALIDATION_BATCH))
+            order = epoch_order(len(self.data), self.config.seed, BEFORE_TRAINING)
+            self.module.initialise(self.data.batches(order, INITIALISATION_BATCH))
         self.model_config = asdict(model_config)
         optimizer = torch.optim.AdamW(
             self.module.parameters(), lr=self.config.lr or 0.0, weight_decay=self.config.weight_decay or 0.0

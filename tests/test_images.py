@@ -1,5 +1,6 @@
 """Formats told by content, depth, orientation, letterbox."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from cyclic_cli import images
 from cyclic_cli.config import Preprocessing
-from cyclic_cli.errors import REASONS, Rejected
+from cyclic_cli.errors import REASONS, Rejected, Terminated
 
 GREY = smooth_image(1, 60, 80)
 
@@ -73,13 +74,24 @@ def test_what_cannot_be_read_has_a_reason(tmp_path: Path, content: bytes | None,
 
 
 def test_a_reader_that_fails_unforeseen_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path) -> images.Picture:
-        raise MemoryError
+    class Panic(BaseException):
+        """As decoders written in Rust raise it."""
 
-    monkeypatch.setitem(images.READERS, "png", fail)
-    with pytest.raises(Rejected) as caught:
-        images.read(make_png(tmp_path / "x.png", GREY))
-    assert caught.value.reason == "unexpected"
+    def failing_with(error: BaseException) -> Callable[[Path], images.Picture]:
+        def read(path: Path) -> images.Picture:
+            raise error
+
+        return read
+
+    path = make_png(tmp_path / "x.png", GREY)
+    for error in (MemoryError(), Panic()):
+        monkeypatch.setitem(images.READERS, "png", failing_with(error))
+        with pytest.raises(Rejected) as caught:
+            images.read(path)
+        assert caught.value.reason == "unexpected"
+    monkeypatch.setitem(images.READERS, "png", failing_with(Terminated()))
+    with pytest.raises(Terminated):
+        images.read(path)
 
 
 def test_half_an_image_is_not_used(tmp_path: Path) -> None:
