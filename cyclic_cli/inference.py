@@ -110,7 +110,7 @@ def reconstruct(
         CyclicError: an output exists, or cannot be written.
     """
     registry.check(form, FORMS, "output form")
-    inputs = expand(sources)
+    inputs = expand(sources, out)
     outputs = _output_names(inputs, out, form, paths)
     taken = [path for path in outputs if path.exists()]
     if taken and not overwrite:

@@ -97,7 +97,7 @@ def prepare(
     """
     start = time.monotonic()
     keyer = Keyer(b"" if config.already_deidentified else find_secret(salt_file))
-    offer = _expand(sources, tables)
+    offer = _expand(sources, tables, out)
     reports = Reports(offer.tables, config)
     if reports.dropped_columns:
         report(Note(f"{reports.dropped_columns} other columns of the tables were not read"))
@@ -162,13 +162,13 @@ class _Offer:
     side_cars: dict[Path, Path] = field(default_factory=dict)  # image → text file
 
 
-def _expand(sources: list[Path], tables: list[Path] | None) -> _Offer:
+def _expand(sources: list[Path], tables: list[Path] | None, out: Path) -> _Offer:
     """Files behind the sources, each once, with images, tables and side-cars told apart by name and place."""
     found: dict[str, Input] = {}
     offer = _Offer(tables=list(tables or []))
     named = {os.path.abspath(table) for table in offer.tables}
     for source in sources:
-        for item in _files(source):
+        for item in _files(source, out):
             absolute = os.path.abspath(item.path)
             if absolute in named:
                 continue
@@ -188,16 +188,17 @@ def _expand(sources: list[Path], tables: list[Path] | None) -> _Offer:
     return offer
 
 
-def expand(sources: list[Path]) -> list[Input]:
-    """The files behind sources, each once, sorted, without report tables and side-cars."""
-    return _expand(sources, None).inputs
+def expand(sources: list[Path], out: Path) -> list[Input]:
+    """The files behind sources, each once, sorted, without report tables, side-cars and what lies in `out`."""
+    return _expand(sources, None, out).inputs
 
 
-def _files(source: Path) -> Iterator[Input]:
-    """The files of one source: a folder's, recursively; a pattern's; the file itself, there or not."""
+def _files(source: Path, out: Path) -> Iterator[Input]:
+    """The files of one source: a folder's, recursively but for `out`; a pattern's; the file itself, there or not."""
     if source.is_dir():
         closed: list[OSError] = []
-        for folder, _, names in os.walk(source, onerror=closed.append):
+        for folder, inner, names in os.walk(source, onerror=closed.append):
+            inner[:] = [name for name in inner if os.path.abspath(os.path.join(folder, name)) != os.path.abspath(out)]
             for name in names:
                 path = Path(folder) / name
                 yield Input(path, path.relative_to(source).as_posix())

@@ -145,6 +145,14 @@ def test_pipes_links_and_closed_folders_neither_hang_nor_vanish(
     assert said["rejected_by_reason"] == {"missing": 1, "unreadable": 2}
 
 
+def test_an_output_inside_its_source_is_no_input(tiny_files: Path, cyclic: Cyclic) -> None:
+    shutil.copytree(tiny_files, ".", dirs_exist_ok=True)
+    first = cyclic("prepare", ".", "--out", "dataset", PUBLIC, "--json").json
+    assert first["inputs"] == 40
+    again = cyclic("prepare", ".", "--out", "dataset", PUBLIC, "--json")
+    assert (again.code, again.json["inputs"]) == (0, 40)
+
+
 def test_nothing_usable_is_a_failure_with_reasons(cyclic: Cyclic) -> None:
     Path("x.txt").write_text("words")
     ran = cyclic("prepare", "x.txt", "--out", "ds", PUBLIC)
