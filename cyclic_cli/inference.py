@@ -5,6 +5,7 @@ batch at a time; memory does not grow with their number.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,13 +171,18 @@ def _written(source: str, output: Path, original: np.ndarray, decoded: np.ndarra
 
 
 def _output_names(inputs: list[Input], out: Path, form: str, paths: bool) -> list[Path]:
-    """One output path an input, no two the same: scans of one name in different folders are numbered."""
+    """One output path an input, no two the same: where scans share a name, their folders' names go before it."""
+    bases = [base_name(item.path) for item in inputs]
+    counts = Counter(bases)
     names: list[Path] = []
     taken: set[str] = set()
-    for number, item in enumerate(inputs):
-        base = base_name(item.path) if paths else f"{number + 1:06d}"
+    for number, (item, base) in enumerate(zip(inputs, bases, strict=True), 1):
+        if not paths:
+            base = f"{number:06d}"
+        elif counts[base] > 1:
+            base = "-".join((*Path(item.source).parts[:-1], base))
         name, copy = f"{base}.{form}", 1
-        while name in taken:
+        while name in taken:  # the same folders under two sources
             copy += 1
             name = f"{base}-{copy}.{form}"
         taken.add(name)

@@ -93,17 +93,21 @@ def test_the_picture_shows_original_reconstruction_and_difference(run: Path, cyc
 
 
 def test_scans_of_one_name_get_a_picture_each(run: Path, cyclic: Cyclic) -> None:
-    for folder in ("a", "b"):
-        make_dicom(Path(f"{folder}/1.2.840.1"), smooth_image(ord(folder)), bits=8)
-    make_dicom(Path("a/1.2.840.2.dcm"), smooth_image(3), bits=8)
-    said = cyclic("reconstruct", "a", "b", "--model", run, "--json").lines
-    outputs = [line["output"] for line in said]
-    assert sorted(outputs) == [f"reconstructions/{name}.png" for name in ("1.2.840.1-2", "1.2.840.1", "1.2.840.2")]
-    assert all(Path(output).is_file() for output in outputs)
-    again = cyclic("reconstruct", "a", "--model", run)
+    for number, path in enumerate(["x/a/1.2.840.1", "x/b/1.2.840.1", "y/b/1.2.840.1", "x/a/1.2.840.2.dcm"]):
+        make_dicom(Path(path), smooth_image(number), bits=8)
+    said = cyclic("reconstruct", "x", "y", "--model", run, "--json").lines
+    outputs = {line["source"]: line["output"] for line in said}
+    assert outputs == {
+        "x/a/1.2.840.1": "reconstructions/a-1.2.840.1.png",
+        "x/b/1.2.840.1": "reconstructions/b-1.2.840.1.png",
+        "y/b/1.2.840.1": "reconstructions/b-1.2.840.1-2.png",
+        "x/a/1.2.840.2.dcm": "reconstructions/1.2.840.2.png",
+    }
+    assert all(Path(output).is_file() for output in outputs.values())
+    again = cyclic("reconstruct", "x", "--model", run)
     assert again.code == 1
     assert "--overwrite" in again.err
-    assert cyclic("reconstruct", "a", "--model", run, "--overwrite").code == 0
+    assert cyclic("reconstruct", "x", "--model", run, "--overwrite").code == 0
 
 
 def test_bad_files_are_named_and_the_rest_is_done(run: Path, cyclic: Cyclic) -> None:
