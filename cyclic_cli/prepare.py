@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ import numpy as np
 
 from cyclic_cli import images, storage
 from cyclic_cli.config import PrepareConfig, Preprocessing, as_plain, cache_folder
-from cyclic_cli.errors import CyclicError, Rejected, Skipped, UsageError
+from cyclic_cli.errors import REASONS, CyclicError, Rejected, Skipped, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.identity import NO_PATIENT, SPLITS, Keyer, find_secret, place, split_of
 from cyclic_cli.storage import DatasetDraft, DatasetFacts, StoredDataset
@@ -350,6 +350,15 @@ def _keys(path: Path, picture: images.Picture, keyer: Keyer) -> Row:
 # ----------------------------------------------------------------------------------------------------- join
 
 
+@dataclass(frozen=True)
+class _Owner:
+    """Whom a sample belongs to."""
+
+    patient: str  # keys
+    study: str
+    named: bool  # whether anything names the patient; else the study, or the sample alone, stands for one
+
+
 @dataclass
 class _Join:
     """Brings rows and reports together. `run` fills the last five fields."""
@@ -362,127 +371,102 @@ class _Join:
     left_out: list[Row] = field(default_factory=list)  # of rejected.jsonl
     notes: list[Note] = field(default_factory=list)
     split_given: bool = False
-    nobody: int = 0  # inputs without any patient
+    nobody: int = 0  # samples without any patient
 
     def run(self, rows: list[Row]) -> "_Join":
-        names = Counter(item.path.name for item in self.offer.inputs)
-        used_keys: set[str] = set()
+        matched = self.reports.match([(item.path, item.source) for item in self.offer.inputs])
         candidates: list[tuple[Row, TextReport]] = []
-        unattached: list[TextReport] = list(self.reports.free)
+        texts_alone = [(self._owner(report), report) for report in matched.unmatched]
         for row in rows:
-            item = self.offer.inputs[row["input"]]
-            key = self.reports.key_of(item.path, item.source, names[item.path.name] == 1)
-            text = self._report_of(item, key)
-            if key is not None and key in self.reports.conflicting:
-                row = {**row, "status": "rejected", "reason": "conflicting_rows", "detail": ""}
-            if key is not None:
-                used_keys.add(key)
-            if row["status"] == "used":
-                candidates.append((self._owned(row, item, text), text))
+            item, number = self.offer.inputs[row["input"]], row["input"]
+            report = self._with_side_car(item, matched.reports.get(number, TextReport()))
+            if number in matched.conflicting:
+                self._leave_out(row | {"status": "rejected"}, "conflicting_rows", REASONS["conflicting_rows"])
+            elif row["status"] == "used":
+                candidates.append((row | {"owner": self._owner(report, item, row)}, report))
             else:
-                if item.path.suffix.lower() == ".txt" and row["reason"] == "unknown_format":
-                    row = {**row, "reason": "text_without_image"}
-                self._leave_out(row, row["reason"], row["detail"])
-                unattached.append(text)
-        unattached += [text for key, text in self.reports.items() if key not in used_keys]
-        unattached += self._keep_one_of_each(candidates)
-        self._add_text_only(unattached)
+                is_text = item.path.suffix.lower() == ".txt" and row["reason"] == "unknown_format"
+                self._leave_out(row, "text_without_image" if is_text else row["reason"], row["detail"])
+                texts_alone.append((self._owner(report, item), report))
+        texts_alone += self._keep_one_of_each(candidates)
+        self._add_texts(texts_alone)
         self._split()
-        if self.nobody:
-            self.notes.append(
-                Note(
-                    f"{self.nobody} inputs name no patient: each study, or file, counts as a patient of its own",
-                    warning=True,
-                )
-            )
+        self._note(matched.by_name)
         return self
 
-    def _report_of(self, item: Input, key: str | None) -> TextReport:
-        """The table's report of an input; its text, where the table has none, from the side-car."""
-        report = self.reports.report(key) if key is not None else TextReport()
+    def _with_side_car(self, item: Input, report: TextReport) -> TextReport:
+        """An input's report, with the text of its side-car where the tables have none."""
         path = self.offer.side_cars.get(item.path)
-        if report.text or path is None:
-            return report
-        return TextReport(
-            report.image, read_text(path).strip(), report.patient, report.study, report.split, report.labels
-        )
+        return report if report.text or path is None else replace(report, text=read_text(path).strip())
 
-    def _owned(self, row: Row, item: Input, text: TextReport) -> Row:
-        """A used row with the patient and study it belongs to: table, header, path pattern, study, file."""
-        study = self.keyer.key("study", text.study) if text.study else row["study"]
-        patient = self._patient_of(text) or row["patient"]
-        if not patient and self.config.patient_pattern:
+    def _owner(self, report: TextReport, item: Input | None = None, row: Row | None = None) -> _Owner:
+        """Who a sample belongs to: by the table, else the header, the path pattern, the study, or nobody else."""
+        study = self.keyer.key("study", report.study) if report.study else (row or {}).get("study", "")
+        patient = (row or {}).get("patient", "")
+        if report.patient and report.patient.upper() not in NO_PATIENT:
+            patient = self.keyer.key("patient", report.patient)
+        if not patient and item is not None and self.config.patient_pattern:
             found = re.search(self.config.patient_pattern, item.source)
-            if found:
-                patient = self.keyer.key("patient", found[1] if found.groups() else found[0])
-        if not patient:
-            self.nobody += 1
-            patient = (
-                self.keyer.key("patient of study", study) if study else self.keyer.key("patient of file", row["sample"])
-            )
-        return {**row, "patient": patient, "study": study or self.keyer.key("study of file", row["sample"])}
+            patient = self.keyer.key("patient", found[1] if found.groups() else found[0]) if found else ""
+        if patient:
+            return _Owner(patient, study or self.keyer.key("study of patient", patient, report.text), named=True)
+        if study:
+            return _Owner(self.keyer.key("patient of study", study), study, named=False)
+        alone = row["sample"] if row else self.keyer.key("text", report.image, report.text)
+        return _Owner(self.keyer.key("patient of sample", alone), self.keyer.key("study of sample", alone), named=False)
 
-    def _patient_of(self, text: TextReport) -> str:
-        named = text.patient and text.patient.upper() not in NO_PATIENT
-        return self.keyer.key("patient", text.patient) if named else ""
-
-    def _keep_one_of_each(self, candidates: list[tuple[Row, TextReport]]) -> list[TextReport]:
+    def _keep_one_of_each(self, candidates: list[tuple[Row, TextReport]]) -> list[tuple[_Owner, TextReport]]:
         """Of equal pixels keep one: under the patient key that sorts first, with a text if there is one."""
-        best: dict[str, tuple[Row, TextReport]] = {}
-        order = sorted(candidates, key=lambda pair: (pair[0]["patient"], not pair[1].text, pair[0]["sample"]))
-        unattached = []
-        for row, text in order:
-            kept = best.setdefault(row["content"], (row, text))
-            if kept[0] is not row:
-                self._leave_out(row, "duplicate", f"the same pixels as sample {kept[0]['sample']}")
-                unattached.append(text)
-        for row, text in best.values():
-            source = self.offer.inputs[row["input"]].source if self.config.paths else None
-            self._add(row, text, has_image=True, source=source)
-        return unattached
+        best: dict[str, Row] = {}
+        texts_alone = []
+        for row, report in sorted(
+            candidates, key=lambda pair: (pair[0]["owner"].patient, not pair[1].text, pair[0]["sample"])
+        ):
+            kept = best.setdefault(row["content"], row)
+            if kept is row:
+                self._add(row, row["owner"], report, self.offer.inputs[row["input"]].source)
+            else:
+                self._leave_out(
+                    row | {"status": "duplicate"}, "duplicate", f"the same pixels as sample {kept['sample']}"
+                )
+                texts_alone.append((row["owner"], report))
+        return texts_alone
 
-    def _add_text_only(self, unattached: list[TextReport]) -> None:
-        """Reports whose image is missing, rejected or a duplicate become samples without an image, once each."""
-        texts = {row["text"] for row in self.samples}
-        owned = {(row[owner], row["text"]) for row in self.samples for owner in ("patient", "study")}
-        for text in unattached:
-            study = self.keyer.key("study", text.study) if text.study else ""
-            patient = self._patient_of(text) or (self.keyer.key("patient of study", study) if study else "")
-            known = (patient, text.text) in owned or (study, text.text) in owned if patient else text.text in texts
-            if not text.text or known:
-                continue
-            sample = self.keyer.key("text sample", patient, study, text.text)
-            if not patient:
-                self.nobody += 1
-                patient = self.keyer.key("patient of file", sample)
-            texts.add(text.text)
-            owned.add((patient, text.text))
-            row = {
-                "sample": sample,
-                "patient": patient,
-                "study": study or self.keyer.key("study of file", sample),
-            }
-            self._add(row, text, has_image=False, source=None)
+    def _add_texts(self, texts_alone: list[tuple[_Owner, TextReport]]) -> None:
+        """Reports whose image is missing, rejected or a duplicate become samples without an image, once a study."""
+        known = {(row[who], row["text"]) for row in self.samples for who in ("patient", "study")}
+        for owner, report in texts_alone:
+            said = {(owner.patient, report.text), (owner.study, report.text)}
+            if report.text and not said & known:
+                known |= said
+                sample = self.keyer.key("text sample", owner.patient, owner.study, report.text)
+                self._add({"sample": sample}, owner, report, None)
 
-    def _add(self, row: Row, text: TextReport, has_image: bool, source: str | None) -> None:
-        empty = {
-            "shard": -1,
-            "row": -1,
-            "height": 0,
-            "width": 0,
-            "bits": 0,
-            "pixel_spacing": 0.0,
-            "content": "",
-        }
+    def _add(self, row: Row, owner: _Owner, report: TextReport, source: str | None) -> None:
+        """One row of the index; `source` is None for a sample without an image."""
+        self.nobody += not owner.named
+        empty = {"shard": -1, "row": -1, "height": 0, "width": 0, "bits": 0, "pixel_spacing": 0.0}
         kept = {name: row.get(name, empty.get(name, "")) for name in storage.INDEX_COLUMNS}
-        kept |= {"text": text.text, "has_image": has_image, "has_text": bool(text.text), "source": source}
-        kept |= {label: text.labels.get(label) for label in self.reports.labels}
-        self.samples.append({**kept, "split": text.split})
+        kept |= {label: report.labels.get(label) for label in self.reports.labels}
+        self.samples.append(
+            kept
+            | {"patient": owner.patient, "study": owner.study, "split": report.split, "text": report.text}
+            | {"has_image": source is not None, "has_text": bool(report.text)}
+            | {"source": source if self.config.paths else None}
+        )
 
     def _leave_out(self, row: Row, reason: str, detail: str) -> None:
         source = self.offer.inputs[row["input"]].source if self.config.paths else row["input"]
-        status = "duplicate" if reason == "duplicate" else row["status"]
-        self.left_out.append({"source": source, "status": status, "reason": reason, "detail": detail})
+        self.left_out.append({"source": source, "status": row["status"], "reason": reason, "detail": detail})
+
+    def _note(self, by_name: int) -> None:
+        if by_name:
+            self.notes.append(
+                Note(f"{by_name} rows of the tables found their image by its file name alone", warning=True)
+            )
+        if self.nobody:
+            text = f"{self.nobody} samples name no patient: each study, or sample, counts as a patient of its own"
+            self.notes.append(Note(text, warning=True))
 
     def _split(self) -> None:
         """Give every patient a split, from the table where it gives one, and sort the samples."""

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,64 +73,90 @@ class Report:
         return "Report(hidden)"
 
 
+@dataclass
+class Matched:
+    """Reports on the images they speak of."""
+
+    reports: dict[int, Report] = field(default_factory=dict)  # by the number of the input
+    conflicting: set[int] = field(default_factory=set)  # inputs whose rows contradict one another
+    unmatched: list[Report] = field(default_factory=list)  # of no image, or of one that is not there
+    by_name: int = 0  # rows that found their image by its file name alone
+
+
 class Reports:
-    """Every report of some tables, and the look-up from an image file to its report."""
+    """Every report of some tables, and the way from a row to its image."""
 
     def __init__(self, tables: Iterable[Path], config: PrepareConfig) -> None:
-        self.labels: list[str] = []
-        self.dropped_columns = 0
-        self.free: list[Report] = []  # without an image
-        self.conflicting: set[str] = set()  # absolute paths whose rows contradict one another
-        self._by_path: dict[str, Report] = {}
-        for table in tables:
-            self._read(table, config)
-        self._by_source: dict[str, str] = {}
-        for path, report in self._by_path.items():
-            self._by_source.setdefault(os.path.normpath(report.image), path)
-        counts = Counter(os.path.basename(path) for path in self._by_path)
-        self._by_name = {os.path.basename(path): path for path in self._by_path if counts[os.path.basename(path)] == 1}
+        self.tables = [_Table(path, config) for path in tables]
+        self.labels = list(dict.fromkeys(label for table in self.tables for label in table.columns.labels))
+        self.dropped_columns = sum(table.dropped_columns for table in self.tables)
 
-    def key_of(self, path: Path, source: str, name_is_unique: bool) -> str | None:
-        """The key of the rows that speak of an image, for `report` and `conflicting`.
+    def match(self, inputs: list[tuple[Path, str]]) -> Matched:
+        """Bring every row to its image: inputs are files with their paths relative to their source.
 
-        Args:
-            path: The image file.
-            source: Its path relative to its source.
-            name_is_unique: Whether no other input has its file name.
+        A row is given to one image at most, and by the strictest rule that finds one: the path as written from the
+        table's folder, else relative to a source, else a file name that is unique among inputs and rows.
         """
-        absolute = os.path.abspath(path)
-        if absolute in self._by_path:
-            return absolute
-        if os.path.normpath(source) in self._by_source:
-            return self._by_source[os.path.normpath(source)]
-        return self._by_name.get(path.name) if name_is_unique else None
+        matched = Matched()
+        for table in self.tables:
+            matched.unmatched += table.free
+            places, by_name = table.places(inputs)
+            matched.by_name += by_name
+            for image, report in table.rows.items():
+                number = places.get(image)
+                if number is None:
+                    matched.unmatched += [report] if report else []
+                    continue
+                known = matched.reports.get(number, Report())
+                merged = _merge(known, report) if report else None
+                if merged is None:
+                    matched.conflicting.add(number)
+                else:
+                    matched.reports[number] = merged
+        return matched
 
-    def report(self, key: str) -> Report:
-        """The report behind a key of `key_of`."""
-        return self._by_path[key]
 
-    def items(self) -> Iterator[tuple[str, Report]]:
-        """Every report that names an image, with its key."""
-        return iter(self._by_path.items())
+class _Table:
+    """The rows of one table, one for each image it names."""
 
-    def _read(self, table: Path, config: PrepareConfig) -> None:
-        rows = _table_rows(table)
+    def __init__(self, path: Path, config: PrepareConfig) -> None:
+        rows = _table_rows(path)
         names = {_normal(name): name for row in rows[:1000] for name in row}
-        columns = _Columns.find(names, config, table)
-        self.labels += [label for label in columns.labels if label not in self.labels]
-        self.dropped_columns += len(names) - columns.count()
+        self.folder = path.parent
+        self.columns = _Columns.find(names, config, path)
+        self.dropped_columns = len(names) - self.columns.count()
+        self.free: list[Report] = []  # without an image
+        self.rows: dict[str, Report | None] = {}  # by image; None where its rows contradict one another
         for row in rows:
-            report = columns.report(row)
-            if not report.image:
+            report = self.columns.report(row)
+            image = os.path.normpath(report.image) if report.image else ""
+            if not image:
                 self.free.append(report)
-                continue
-            key = os.path.abspath(table.parent / report.image)
-            known = self._by_path.get(key)
-            merged = _merge(known, report) if known else report
-            if merged is None:
-                self.conflicting.add(key)
+            elif image not in self.rows:
+                self.rows[image] = report
             else:
-                self._by_path[key] = merged
+                known = self.rows[image]
+                self.rows[image] = _merge(known, report) if known else None
+
+    def places(self, inputs: list[tuple[Path, str]]) -> tuple[dict[str, int], int]:
+        """The number of the input of each row that has one, and how many rows found theirs by the last rule."""
+        rules: list[tuple[Callable[[str], str], list[str]]] = [
+            (lambda image: os.path.abspath(self.folder / image), [os.path.abspath(path) for path, _ in inputs]),
+            (lambda image: image, [os.path.normpath(source) for _, source in inputs]),
+            (os.path.basename, [path.name for path, _ in inputs]),
+        ]
+        places: dict[str, int] = {}
+        for key_of, keys in rules:
+            taken, stricter = set(places.values()), len(places)
+            images = Counter(key_of(image) for image in self.rows)
+            offered: dict[str, list[int]] = {}
+            for number, key in enumerate(keys):
+                offered.setdefault(key, []).append(number)
+            for image in self.rows:
+                numbers = offered.get(key_of(image), [])
+                if image not in places and len(numbers) == images[key_of(image)] == 1 and numbers[0] not in taken:
+                    places[image] = numbers[0]
+        return places, len(places) - stricter
 
 
 def _merge(known: Report, new: Report) -> Report | None:

@@ -261,6 +261,65 @@ def test_contradicting_rows_reject_the_image(cyclic: Cyclic) -> None:
     said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
     assert said["rejected_by_reason"] == {"conflicting_rows": 1}
     assert said["paired"] == 1
+    assert said["text_only"] == 0  # which of the two would be true?
+
+
+def test_a_report_never_reaches_an_image_it_does_not_speak_of(cyclic: Cyclic) -> None:
+    """Equal file names in several folders and sources: only the path decides, and what is ambiguous stays apart."""
+    for number, name in enumerate(["one/a/1.png", "one/b/1.png", "two/a/1.png", "two/c/only.png"]):
+        make_png(Path(name), smooth_image(number))
+    table(Path("one/reports.csv"), "path,patient,text\na/1.png,1,Of one a.\nz/1.png,9,Of nothing there.\n")
+    table(Path("names.csv"), "file,patient,text\nelsewhere/only.png,4,By its name.\n1.png,5,Of which?\n")
+    words = ("--reports", "one/reports.csv", "--reports", "names.csv")
+    ran = cyclic("prepare", "one", "two", *words, "--out", "ds", PUBLIC)
+    assert "1 rows of the tables found their image by its file name alone" in ran.err
+    rows = index(Path("ds"))
+    assert {(row["source"], row["text"]) for row in rows} == {
+        ("a/1.png", "Of one a."), ("b/1.png", ""), ("a/1.png", ""), ("c/only.png", "By its name."),
+        (None, "Of nothing there."), (None, "Of which?"),
+    }  # fmt: skip
+    shown = {
+        row["text"]: StoredDataset(Path("ds")).images(np.array([row["shard"]]), np.array([row["row"]]))
+        for row in rows
+        if row["has_image"]
+    }
+    expected = images.fit(images.read(Path("one/a/1.png")).pixels, Preprocessing())
+    np.testing.assert_array_equal(shown["Of one a."][0], expected)
+
+
+def test_tables_in_different_folders_are_joined_on_the_image(cyclic: Cyclic) -> None:
+    make_png(Path("files/a.png"), smooth_image(1))
+    for folder, text in (("t1", "path,text\na.png,Words.\n"), ("t2", "path,edema,patient\na.png,1,7\n")):
+        Path(folder).mkdir()
+        table(Path(folder) / "t.csv", text)
+    cyclic("prepare", "files", "--reports", "t1/t.csv", "--reports", "t2/t.csv", "--out", "ds", PUBLIC)
+    row = index(Path("ds"))[0]
+    assert (row["text"], row["edema"], row["has_image"]) == ("Words.", 1, True)
+
+
+def test_the_text_of_a_duplicate_stays_with_its_patient(cyclic: Cyclic) -> None:
+    """Or one patient's report would stand in another split."""
+    for number in range(30):
+        make_dicom(
+            Path(f"files/{number}-a.dcm"),
+            smooth_image(number),
+            bits=8,
+            PatientID=f"P{number}",
+            StudyInstanceUID=f"1.{number}",
+        )
+        make_dicom(
+            Path(f"files/{number}-b.dcm"),
+            smooth_image(number),
+            bits=8,
+            PatientID=f"P{number}",
+            StudyInstanceUID=f"2.{number}",
+        )
+        for shot in "ab":
+            Path(f"files/{number}-{shot}.txt").write_text(f"Study {shot} of {number}.")
+    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (said["used"], said["duplicates"], said["text_only"], said["patients"]) == (30, 30, 30, 30)
+    splits = {(row["patient"], row["split"]) for row in index(Path("ds"))}
+    assert len(splits) == 30
 
 
 def test_a_patient_in_two_given_splits_is_an_error(cyclic: Cyclic) -> None:
@@ -289,7 +348,7 @@ def test_who_the_patient_is(cyclic: Cyclic) -> None:
     table(Path("t.csv"), "path,patient\nfiles/g.dcm,another\n")
     words = ("--reports", "t.csv", "--patient-pattern", r"x_(\d)", "--out", "ds", PUBLIC)
     ran = cyclic("prepare", "files", *words)
-    assert "2 inputs name no patient" in ran.err
+    assert "2 samples name no patient" in ran.err
     who = {str(row["source"])[-5]: row["patient"] for row in index(Path("ds"))}
     groups = {frozenset(name for name in who if who[name] == key) for key in who.values()}
     assert groups == {frozenset("ab"), frozenset("cd"), frozenset("ef"), frozenset("g")}
