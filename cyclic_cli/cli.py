@@ -221,7 +221,7 @@ def train(
         int | None, typer.Option(help="Passes over the data.", show_default=str(TrainConfig.epochs))
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default="the architecture's")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="the architecture's")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; models start near their optimum, so it is small.", show_default="the architecture's")] = None,
     seed: Annotated[
         int | None,
         typer.Option(help="The same seed gives the same weights.", show_default=str(TrainConfig.seed)),
