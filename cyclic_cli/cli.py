@@ -41,7 +41,7 @@ class ErrorGroup(TyperGroup):
             console.say("Ended by SIGTERM. The same command continues where it can.")
             raise typer.Exit(143) from None
         except KeyboardInterrupt:
-            console.say("Interrupted.")
+            console.say("Interrupted. The same command continues where it can.")
             raise typer.Exit(130) from None
         except CyclicError as error:
             console.show(error)
@@ -69,7 +69,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Put one JSON object on stdout.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Put one JSON object a scan on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but warnings and errors.")]
 Strict = Annotated[bool, typer.Option(help="Exit with 8 when some inputs could not be used.")]
 Null = Annotated[bool, typer.Option("-0", "--null", help="Paths on stdin end with a NUL byte, not a line end.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes.", show_default="the cores it may use")]
@@ -221,10 +221,16 @@ def train(
         int | None, typer.Option(help="Passes over the data.", show_default=str(TrainConfig.epochs))
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default="the architecture's")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate; models start near their optimum, so it is small.", show_default="the architecture's")] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate; models start near their optimum, so it is small.",
+            show_default="the architecture's",
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="The same seed gives the same weights.", show_default=str(TrainConfig.seed)),
+        typer.Option(min=0, help="The same seed gives the same weights.", show_default=str(TrainConfig.seed)),
     ] = None,
     objective: Annotated[
         str | None,
@@ -260,8 +266,8 @@ def train(
     }  # fmt: skip
     values = settings.assign(settings.read_run_file(config) if config else {}, assign or [])
     values |= {name: value for name, value in flags.items() if value is not None}
-    run_settings = settings.build(TrainConfig, values, "the run's settings")
-    registry.check(run_settings.arch, registry.names("models"), "architecture")
+    run_settings = settings.build(TrainConfig, values, "the run")
+    registry.check_file("models", run_settings.arch, "architecture")
     registry.check(resume, ("never", "auto", "must"), "choice of --resume")
     with console.talk(quiet) as report:
         from cyclic_cli import training as task
@@ -384,8 +390,8 @@ def _dataset(named: Path | None, report: Any) -> Path:
         return named
     if os.environ.get("CYCLIC_DATASET"):
         return Path(os.environ["CYCLIC_DATASET"])
-    if is_dataset(Path("dataset")):
-        return Path("dataset")
+    if is_dataset(Path("dataset")) or Path("dataset/.unfinished").is_dir():
+        return Path("dataset")  # an unfinished one is an error of `train`, not a reason to take the demo's
     from cyclic_cli.events import Note
     from cyclic_cli.prepare import demo_dataset
 

@@ -77,6 +77,8 @@ class TrainConfig:
             "weight_decay": self.weight_decay is None or self.weight_decay >= 0,
             "warmup": self.warmup is None or 0 <= self.warmup <= 1,
             "gradient_clip": self.gradient_clip > 0,
+            "seed": 0 <= self.seed < 2**63,
+            "objectives": all(weight >= 0 for weight in self.objectives.values()),
             "checkpoint_minutes": self.checkpoint_minutes > 0,
             "checkpoint_steps": self.checkpoint_steps is None or self.checkpoint_steps >= 1,
         }
@@ -108,13 +110,13 @@ def build(kind: type[Settings], values: dict[str, Any], where: str) -> Settings:
 
     known = [known_field.name for known_field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for name in values:
-        check(name, known, f"setting ({where})")
+        check(str(name), known, f"setting of {where}")
     try:
         return pydantic.TypeAdapter(kind).validate_python(values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{where}: {place}: {first['msg']}.", "Correct the value.") from None
+        raise UsageError(f"{place} of {where}: {first['msg']}.", "Correct the value.") from None
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
@@ -185,4 +187,10 @@ def cache_folder() -> Path:
         usable = os.access(folder, os.W_OK)
     except OSError:  # no home, or a read-only one, as in some batch jobs
         usable = False
-    return folder if usable else Path(tempfile.gettempdir()) / f"cyclic-{os.getuid()}"
+    if usable:
+        return folder
+    folder = Path(tempfile.gettempdir()) / f"cyclic-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise CyclicError(f"The cache folder {folder} is somebody else's.", "Name one with $CYCLIC_CACHE.")
+    return folder

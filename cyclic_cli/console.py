@@ -136,7 +136,7 @@ class _Bars:
         if isinstance(event, Progress):
             self._move(event.unit, event.done, event.total, self.rates.of(event))
         elif isinstance(event, Step):
-            self._move("training", event.step, event.steps, _step_detail(event))
+            self._move("training", event.step, event.steps, _step_detail(event, short=True))
         else:
             style = "yellow" if isinstance(event, Note) and event.warning else ""
             self.bar.console.print(_line(event), style=style, markup=False, soft_wrap=True)
@@ -194,9 +194,10 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _step_detail(event: Step) -> str:
+def _step_detail(event: Step, short: bool = False) -> str:
     left = (event.steps - event.step) * event.batch_images / event.images_per_second if event.images_per_second else 0
-    parts = [f"epoch {event.epoch}/{event.epochs}", f"loss {event.losses['total']:.5f}", f"lr {event.lr:.1e}"]
+    parts = [f"loss {event.losses['total']:.5f}"]
+    parts = parts if short else [f"epoch {event.epoch}/{event.epochs}", *parts, f"lr {event.lr:.1e}"]
     parts += [f"{event.images_per_second:.0f} images/s", f"{_duration(left)} left"] if event.images_per_second else []
     return ", ".join(parts)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cyclic_cli.images import image_area
+from cyclic_cli.images import as_float, image_area
 from cyclic_cli.storage import StoredDataset
 
 
@@ -44,7 +44,7 @@ class Samples:
     def images(self, chosen: np.ndarray) -> Tensor:
         """Images (N, C, H, W) float32 in [0, 1] of the samples numbered by `chosen` (N,)."""
         stored = self.dataset.images(self.shards[chosen], self.rows[chosen])
-        return torch.from_numpy(stored.astype(np.float32) / np.float32(np.iinfo(stored.dtype).max))
+        return torch.from_numpy(as_float(stored))
 
     def batches(self, order: np.ndarray, size: int) -> Iterator[Tensor]:
         """The images numbered by `order` (N,), in batches of at most `size`: (N, C, H, W) float32 in [0, 1]."""

@@ -228,6 +228,8 @@ def _render(header: Dataset, stored: np.ndarray, frame: int) -> np.ndarray:
     """Steps 2 to 6 of the module's list: stored values to (H, W) float32 in [0, 1]."""
     photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
     if photometric == "PALETTE COLOR":
+        if header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:
+            _swap_palette(header)
         colour = apply_color_lut(stored, header)
         return _luminance(colour, 2 ** (8 * colour.dtype.itemsize) - 1)
     if stored.ndim == 3:
@@ -236,11 +238,22 @@ def _render(header: Dataset, stored: np.ndarray, frame: int) -> np.ndarray:
     groups = _frame_groups(header, frame)
     modality = _modality(header, groups, stored)
     grey = _values_of_interest(header, groups, modality, padding)
+    if stored.dtype.kind == "f":
+        np.nan_to_num(grey, copy=False)
     if photometric == "MONOCHROME1":
         np.subtract(1, grey, out=grey)
     if padding is not None:
         grey[padding] = 0
     return grey
+
+
+def _swap_palette(header: Dataset) -> None:
+    """Turn a palette's 16-bit words, which pydicom hands out as they stand in the file, to little endian."""
+    for colour in ("Red", "Green", "Blue"):
+        name = f"{colour}PaletteColorLookupTableData"
+        words = header.get(name)
+        if isinstance(words, bytes) and int(header[f"{colour}PaletteColorLookupTableDescriptor"].value[2]) > 8:
+            header[name].value = np.frombuffer(words, ">u2").astype("<u2").tobytes()
 
 
 def _luminance(colour: np.ndarray, largest: int) -> np.ndarray:

@@ -13,28 +13,33 @@ from cyclic_cli.errors import CyclicError
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
-def launch(device: str, precision: str) -> Any:
-    """A launched Fabric on one device.
-
-    Args:
-        device: auto, cpu or cuda; `auto` without CUDA is the CPU.
-        precision: auto, 32, bf16 or 16; `auto` is bf16 where CUDA has it, else 32.
+def resolve(device: str, precision: str) -> tuple[str, str]:
+    """What `auto` means here: cpu or cuda, and 32, bf16 or 16 (bf16 where CUDA has it).
 
     Raises:
-        CyclicError: CUDA is asked for and not there.
+        CyclicError: CUDA is asked for and not there, or 16 without CUDA.
     """
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    from lightning_fabric import Fabric
-
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise CyclicError("No CUDA device can be used here.", "Take --device cpu or auto.")
-    on_cuda = cuda if device == "auto" else device == "cuda"
+    if device == "auto":
+        device = "cuda" if cuda else "cpu"
+    if precision == "16" and device == "cpu":
+        raise CyclicError("--precision 16 needs CUDA.", "Take 32, or bf16 where the processor has it.")
     if precision == "auto":
-        precision = "bf16" if on_cuda and torch.cuda.is_bf16_supported() else "32"
+        precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "32"
+    return device, precision
+
+
+def launch(device: str, precision: str) -> Any:
+    """A launched Fabric on one device; both words as `resolve` gives them."""
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    from lightning_fabric import Fabric
+
     use_available_threads()
-    fabric = Fabric(accelerator="cuda" if on_cuda else "cpu", devices=1, precision=PRECISIONS[precision])
+    fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[precision])
     fabric.launch()
     return fabric
 

@@ -89,8 +89,8 @@ def find_secret(salt_file: Path | None) -> bytes:
         if not secret:
             raise CyclicError(f"The salt file {salt_file} is empty.", "Put a long random line into it.")
         return secret
-    if os.environ.get("CYCLIC_SALT"):
-        return os.environ["CYCLIC_SALT"].encode()
+    if os.environ.get("CYCLIC_SALT", "").strip():
+        return os.environ["CYCLIC_SALT"].strip().encode()
     return _own_secret(platformdirs.user_config_path("cyclic") / "salt")
 
 
@@ -109,7 +109,10 @@ def _own_secret(path: Path) -> bytes:
                 pass  # another process was first: its secret is everybody's
             finally:
                 draft.unlink()
-        return path.read_bytes().strip()
+        secret = path.read_bytes().strip()
+        if not secret:  # an empty secret would be none
+            raise CyclicError(f"The secret in {path} is empty.", "Remove that file; a new secret is made.")
+        return secret
     except OSError as error:
         raise CyclicError(
             f"No secret for patient keys can be kept in {path.parent}.",

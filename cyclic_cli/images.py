@@ -22,6 +22,8 @@ from cyclic_cli.dicom import Facts, Identities
 from cyclic_cli.errors import InputError, Rejected
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit, with our own error, stands in `_read_pillow`
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF's tag of photometric interpretation, and the value of inverted films
+LARGEST_SIDE = 2**14  # pixels; the letterbox of a longer strip would fill the memory
 HEAD = 132  # bytes that tell every format
 SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff"}
 """Suffixes taken off when an output is named after its input; all others may be part of a dotted UID."""
@@ -50,6 +52,8 @@ def read(path: Path) -> Picture:
         raise
     except BaseException as error:  # one bad file never ends a job, not even by a bug or for want of memory
         raise Rejected("unexpected", f"reading it failed ({type(error).__name__})") from error
+    if max(picture.pixels.shape) > LARGEST_SIDE:
+        raise Rejected("too_large", f"a side of {max(picture.pixels.shape)} pixels; at most {LARGEST_SIDE} are taken")
     if picture.pixels.min() == picture.pixels.max():
         raise Rejected("blank")
     return picture
@@ -61,7 +65,8 @@ def file_format(path: Path) -> str:
         if not path.exists():
             raise Rejected("missing")
         if not path.is_file():  # a pipe would wait for ever
-            raise Rejected("unreadable", "not a regular file")
+            folder = path.is_dir()
+            raise Rejected("unreadable", "a folder that cannot be listed" if folder else "not a regular file")
         with path.open("rb") as file:
             head = file.read(HEAD)
     except OSError as error:
@@ -89,7 +94,10 @@ def _read_pillow(path: Path) -> Picture:
                 if image.width * image.height > dicom.LARGEST_FRAME:
                     raise Rejected("too_large", f"{image.width}×{image.height} pixels are declared")
                 image.seek(getattr(image, "n_frames", 1) // 2)
+                tags = getattr(image, "tag_v2", {})
                 pixels, bits = _grey(ImageOps.exif_transpose(image))
+                if bits == 16 and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow sees to 8 bits, not to 16
+                    pixels = 1 - pixels
     except Rejected:
         raise
     except Exception as error:  # Pillow raises almost anything on damaged data
@@ -168,6 +176,11 @@ def image_area(height: int, width: int, size: int) -> tuple[slice, slice]:
         return slice(first, max(first + 1, math.floor((start + length) * size / side)))
 
     return inside(height), inside(width)
+
+
+def as_float(stored: np.ndarray) -> np.ndarray:
+    """Stored pixels, uint8 or uint16 of any shape, as float32 in [0, 1]."""
+    return stored.astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)
 
 
 def as_png(pixels: np.ndarray) -> bytes:

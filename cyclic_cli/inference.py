@@ -28,12 +28,13 @@ class TorchModel:
     """A checkpoint, rebuilt with torch on the CPU or on CUDA."""
 
     def __init__(self, path: Path, device: str = "auto") -> None:
-        """Raises CyclicError when the checkpoint is damaged or does not fit the architecture it names."""
+        """Raises CyclicError when the checkpoint is damaged, does not fit its architecture, or CUDA is not there."""
         import torch
 
-        from cyclic_cli.distributed import use_available_threads
+        from cyclic_cli.distributed import resolve, use_available_threads
 
         use_available_threads()
+        self._device = torch.device(resolve(device, "32")[0])
         checkpoint = storage.read_checkpoint(path)
         self.preprocessing: Preprocessing = checkpoint.preprocessing
         self.fingerprint = checkpoint.fingerprint
@@ -44,8 +45,6 @@ class TorchModel:
             self._model.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
         except (ValueError, RuntimeError) as error:
             raise CyclicError(f"{path} does not fit the architecture it names.", "Train the model again.") from error
-        cuda = torch.cuda.is_available() and device != "cpu"
-        self._device = torch.device("cuda" if cuda else "cpu")
         self._model.to(self._device).eval()
 
     def reconstruct(self, fitted: np.ndarray) -> np.ndarray:
@@ -53,14 +52,9 @@ class TorchModel:
         import torch
 
         with torch.inference_mode():
-            image = torch.from_numpy(as_float(fitted)).to(self._device)
+            image = torch.from_numpy(images.as_float(fitted)).to(self._device)
             output: np.ndarray = self._model(image)["reconstruction"].float().clamp(0, 1).cpu().numpy()
         return output
-
-
-def as_float(fitted: np.ndarray) -> np.ndarray:
-    """Stored pixels (uint8 or uint16) as float32 in [0, 1]."""
-    return fitted.astype(np.float32) / np.float32(np.iinfo(fitted.dtype).max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +120,7 @@ def reconstruct(
         if read:
             fitted = np.stack([pixels for pixels, _ in read.values()])
             reconstructed = model.reconstruct(fitted)
-            for number, original, decoded in zip(read, as_float(fitted), reconstructed, strict=True):
+            for number, original, decoded in zip(read, images.as_float(fitted), reconstructed, strict=True):
                 area = read[number][1]
                 yield _written(names[number], outputs[number], original[0][area], decoded[0][area], form)
                 summary.used += 1
@@ -201,5 +195,5 @@ def find_model(named: Path | None) -> tuple[Path, str]:
         return storage.find_checkpoint(Path(os.environ["CYCLIC_MODEL"])), ""
     latest = Path("runs/latest")
     if latest.is_dir():
-        return storage.find_checkpoint(latest), "model: runs/latest"
+        return storage.find_checkpoint(latest), f"model: runs/latest, which is {latest.resolve().name}"
     return PACKAGED_MODEL, "model: the one that comes with the package (chest radiographs and phantoms)"

@@ -13,14 +13,12 @@ enough to turn them into keys.
 import glob
 import hashlib
 import json
-import multiprocessing
 import os
 import re
-import signal
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -35,10 +33,12 @@ from cyclic_cli.errors import REASONS, CyclicError, Rejected, Skipped, UsageErro
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.identity import NO_PATIENT, SPLITS, Keyer, find_secret, place, split_of
 from cyclic_cli.storage import DatasetDraft, DatasetFacts, StoredDataset
-from cyclic_cli.text import TABLE_NAMES, Reports, read_text, side_car
+from cyclic_cli.text import SIDE_CAR, TABLE_NAMES, Matched, Reports, read_text, side_car
 from cyclic_cli.text import Report as TextReport
+from cyclic_cli.workers import pool as workers_pool
 
 Row = dict[str, Any]
+ENDS = 4096  # bytes of a file's head and tail that tell it from others of its size
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Input:
     """One file offered: where it is, and its path relative to the source it came with."""
 
     path: Path
-    source: str
+    source: str  # as UTF-8 text; of several folders each path begins with its folder's name
+    relative: str  # the same without that name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class PrepareSummary:
     paired: int
     image_only: int
     text_only: int
-    reports: int  # tables and side-cars read as text
+    report_files: int  # tables and side-cars
     splits: dict[str, int]  # samples
     seconds: float
     images_per_second: float
@@ -96,11 +97,15 @@ def prepare(
         CyclicError: no input could be used, `out` holds something else, the disk is full.
     """
     start = time.monotonic()
+    if config.already_deidentified and salt_file is not None:
+        raise UsageError("--already-deidentified uses no secret, but --salt-file gives one.", "Leave one of them out.")
     keyer = Keyer(b"" if config.already_deidentified else find_secret(salt_file))
     offer = _expand(sources, tables, out)
     reports = Reports(offer.tables, config)
-    if reports.dropped_columns:
-        report(Note(f"{reports.dropped_columns} other columns of the tables were not read"))
+    for table in reports.tables:
+        report(Note(f"{table.name}: {table.columns.described()}; {table.dropped_columns} other columns are not read"))
+    if offer.unread_tables:
+        report(Note(f"{offer.unread_tables} tables in the source folders are not read, since --reports names others"))
     request = _request(offer, config, keyer)
     if storage.is_dataset(out):
         return _already_done(out, request, start)
@@ -112,7 +117,8 @@ def prepare(
     for note in joined.notes:
         report(note)
     if not joined.samples:
-        raise CyclicError(f"None of {len(offer.inputs)} inputs could be used.", _most_frequent(joined.left_out))
+        draft.discard()
+        raise _nothing_usable(offer, joined)
     counts = _counts(offer, joined)
     facts = DatasetFacts(
         tool=f"cyclic {version('cyclic-cli')}",
@@ -167,18 +173,22 @@ def _expand(sources: list[Path], tables: list[Path] | None, out: Path) -> _Offer
     found: dict[str, Input] = {}
     offer = _Offer(tables=list(tables or []))
     named = {os.path.abspath(table) for table in offer.tables}
+    several = sum(source.is_dir() for source in sources) > 1
+    common = _common_folder(sources)
     for source in sources:
-        for item in _files(source, out):
-            absolute = os.path.abspath(item.path)
+        for path, relative in _files(source, out, common):
+            absolute = os.path.abspath(path)
             if absolute in named:
                 continue
-            if source.is_dir() and item.source in TABLE_NAMES:
+            if source.is_dir() and relative in TABLE_NAMES:
                 if tables:
                     offer.unread_tables += 1
-                elif item.path not in offer.tables:
-                    offer.tables.append(item.path)
+                elif path not in offer.tables:
+                    offer.tables.append(path)
                 continue
-            found.setdefault(absolute, item)
+            prefix = f"{source.resolve().name}/" if several and source.is_dir() else ""
+            text = os.fsencode(relative).decode("utf-8", "backslashreplace")  # a name on disk is any bytes
+            found.setdefault(absolute, Input(path, prefix + text, text))
     _find_side_cars(offer, found)
     used_texts = {os.path.abspath(path) for path in offer.side_cars.values()}
     offer.inputs = sorted(
@@ -193,25 +203,45 @@ def expand(sources: list[Path], out: Path) -> list[Input]:
     return _expand(sources, None, out).inputs
 
 
-def _files(source: Path, out: Path) -> Iterator[Input]:
-    """The files of one source: a folder's, recursively but for `out`; a pattern's; the file itself, there or not."""
+def _common_folder(sources: list[Path]) -> Path:
+    """The folder that holds every file named by an absolute path, which their paths are then relative to."""
+    folders = [source.parent for source in sources if source.is_absolute() and not source.is_dir()]
+    return Path(os.path.commonpath(folders)) if folders else Path()
+
+
+def _files(source: Path, out: Path, common: Path) -> Iterator[tuple[Path, str]]:
+    """The files of one source, each with its path relative to it.
+
+    A folder's, recursively but for `out` and for hidden files; a pattern's; the file itself, there or not.
+    """
     if source.is_dir():
         closed: list[OSError] = []
         for folder, inner, names in os.walk(source, onerror=closed.append):
-            inner[:] = [name for name in inner if os.path.abspath(os.path.join(folder, name)) != os.path.abspath(out)]
+            inner[:] = [name for name in inner if not _is_hidden(name) and not _is_same(Path(folder, name), out)]
             for name in names:
-                path = Path(folder) / name
-                yield Input(path, path.relative_to(source).as_posix())
+                if not _is_hidden(name):
+                    path = Path(folder) / name
+                    yield path, path.relative_to(source).as_posix()
         for error in closed:  # a folder that cannot be listed is not passed over: it is rejected as unreadable
             path = Path(error.filename)
-            yield Input(path, path.relative_to(source).as_posix())
+            yield path, path.relative_to(source).as_posix()
     elif not source.exists() and glob.has_magic(str(source)):
         for match in glob.glob(str(source), recursive=True):
             if os.path.isfile(match):
-                yield Input(Path(match), Path(match).name)
+                yield Path(match), Path(match).as_posix()
+    elif source.is_absolute():
+        yield source, source.relative_to(common).as_posix()
     else:
-        inside = not source.is_absolute() and ".." not in source.parts
-        yield Input(source, source.as_posix() if inside else source.name)
+        yield source, source.name if ".." in source.parts else source.as_posix()
+
+
+def _is_hidden(name: str) -> bool:
+    """What file managers leave behind, such as .DS_Store, is no input."""
+    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini")
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    return os.path.abspath(path) == os.path.abspath(other)
 
 
 def _find_side_cars(offer: _Offer, found: dict[str, Input]) -> None:
@@ -229,11 +259,10 @@ def _find_side_cars(offer: _Offer, found: dict[str, Input]) -> None:
 
 
 def _request(offer: _Offer, config: PrepareConfig, keyer: Keyer) -> str:
-    """A fingerprint of inputs, reports, settings and secret. Of images the size stands for the content."""
+    """A fingerprint of inputs, reports, settings and secret. Of an image its size, its head and its tail count."""
     digest = hashlib.sha256(json.dumps(as_plain(config), sort_keys=True).encode() + keyer.check().encode())
     for item in offer.inputs:
-        size = item.path.stat().st_size if item.path.exists() else -1
-        digest.update(f"{item.source}\0{size}\n".encode())
+        digest.update(item.source.encode() + b"\0" + _ends(item.path))
     for path in [*offer.tables, *sorted(set(offer.side_cars.values()))]:
         if not path.is_file():
             raise CyclicError(f"There is no table {path}.", "Check --reports.")
@@ -241,8 +270,23 @@ def _request(offer: _Offer, config: PrepareConfig, keyer: Keyer) -> str:
     return keyer.key("request", digest.hexdigest())
 
 
+def _ends(path: Path) -> bytes:
+    """A file's size, first and last bytes, which differ between images of one size; empty where it cannot be read."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(ENDS)
+            file.seek(max(0, size - ENDS))
+            return b"%d" % size + head + file.read(ENDS)
+    except OSError:
+        return b""
+
+
 def _already_done(out: Path, request: str, start: float) -> PrepareSummary:
     facts = StoredDataset(out).facts
+    DatasetDraft(out).clear()  # a kill may have come just before that
     if facts.request != request:
         raise CyclicError(
             f"{out} is a finished data set of other inputs or settings.",
@@ -273,6 +317,8 @@ def _write_shards(
     total = sum(len(run) for run in shards)
     waiting = [shard for shard in range(len(shards)) if not draft.is_done(shard)]
     done = total - sum(len(shards[shard]) for shard in waiting)
+    if done:
+        report(Note(f"continuing: {done} of {total} inputs were done before"))
     report(Progress(done, total, "images"))
     if min(workers, len(waiting)) <= 1:
         for shard in waiting:
@@ -280,8 +326,7 @@ def _write_shards(
             done += len(shards[shard])
             report(Progress(done, total, "images"))
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the terminal's threads and locks
-    with ProcessPoolExecutor(workers, context, initializer=_leave_interrupts_to_the_parent) as pool:
+    with workers_pool(workers) as pool:
         futures: dict[Future[None], int] = {
             pool.submit(_write_shard, draft.folder, shard, shards[shard], preprocessing, keyer): len(shards[shard])
             for shard in waiting
@@ -300,10 +345,6 @@ def _write_shards(
             pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def _write_shard(
     folder: Path, shard: int, run: list[tuple[int, Path]], preprocessing: Preprocessing, keyer: Keyer
 ) -> None:
@@ -316,7 +357,7 @@ def _write_shard(
             picture = images.read(path)
             pixels = images.fit(picture.pixels, preprocessing)
             if pixels.min() == pixels.max():
-                raise Rejected("blank")
+                raise Rejected("blank", "nothing is left of it at this size")
             row |= _keys(path, picture, keyer) | asdict(picture.facts)
             row |= {
                 "status": "used",
@@ -361,7 +402,7 @@ class _Owner:
 
 @dataclass
 class _Join:
-    """Brings rows and reports together. `run` fills the last five fields."""
+    """Brings rows and reports together. `run` fills the fields that have defaults."""
 
     offer: _Offer
     reports: Reports
@@ -372,9 +413,11 @@ class _Join:
     notes: list[Note] = field(default_factory=list)
     split_given: bool = False
     nobody: int = 0  # samples without any patient
+    shared: int = 0  # side-cars beside images of several patients
 
     def run(self, rows: list[Row]) -> "_Join":
-        matched = self.reports.match([(item.path, item.source) for item in self.offer.inputs])
+        matched = self.reports.match([(item.path, item.relative) for item in self.offer.inputs])
+        self._drop_shared_side_cars(rows)
         candidates: list[tuple[Row, TextReport]] = []
         texts_alone = [(self._owner(report), report) for report in matched.unmatched]
         for row in rows:
@@ -385,13 +428,12 @@ class _Join:
             elif row["status"] == "used":
                 candidates.append((row | {"owner": self._owner(report, item, row)}, report))
             else:
-                is_text = item.path.suffix.lower() == ".txt" and row["reason"] == "unknown_format"
-                self._leave_out(row, "text_without_image" if is_text else row["reason"], row["detail"])
+                self._leave_out(row, *_reason(item, row))
                 texts_alone.append((self._owner(report, item), report))
         texts_alone += self._keep_one_of_each(candidates)
         self._add_texts(texts_alone)
         self._split()
-        self._note(matched.by_name)
+        self._note(matched)
         return self
 
     def _with_side_car(self, item: Input, report: TextReport) -> TextReport:
@@ -426,9 +468,8 @@ class _Join:
             if kept is row:
                 self._add(row, row["owner"], report, self.offer.inputs[row["input"]].source)
             else:
-                self._leave_out(
-                    row | {"status": "duplicate"}, "duplicate", f"the same pixels as sample {kept['sample']}"
-                )
+                other = self.offer.inputs[kept["input"]].source if self.config.paths else f"sample {kept['sample']}"
+                self._leave_out(row | {"status": "duplicate"}, "duplicate", f"at this size the same pixels as {other}")
                 texts_alone.append((row["owner"], report))
         return texts_alone
 
@@ -450,23 +491,47 @@ class _Join:
         kept |= {label: report.labels.get(label) for label in self.reports.labels}
         self.samples.append(
             kept
-            | {"patient": owner.patient, "study": owner.study, "split": report.split, "text": report.text}
+            | {
+                "patient": owner.patient,
+                "study": owner.study,
+                "split": (report.split, report.line),
+                "text": report.text,
+            }
             | {"has_image": source is not None, "has_text": bool(report.text)}
             | {"source": source if self.config.paths else None}
         )
 
     def _leave_out(self, row: Row, reason: str, detail: str) -> None:
-        source = self.offer.inputs[row["input"]].source if self.config.paths else row["input"]
+        source = self.offer.inputs[row["input"]].source if self.config.paths else f"{row['input'] + 1:06d}"
         self.left_out.append({"source": source, "status": row["status"], "reason": reason, "detail": detail})
 
-    def _note(self, by_name: int) -> None:
-        if by_name:
-            self.notes.append(
-                Note(f"{by_name} rows of the tables found their image by its file name alone", warning=True)
-            )
-        if self.nobody:
-            text = f"{self.nobody} samples name no patient: each study, or sample, counts as a patient of its own"
-            self.notes.append(Note(text, warning=True))
+    def _note(self, matched: Matched) -> None:
+        """Warnings, each with its count."""
+        imageless = sum(bool(report.image) for report in matched.unmatched)
+        empty = [name for name, share in zip(SPLITS, self.config.split, strict=True) if share and not self._has(name)]
+        counts = {
+            "{} rows of the tables found their image by its file name alone": matched.by_name,
+            "{} rows of the tables name an image that was not given": imageless,
+            "{} report.txt lie beside images of several patients or studies, and were not used": self.shared,
+            "{} samples name no patient: each study, or sample, counts as a patient of its own": self.nobody,
+        }
+        said = [text.format(count) for text, count in counts.items() if count]
+        said += [f"no sample fell into {' and '.join(empty)}"] if empty and self.samples else []
+        self.notes += [Note(text, warning=True) for text in said]
+
+    def _has(self, split: str) -> bool:
+        return any(row["split"] == split for row in self.samples)
+
+    def _drop_shared_side_cars(self, rows: list[Row]) -> None:
+        """A folder's one report belongs to its images only where they are of one study, or at least of one patient."""
+        owners: dict[Path, set[str]] = {}
+        for row in rows:
+            text = self.offer.side_cars.get(self.offer.inputs[row["input"]].path)
+            if text is not None and text.name == SIDE_CAR and row["status"] == "used":
+                owners.setdefault(text, set()).add(row["study"] or row["patient"])
+        shared = {text for text, keys in owners.items() if len(keys) > 1}
+        self.shared = len(shared)
+        self.offer.side_cars = {path: text for path, text in self.offer.side_cars.items() if text not in shared}
 
     def _split(self) -> None:
         """Give every patient a split, from the table where it gives one, and sort the samples."""
@@ -481,15 +546,28 @@ class _Join:
         for row in self.samples:
             where = place(row["patient"])
             by_hash, position = split_of(where, self.config.split)
-            chosen = given.get(row["patient"])
+            chosen = given[row["patient"]][0] if row["patient"] in given else ""
             row["split"], row["position"] = (chosen, where) if chosen else (by_hash, position)
         self.samples.sort(key=lambda row: (SPLITS.index(row["split"]), row["position"], row["patient"], row["sample"]))
         self.left_out.sort(key=lambda row: (str(row["source"]), row["reason"]))
 
 
-def _most_frequent(left_out: Iterable[Row]) -> str:
-    counted = Counter(row["reason"] for row in left_out)
-    return "Reasons: " + ", ".join(f"{reason} ({count})" for reason, count in counted.most_common(3)) + "."
+def _reason(item: Input, row: Row) -> tuple[str, str]:
+    """Reason and detail of an input that was not used; of text and tables a better word than their format."""
+    suffix = item.path.suffix.lower()
+    if row["reason"] == "unknown_format" and suffix == ".txt":
+        return "text_without_image", REASONS["text_without_image"]
+    if row["reason"] == "unknown_format" and suffix in (".csv", ".tsv", ".jsonl"):
+        return "unknown_format", "a table that was not named: give it with --reports"
+    return row["reason"], row["detail"]
+
+
+def _nothing_usable(offer: _Offer, joined: _Join) -> CyclicError:
+    if not offer.inputs:
+        return CyclicError("There is no file in what was given.", "Name files, folders or patterns that hold images.")
+    counted = Counter(row["reason"] for row in joined.left_out)
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in counted.most_common(3))
+    return CyclicError(f"None of {len(offer.inputs)} inputs could be used.", f"Reasons: {reasons}.")
 
 
 def _fingerprint(samples: list[Row]) -> str:
@@ -520,7 +598,7 @@ def _counts(offer: _Offer, joined: _Join) -> dict[str, Any]:
         "paired": paired,
         "image_only": with_image - paired,
         "text_only": len(samples) - with_image,
-        "reports": len(offer.tables) + offer.unread_tables + len(set(offer.side_cars.values())),
+        "report_files": len(offer.tables) + offer.unread_tables + len(set(offer.side_cars.values())),
         "splits": {name: in_split[name] for name in SPLITS},
     }
 

@@ -1,8 +1,8 @@
 """Everything on disk: data sets, checkpoints, runs. The only module that knows their formats.
 
-Three habits hold for all of it. Every file is written under a temporary name and renamed, so a reader meets a
-whole file or none. Every format carries a version; a newer one is refused, an older one is upgraded where it is
-read. Tensors are safetensors, facts are JSON or YAML beside them or in their header; there is no pickle.
+Three habits hold for all of it. Every file is written under a temporary name and renamed, so nobody reads half a
+file. Data sets and checkpoints carry the version of their format; a newer one is refused, an older one is upgraded
+where it is read. Tensors are safetensors, facts are JSON or YAML beside them or in their header; there is no pickle.
 
 Data set (a folder; `dataset.yaml` is written last, so a folder without it is unfinished):
 
@@ -14,23 +14,29 @@ Data set (a folder; `dataset.yaml` is written last, so a folder without it is un
 
 Run (a folder):
 
-    model.safetensors          the best checkpoint by validation; config.yaml, metrics.jsonl beside it
+    model.safetensors          the best checkpoint by validation
+    config.yaml                every setting, filled in
+    metrics.jsonl              a line every few steps and every epoch
+    summary.json               the figures of a finished run
     state/step-00000120/       model.safetensors (the last weights), optimizer.safetensors, progress.json
 """
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from cyclic_cli.config import Preprocessing, as_plain, build
 from cyclic_cli.errors import CyclicError
@@ -57,12 +63,13 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         os.replace(draft, path)
-    except OSError as error:
-        raise CyclicError(
-            f"{path} cannot be written: {error.strerror}.", "Free space or name another --out."
-        ) from error
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", 0) == errno.ENOSPC or "No space left" in str(error)
+        cause = "no space is left" if full else getattr(error, "strerror", None) or "writing failed"
+        raise CyclicError(f"{path} cannot be written: {cause}.", "Mend that, or name another --out.") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -84,7 +91,7 @@ def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file that `write_json_lines` wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:
@@ -100,8 +107,6 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], header: dict[str, str]) -> None:
     """Write a safetensors file; `header` values are text."""
-    from safetensors.numpy import save_file
-
     with replacing(path) as draft:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, draft, header)
         os.chmod(draft, 0o666 & ~_umask())
@@ -109,15 +114,19 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], header: dict[str, 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read a safetensors file: tensors by name, and its header. Raises CyclicError when it is not one."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
         raise CyclicError(f"There is no file {path}.", "Check the path.") from None
+    except PermissionError:
+        raise CyclicError(f"{path} may not be read.", "Check its permissions.") from None
     except (SafetensorError, OSError) as error:
         raise CyclicError(f"{path} is not a whole safetensors file.", "Copy or make it again.") from error
+    except TypeError as error:  # a kind of number that numpy lacks
+        raise CyclicError(
+            f"{path} is no checkpoint of cyclic.", "Give a run folder or its model.safetensors."
+        ) from error
 
 
 def _umask() -> int:
@@ -189,14 +198,26 @@ class DatasetDraft:
             if mark.read_text() != request:
                 raise CyclicError(
                     f"{self.folder} holds an unfinished data set of other inputs or settings.",
-                    "Repeat the command that began it, or name another --out.",
+                    "Repeat the command that began it, remove the folder, or name another --out.",
                 )
             for draft in self.folder.glob(".*.tmp"):  # left by a kill
                 draft.unlink()
             return
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        if self.folder.exists() and (not self.folder.is_dir() or _holds_more_than_drafts(self.folder)):
             raise CyclicError(f"{self.folder} exists and holds something else.", "Name another --out.")
         write_text(mark, request)
+
+    def discard(self) -> None:
+        """Take back an unfinished data set that no input could be used for."""
+        for path in [*self.folder.glob("images-*.safetensors"), *self.folder.glob(".*.tmp")]:
+            path.unlink()
+        self.clear()
+        with suppress(OSError):  # not empty: it holds something that is not ours
+            self.folder.rmdir()
+
+    def clear(self) -> None:
+        """Remove the rows of shards, which a whole data set no longer needs."""
+        shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def is_done(self, shard: int) -> bool:
         """Whether a shard and its rows are whole."""
@@ -229,10 +250,15 @@ class DatasetDraft:
             pa.parquet.write_table(pa.Table.from_pylist(rows, pa.schema(fields)), draft, compression="zstd")
         write_json_lines(self.folder / "rejected.jsonl", rejected)
         write_yaml(self.folder / "dataset.yaml", as_plain(facts))
-        shutil.rmtree(self.unfinished)
+        self.clear()
 
     def _rows_path(self, shard: int) -> Path:
         return self.unfinished / f"rows-{shard:05d}.jsonl"
+
+
+def _holds_more_than_drafts(folder: Path) -> bool:
+    """Whether anything but what a kill leaves behind lies in a folder."""
+    return any(path.name != ".unfinished" and not path.match(".*.tmp") for path in folder.iterdir())
 
 
 def shard_name(shard: int) -> str:
@@ -286,6 +312,8 @@ class StoredDataset:
 
         try:
             return pa.parquet.read_table(self.folder / "index.parquet", columns=columns)
+        except PermissionError:
+            raise CyclicError(f"{self.folder / 'index.parquet'} may not be read.", "Check its permissions.") from None
         except (OSError, pa.ArrowException) as error:
             raise CyclicError(f"{self.folder / 'index.parquet'} is damaged.", "Make the data set again.") from error
 
@@ -313,6 +341,11 @@ class StoredDataset:
         for position, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
             out[position] = self._map(shard)[row]
         return out
+
+    def check(self) -> None:
+        """Raise CyclicError when the index or a shard that it names is missing or cut short."""
+        for shard in set(self.index(["shard"])["shard"].to_pylist()) - {-1}:
+            self._map(shard)
 
     def _map(self, shard: int) -> np.ndarray:
         if shard not in self._maps:
@@ -452,6 +485,28 @@ class RunFolder:
         optimizer, _ = read_tensors(newest / "optimizer.safetensors")
         return read_checkpoint(newest / "model.safetensors"), optimizer, progress
 
+    def is_foreign(self) -> bool:
+        """Whether the folder holds something, and that is no run."""
+        return (
+            self.exists()
+            and not self.config.exists()
+            and (not self.folder.is_dir() or _holds_more_than_drafts(self.folder))
+        )
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Mark the run as finished."""
+        write_text(self.summary, json.dumps(summary))
+
+    def read_summary(self) -> dict[str, Any]:
+        """The summary of a finished run. Raises CyclicError when it, or the model it speaks of, is damaged or gone."""
+        read_checkpoint(self.best)
+        try:
+            return dict(json.loads(self.summary.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CyclicError(
+                f"{self.summary} is damaged.", "Remove it; the run then ends again from its state."
+            ) from error
+
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -496,10 +551,14 @@ def find_checkpoint(path: Path) -> Path:
 def describe(path: Path) -> dict[str, Any]:
     """What `cyclic info` shows of a data set, a run or a checkpoint. Raises CyclicError when it is none of them."""
     if is_dataset(path):
-        facts = StoredDataset(path).facts
+        stored = StoredDataset(path)
+        stored.check()
+        facts = stored.facts
         return {"kind": "data set", "path": str(path), **as_plain(facts)}
     if path.is_dir() and (path / "config.yaml").exists():
         return _describe_run(path)
+    if (path / ".unfinished").is_dir():
+        raise CyclicError(f"{path} is an unfinished data set.", "Repeat the `cyclic prepare` that began it.")
     if path.is_dir() and not (path / "model.safetensors").exists():
         raise CyclicError(
             f"{path} is neither a data set nor a run.",

@@ -1,8 +1,8 @@
 """Reports: tables (CSV or JSON Lines) and `.txt` side-cars, and how they find their images.
 
 Of a table only the columns that say which image, which patient, which study, which split, what text and which
-labels are read; every other column is dropped and counted, because tables carry names and dates. A row finds its
-image by the path as given from the table's folder, else relative to a source, else by a file name that is unique.
+labels are read; every other column is dropped and counted, because tables carry names and dates. How a row finds its
+image stands at `Reports.match`: an image without its report is a pity, one with another's report a disaster.
 """
 
 import csv
@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from cyclic_cli.config import PrepareConfig
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.images import SUFFIXES
 from cyclic_cli.registry import check
+from cyclic_cli.storage import INDEX_COLUMNS
 
 TABLE_NAMES = ("reports.csv", "reports.jsonl", "findings.csv", "labels.csv")
 """Tables that are read without being named when they lie in a source folder."""
@@ -55,6 +56,8 @@ SPLITS = {
     "dev": "val", "test": "test", "testing": "test",
 }  # fmt: skip
 
+LINE = "\0line"  # where a row stands in its file, beside its cells
+
 Label = float | str | None
 
 
@@ -68,6 +71,7 @@ class Report:
     study: str = ""
     split: str = ""
     labels: dict[str, Label] = field(default_factory=dict)
+    line: str = ""  # where it stands: "reports.csv, line 7"
 
     def __repr__(self) -> str:
         return "Report(hidden)"
@@ -88,14 +92,18 @@ class Reports:
 
     def __init__(self, tables: Iterable[Path], config: PrepareConfig) -> None:
         self.tables = [_Table(path, config) for path in tables]
+        _check_asked_columns(self.tables, config)
+        for table in self.tables:
+            table.columns.check(table.name, sorted(table.names))
         self.labels = list(dict.fromkeys(label for table in self.tables for label in table.columns.labels))
         self.dropped_columns = sum(table.dropped_columns for table in self.tables)
 
     def match(self, inputs: list[tuple[Path, str]]) -> Matched:
         """Bring every row to its image: inputs are files with their paths relative to their source.
 
-        A row is given to one image at most, and by the strictest rule that finds one: the path as written from the
-        table's folder, else relative to a source, else a file name that is unique among inputs and rows.
+        A row is given to one image at most, and by the strictest rule that finds one: its path starts at the table's
+        folder, or at a source, or it is how the path of one input alone ends; a mere file name, without folders, must
+        be unique among inputs and rows.
         """
         matched = Matched()
         for table in self.tables:
@@ -121,14 +129,14 @@ class _Table:
 
     def __init__(self, path: Path, config: PrepareConfig) -> None:
         rows = _table_rows(path)
-        names = {_normal(name): name for row in rows[:1000] for name in row}
-        self.folder = path.parent
-        self.columns = _Columns.find(names, config, path)
+        names = {_normal(name): name for row in rows[:1000] for name in row if name != LINE}
+        self.name, self.folder, self.names = path.name, path.parent, set(names.values())
+        self.columns = _Columns.find(names, config)
         self.dropped_columns = len(names) - self.columns.count()
         self.free: list[Report] = []  # without an image
         self.rows: dict[str, Report | None] = {}  # by image; None where its rows contradict one another
-        for row in rows:
-            report = self.columns.report(row)
+        for number, row in enumerate(rows, 2):
+            report = self.columns.report(row, f"{self.name}, line {row.get(LINE, number)}")
             image = os.path.normpath(report.image) if report.image else ""
             if not image:
                 self.free.append(report)
@@ -140,23 +148,48 @@ class _Table:
 
     def places(self, inputs: list[tuple[Path, str]]) -> tuple[dict[str, int], int]:
         """The number of the input of each row that has one, and how many rows found theirs by the last rule."""
-        rules: list[tuple[Callable[[str], str], list[str]]] = [
-            (lambda image: os.path.abspath(self.folder / image), [os.path.abspath(path) for path, _ in inputs]),
-            (lambda image: image, [os.path.normpath(source) for _, source in inputs]),
-            (os.path.basename, [path.name for path, _ in inputs]),
+        absolute = [os.path.abspath(path) for path, _ in inputs]
+        by_path = {path: number for number, path in enumerate(absolute)}
+        written = {image: by_path.get(os.path.abspath(self.folder / image), -1) for image in self.rows}
+        depths = {image.count("/") + 1 for image in self.rows if "/" in image}
+        rules = [
+            written,
+            _unique([os.path.normpath(relative) for _, relative in inputs]),
+            _unique_endings(absolute, depths),
+            _unique([path.name for path, _ in inputs]),
         ]
         places: dict[str, int] = {}
-        for key_of, keys in rules:
-            taken, stricter = set(places.values()), len(places)
-            images = Counter(key_of(image) for image in self.rows)
-            offered: dict[str, list[int]] = {}
-            for number, key in enumerate(keys):
-                offered.setdefault(key, []).append(number)
+        for numbers in rules:
+            taken, stricter = {-1, *places.values()}, len(places)
             for image in self.rows:
-                numbers = offered.get(key_of(image), [])
-                if image not in places and len(numbers) == images[key_of(image)] == 1 and numbers[0] not in taken:
-                    places[image] = numbers[0]
+                if image not in places and numbers.get(image, -1) not in taken:
+                    places[image] = numbers[image]
         return places, len(places) - stricter
+
+
+def _unique(keys: list[str]) -> dict[str, int]:
+    """The numbers of the keys that occur once."""
+    counts = Counter(keys)
+    return {key: number for number, key in enumerate(keys) if counts[key] == 1}
+
+
+def _unique_endings(paths: list[str], depths: set[int]) -> dict[str, int]:
+    """The last `depth` parts of each path → its number, or -1 where several paths end so."""
+    endings: dict[str, int] = {}
+    for number, path in enumerate(paths):
+        parts = path.split("/")
+        for depth in depths:
+            ending = "/".join(parts[-depth:])
+            endings[ending] = -1 if ending in endings else number
+    return endings
+
+
+def _check_asked_columns(tables: list[_Table], config: PrepareConfig) -> None:
+    """Raise UsageError when a column that was asked for by name is in no table."""
+    known = sorted({name for table in tables for name in table.names})
+    for asked in (config.image_column, config.text_column, config.patient_column, *config.label_columns):
+        if asked is not None:
+            check(asked, known, "column of the tables")
 
 
 def _merge(known: Report, new: Report) -> Report | None:
@@ -186,10 +219,9 @@ class _Columns:
     labels: dict[str, str]  # label → column
 
     @classmethod
-    def find(cls, names: dict[str, str], config: PrepareConfig, table: Path) -> "_Columns":
+    def find(cls, names: dict[str, str], config: PrepareConfig) -> "_Columns":
         def named(asked: str | None, usual: tuple[str, ...]) -> str | None:
-            if asked is not None:
-                check(asked, names.values(), f"column of {table.name}")
+            if asked in names.values():
                 return asked
             return next((names[name] for name in usual if name in names), None)
 
@@ -197,9 +229,7 @@ class _Columns:
         sections = tuple(names[name] for name in SECTION_COLUMNS if name in names)
         if not text and not sections:
             text = names.get(REPORT_COLUMN)
-        for label in config.label_columns:
-            check(label, names.values(), f"column of {table.name}")
-        labels = {_normal(label): label for label in config.label_columns}
+        labels = {_label_name(label): label for label in config.label_columns if label in names.values()}
         found = {name: column for name, column in names.items() if name in LABEL_COLUMNS}
         return cls(
             image=named(config.image_column, IMAGE_COLUMNS),
@@ -210,15 +240,39 @@ class _Columns:
             labels={**found, **labels},
         )
 
+    def check(self, table: str, names: list[str]) -> None:
+        """Raise UsageError when nothing of a table can be used, or a label would keep what must not be kept."""
+        said = self.texts or self.patient or self.study or self.split or self.labels
+        if not said or not (self.image or self.texts):
+            raise UsageError(
+                f"In {table} no column of images, with reports, patients or labels, is recognised.",
+                f"Name them with --image-column and the like. Columns: {', '.join(names)[:300] or 'none'}.",
+            )
+        for label in self.labels.values():
+            if label in (self.image, self.patient, self.study, *self.texts):
+                raise UsageError(f"{label!r} of {table} names images, patients or texts.", "It can be no label.")
+
+    def described(self) -> str:
+        """How the columns were understood."""
+        parts = {
+            "image": self.image, "text": " + ".join(self.texts), "patient": self.patient, "study": self.study,
+            "split": self.split, "labels": ", ".join(self.labels.values()),
+        }  # fmt: skip
+        return "; ".join(f"{what}: {column}" for what, column in parts.items() if column)
+
     def count(self) -> int:
         single = [self.image, self.patient, self.study, self.split]
         return len({*self.texts, *self.labels.values(), *(column for column in single if column)})
 
-    def report(self, row: dict[str, Any]) -> Report:
+    def report(self, row: dict[str, Any], line: str) -> Report:
+        """One row; `line` says where it stands. Raises UsageError for a split that has no usual name."""
+
         def cell(column: str | None) -> str:
             return str(row.get(column) or "").strip() if column else ""
 
         split = cell(self.split).lower()
+        if split:
+            check(split, SPLITS, f"split ({line})")
         return Report(
             image=cell(self.image),
             text="\n".join(part for part in map(cell, self.texts) if part),
@@ -226,7 +280,14 @@ class _Columns:
             study=cell(self.study),
             split=SPLITS.get(split, ""),
             labels={label: _label(row.get(column)) for label, column in self.labels.items()},
+            line=line,
         )
+
+
+def _label_name(column: str) -> str:
+    """A label's column of the index, which has columns of its own."""
+    name = _normal(column)
+    return f"label_{name}" if name in INDEX_COLUMNS else name
 
 
 def _normal(name: str) -> str:
@@ -249,17 +310,22 @@ def _table_rows(table: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise CyclicError(f"The table {table} cannot be read: {error.strerror}.", "Check --reports.") from error
     if table.suffix.lower() in (".jsonl", ".ndjson"):
-        return [_json_row(line, table, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        return [_json_row(line, table, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     head = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=head.count)
     csv.field_size_limit(2**27)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows = []
     try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+        for row in reader:
+            if None in row:  # a text with an unquoted separator would be cut, and move what follows
+                raise csv.Error("more cells than the head")
+            rows.append({**row, LINE: reader.line_num})
     except csv.Error as error:
         raise UsageError(
-            f"The table {table} is not CSV.", "Give a CSV file with a header line, or JSON Lines."
-        ) from error
-    return [{name: value for name, value in row.items() if name is not None} for row in rows]
+            f"{table}, line {reader.reader.line_num}: {error}.", "Put texts that hold separators or line ends into quotes."
+        ) from None
+    return rows
 
 
 def _json_row(line: str, table: Path, number: int) -> dict[str, Any]:

@@ -11,7 +11,6 @@ rate is a function of the step, the order of an epoch one of (seed, epoch), a sa
 sample), and `metrics.jsonl` is cut back to the state that is resumed.
 """
 
-import json
 import math
 import signal
 import threading
@@ -34,7 +33,7 @@ from cyclic_cli.config import TrainConfig, as_plain
 from cyclic_cli.data import Samples, epoch_order, sample_noise
 from cyclic_cli.errors import CyclicError, Stopped, UsageError
 from cyclic_cli.events import Epoch, Note, Report, Step, silent
-from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset, write_checkpoint, write_text, write_yaml
+from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset, write_checkpoint, write_yaml
 
 LOG_EVERY = 10  # steps between two lines of metrics
 INITIALISATION_BATCH = 32
@@ -86,7 +85,7 @@ def train(
     _check_resume(folder, resume)
     stored = StoredDataset(dataset)
     architecture = registry.load("models", config.arch, "architecture")
-    config = _with_recipe(config, architecture)
+    config = _filled_in(config, architecture)
     if resume != "never" and folder.config.exists():
         _refuse_other_run(folder, config, stored)
         if folder.summary.exists():
@@ -109,15 +108,24 @@ def _check_resume(folder: RunFolder, resume: str) -> None:
             f"The run {folder.folder} exists.",
             "Add --resume auto to continue it, or name another one with --out.",
         )
+    if folder.is_foreign():
+        raise CyclicError(f"{folder.folder} exists and is no run.", "Name another --out.")
     if resume == "must" and not folder.states():
         raise CyclicError(f"The run {folder.folder} has no saved state.", "Start it with --resume auto.")
 
 
-def _with_recipe(config: TrainConfig, architecture: ModuleType) -> TrainConfig:
-    """The settings with everything that was left to the architecture filled in from its recipe and objectives."""
+def _filled_in(config: TrainConfig, architecture: ModuleType) -> TrainConfig:
+    """The settings with all that was left open filled in, from the architecture's file and from what `auto` means."""
     recipe = {name: value for name, value in architecture.RECIPE.items() if getattr(config, name) is None}
-    filled: TrainConfig = replace(config, **recipe)
-    return replace(filled, objectives=dict(config.objectives or architecture.OBJECTIVES))
+    device, precision = distributed.resolve(config.device, config.precision)
+    return replace(
+        config,
+        **recipe,
+        device=device,
+        precision=precision,
+        model=asdict(settings.build(architecture.Config, config.model, "the model")),
+        objectives=dict(config.objectives or architecture.OBJECTIVES),
+    )
 
 
 def _refuse_other_run(folder: RunFolder, config: TrainConfig, dataset: StoredDataset) -> None:
@@ -135,8 +143,13 @@ def _described(config: TrainConfig, dataset: StoredDataset) -> dict[str, Any]:
 
 
 def _finished(folder: RunFolder) -> TrainSummary:
-    summary = json.loads(folder.summary.read_text(encoding="utf-8"))
-    return TrainSummary(**{**summary, "run": str(folder.folder), "checkpoint": str(folder.best), "steps_executed": 0})
+    paths = {"run": str(folder.folder), "checkpoint": str(folder.best)}
+    try:
+        return TrainSummary(**{**folder.read_summary(), **paths, "steps_executed": 0})
+    except TypeError:
+        raise CyclicError(
+            f"{folder.summary} is damaged.", "Remove it; the run then ends again from its state."
+        ) from None
 
 
 @contextmanager
@@ -246,13 +259,13 @@ class _Training:
             resumed=resumed_from is not None, resumed_from_step=resumed_from,
         )  # fmt: skip
         without_paths = {name: value for name, value in asdict(summary).items() if name not in ("run", "checkpoint")}
-        write_text(self.folder.summary, json.dumps(without_paths))
+        self.folder.write_summary(without_paths)
         return summary
 
     def _build(self) -> None:
         torch.manual_seed(self.config.seed)
-        model_config = settings.build(self.architecture.Config, self.config.model, "model:")
         try:
+            model_config = self.architecture.Config(**self.config.model)
             self.module = self.architecture.Model(model_config, self.dataset.image_shape)
         except ValueError as error:
             raise UsageError(
@@ -262,7 +275,6 @@ class _Training:
             self.report(Note(f"starting {self.config.arch} from the {len(self.data)} training images"))
             order = epoch_order(len(self.data), self.config.seed, BEFORE_TRAINING)
             self.module.initialise(self.data.batches(order, INITIALISATION_BATCH))
-        self.model_config = asdict(model_config)
         optimizer = torch.optim.AdamW(
             self.module.parameters(), lr=self.config.lr or 0.0, weight_decay=self.config.weight_decay or 0.0
         )
@@ -276,7 +288,12 @@ class _Training:
         self.module.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
         torch.set_rng_state(torch.from_numpy(optimizer.pop("random.torch")))
         self.optimizer.load_state_dict(_with_tensors(self.optimizer.state_dict(), optimizer))
-        self.progress = _Progress(**progress)
+        try:
+            self.progress = _Progress(**progress)
+        except TypeError:
+            raise CyclicError(
+                f"The newest state of {self.folder.folder} is damaged.", "Remove its folder; the one before it is used."
+            ) from None
         self.folder.cut_metrics(self.progress.metrics_size)
         return self.progress.step
 
@@ -297,7 +314,6 @@ class _Training:
                 if by_steps or minutes >= self.config.checkpoint_minutes:
                     self._save_state()
                     saved_at = time.monotonic()
-            self.clock.stop()
             self._end_epoch(epoch)
             saved_at = time.monotonic()
             if stop and epoch + 1 < self.config.epochs:
@@ -368,7 +384,9 @@ class _Training:
     # ------------------------------------------------------------------------------------- validate and save
 
     def _end_epoch(self, epoch: int) -> None:
+        self.clock.stop()
         val = self._validate()
+        self.clock.start()
         best = not val or not self.progress.val or val["mse"] < self.progress.val["mse"]
         if best:
             self.progress.val = val
@@ -388,6 +406,7 @@ class _Training:
             write_checkpoint(self.folder.best, self._checkpoint())
             self.folder.point_latest()
         self._save_state()
+        self.clock.stop()
         self.report(Epoch(epoch + 1, self.config.epochs, val, best))
 
     @torch.no_grad()
@@ -421,7 +440,7 @@ class _Training:
             weights=weights,
             architecture={
                 "name": self.config.arch,
-                "config": self.model_config,
+                "config": self.config.model,
                 "image_shape": list(self.dataset.image_shape),
             },
             preprocessing=self.dataset.facts.preprocessing,

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cyclic_cli"
 LAYERS = [  # from the ground up; within a layer a module may import those named before it
     ["__init__"],
-    ["errors", "registry", "events", "identity", "config"],
+    ["errors", "registry", "events", "identity", "config", "workers"],
     ["metrics", "storage", "dicom", "images", "panels", "text", "phantom"],
     ["objectives", "models", "data", "distributed"],
     ["prepare", "training", "inference"],
@@ -46,7 +46,8 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import hides its layer"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 

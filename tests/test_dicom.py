@@ -43,6 +43,7 @@ def voi_lut() -> Sequence:
     return sequence
 
 
+LOW, HIGH = np.percentile(RAMP[RAMP >= 800], (0.5, 99.5))
 linear = np.clip((RAMP - 2047.5) / 4095 + 0.5, 0, 1)
 signed = RAMP.astype(np.int16) - 2000
 FLAVOURS: dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]] = {
@@ -78,10 +79,19 @@ FLAVOURS: dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]] = {
         {},
         np.clip((RAMP - np.percentile(RAMP, 0.5)) / np.subtract(*np.percentile(RAMP, (99.5, 0.5))), 0, 1),
     ),
-    "padding is black and outside the percentiles": (
+    "padding is black": (
         np.where(RAMP < 800, 65535, RAMP).astype(np.uint16),
         {"PixelPaddingValue": 65535, "bits": 16, "WindowCenter": 2048, "WindowWidth": 4096},
         np.where(RAMP < 800, 0, linear),
+    ),
+    "padding does not count in the percentiles": (
+        np.where(RAMP < 800, 65535, RAMP).astype(np.uint16),
+        {"PixelPaddingValue": 65500, "PixelPaddingRangeLimit": 65535, "bits": 16},
+        np.where(
+            RAMP < 800,
+            0,
+            np.clip((RAMP - LOW) / (HIGH - LOW), 0, 1),
+        ),
     ),
     "padding of an inverted film is black": (
         np.where(RAMP < 800, 0, RAMP).astype(np.uint16),
@@ -129,6 +139,33 @@ def test_colour_becomes_luminance(tmp_path: Path) -> None:
     got = dicom.read(make_dicom(tmp_path / "x.dcm", colour, bits=8))[0]
     expected = np.asarray(Image.fromarray(colour).convert("L")) / 255  # Pillow's own luminance, rounded
     np.testing.assert_allclose(got, expected, atol=0.5 / 255 + 1e-6)
+
+
+def test_a_palette_reads_the_same_in_big_endian(tmp_path: Path) -> None:
+    header = pydicom.dcmread(bundled("examples_palette.dcm"))
+    little = dicom.read(bundled("examples_palette.dcm"))[0]
+    for colour in ("Red", "Green", "Blue"):
+        element = header[f"{colour}PaletteColorLookupTableData"]
+        element.value = np.frombuffer(element.value, "<u2").astype(">u2").tobytes()
+    header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+    header["PixelData"].VR = "OB"
+    header.save_as(tmp_path / "big.dcm", implicit_vr=False, little_endian=False)
+    assert little.max() > 0.5
+    np.testing.assert_allclose(dicom.read(tmp_path / "big.dcm")[0], little, atol=1e-6)
+
+
+def test_numbers_that_are_none_become_black(tmp_path: Path) -> None:
+    path = make_dicom(tmp_path / "x.dcm", RAMP, **WINDOW)
+    header = pydicom.dcmread(path)
+    values = RAMP.astype(np.float32)
+    values[0] = np.nan
+    del header.PixelData
+    header.FloatPixelData = values.tobytes()
+    header.BitsAllocated = 32
+    header.save_as(path)
+    got = dicom.read(path)[0]
+    assert np.isfinite(got).all()
+    assert (got[0] == 0).all()
 
 
 @pytest.mark.parametrize(("center", "width"), [(40, 400), (100.5, 1), (0, 2), (2000, 33.3)])

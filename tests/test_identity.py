@@ -21,6 +21,15 @@ def test_keys_are_hmac_sha256_and_kinds_differ() -> None:
     assert Keyer(b"other").key("patient", "123") != expected
 
 
+def test_places_are_frozen() -> None:
+    """Published splits rest on them: SHA-256 of "place", a zero byte and the key; its first 52 bits."""
+    for name in ("1", "2", "IM-0115"):
+        key = Keyer(b"").key("patient", name)
+        expected = int.from_bytes(hashlib.sha256(b"place\0" + key.encode()).digest()[:8], "big") >> 12
+        assert place(key) == expected / 2**52
+    assert place(Keyer(b"").key("patient", "1")) == pytest.approx(0.33745318857895357, abs=1e-12)
+
+
 def test_places_are_uniform_and_splits_follow_the_shares() -> None:
     places = [place(Keyer(b"").key("patient", str(number))) for number in range(4000)]
     assert all(0 <= where < 1 for where in places)

@@ -46,6 +46,16 @@ def test_a_dicom_preamble_may_be_a_tiff_header(tmp_path: Path) -> None:
     assert images.file_format(path) == "dicom"
 
 
+def test_white_is_zero_is_turned_at_any_depth(tmp_path: Path) -> None:
+    for pixels in (GREY, GREY.astype(np.uint16) * 257):
+        Image.fromarray(pixels).save(tmp_path / "x.tif", tiffinfo={262: 0})
+        turned = images.read(tmp_path / "x.tif").pixels
+        stored = np.asarray(Image.open(tmp_path / "x.tif")).astype(np.float64) / np.iinfo(pixels.dtype).max
+        expected = stored if pixels.dtype == np.uint8 else 1 - stored  # Pillow turns the first itself
+        np.testing.assert_allclose(turned, expected, atol=1e-6)
+        assert abs(np.corrcoef(turned.ravel(), GREY.ravel())[0, 1]) > 0.999
+
+
 def test_exif_turns_the_picture_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise

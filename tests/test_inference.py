@@ -93,21 +93,21 @@ def test_the_picture_shows_original_reconstruction_and_difference(run: Path, cyc
 
 
 def test_scans_of_one_name_get_a_picture_each(run: Path, cyclic: Cyclic) -> None:
-    for number, path in enumerate(["x/a/1.2.840.1", "x/b/1.2.840.1", "y/b/1.2.840.1", "x/a/1.2.840.2.dcm"]):
+    paths = ["x/s/a/1.2.840.1", "x/s/b/1.2.840.1", "y/s/b/1.2.840.1", "x/s/a/1.2.840.2.dcm"]
+    for number, path in enumerate(paths):
         make_dicom(Path(path), smooth_image(number), bits=8)
-    said = cyclic("reconstruct", "x", "y", "--model", run, "--json").lines
-    outputs = {line["source"]: line["output"] for line in said}
-    assert outputs == {
-        "x/a/1.2.840.1": "reconstructions/a-1.2.840.1.png",
-        "x/b/1.2.840.1": "reconstructions/b-1.2.840.1.png",
-        "y/b/1.2.840.1": "reconstructions/b-1.2.840.1-2.png",
-        "x/a/1.2.840.2.dcm": "reconstructions/1.2.840.2.png",
+    said = cyclic("reconstruct", "x/s", "y/s", "--model", run, "--json").lines
+    assert {line["source"]: line["output"] for line in said} == {
+        "x/s/a/1.2.840.1": "reconstructions/s-a-1.2.840.1.png",
+        "x/s/b/1.2.840.1": "reconstructions/s-b-1.2.840.1.png",
+        "y/s/b/1.2.840.1": "reconstructions/s-b-1.2.840.1-2.png",
+        "x/s/a/1.2.840.2.dcm": "reconstructions/1.2.840.2.png",
     }
-    assert all(Path(output).is_file() for output in outputs.values())
-    again = cyclic("reconstruct", "x", "--model", run)
+    assert all(Path(line["output"]).is_file() for line in said)
+    again = cyclic("reconstruct", "x/s/a/1.2.840.2.dcm", "--model", run)
     assert again.code == 1
     assert "--overwrite" in again.err
-    assert cyclic("reconstruct", "x", "--model", run, "--overwrite").code == 0
+    assert cyclic("reconstruct", "x/s/a/1.2.840.2.dcm", "--model", run, "--overwrite").code == 0
 
 
 def test_bad_files_are_named_and_the_rest_is_done(run: Path, cyclic: Cyclic) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,8 @@ import pytest
 from conftest import Ran, make_dicom, make_png, smooth_image
 
 from cyclic_cli import images
-from cyclic_cli.config import PrepareConfig, Preprocessing
-from cyclic_cli.identity import SPLITS
+from cyclic_cli.config import Preprocessing
+from cyclic_cli.identity import SPLITS, Keyer
 from cyclic_cli.storage import StoredDataset
 
 Cyclic = Callable[..., Ran]
@@ -206,8 +207,12 @@ def test_a_table_gives_text_patient_split_and_labels_and_the_rest_is_dropped(cyc
     )
     ran = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json")
     said = ran.json
-    assert (said["inputs"], said["reports"], said["paired"], said["image_only"]) == (4, 1, 2, 2)
-    assert "1 other columns" in ran.err
+    assert (said["inputs"], said["report_files"], said["paired"], said["image_only"]) == (4, 1, 2, 2)
+    assert (
+        "reports.csv: image: path; text: report_text; patient: patient_id; split: split; labels: Cardiomegaly"
+        in ran.err
+    )
+    assert "1 other columns are not read" in ran.err
     rows = {str(row["source"]): row for row in index(Path("ds"))}
     assert rows["a.png"]["text"] == "No effusion."
     assert (rows["a.png"]["cardiomegaly"], rows["b.png"]["cardiomegaly"], rows["c.png"]["cardiomegaly"]) == (0, 1, None)
@@ -235,7 +240,7 @@ def test_side_cars_of_the_image_and_of_the_study(cyclic: Cyclic) -> None:
     Path("files/s1/report.txt").write_text("Both lungs are clear.")
     Path("files/s1/1.2.3.4.txt").write_text("Own words.")
     said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
-    assert (said["inputs"], said["paired"], said["reports"]) == (2, 2, 2)
+    assert (said["inputs"], said["paired"], said["report_files"]) == (2, 2, 2)
     texts = {row["source"]: row["text"] for row in index(Path("ds"))}
     assert texts == {"s1/a.png": "Both lungs are clear.", "s1/1.2.3.4": "Own words."}
 
@@ -254,6 +259,112 @@ def test_reports_without_images_become_samples(cyclic: Cyclic) -> None:
     }  # fmt: skip
 
 
+def test_rows_may_name_images_by_the_source_folder_or_the_end_of_the_path(cyclic: Cyclic) -> None:
+    for number, name in enumerate(["deep/amb/a/1.png", "deep/amb/b/1.png", "deep/amb/b/x/2.png"]):
+        make_png(Path(name), smooth_image(number))
+    table(Path("t.csv"), "path,text\na/1.png,One.\nb/1.png,Two.\nold/root/b/x/2.png,Moved.\nx/2.png,Three.\n")
+    ran = cyclic("prepare", "deep/amb/a", "deep/amb/b", "--reports", "t.csv", "--out", "ds", PUBLIC)
+    found = {row["source"]: row["text"] for row in index(Path("ds")) if row["has_image"]}
+    assert found == {"a/1.png": "One.", "b/1.png": "Two.", "b/x/2.png": "Three."}
+    assert "1 rows of the tables name an image that was not given" in ran.err
+
+
+def test_a_shared_report_of_a_folder_with_several_studies_is_nobodys(cyclic: Cyclic) -> None:
+    for patient in "AB":
+        make_dicom(Path(f"flat/{patient}.dcm"), smooth_image(ord(patient)), bits=8, PatientID=patient)
+    Path("flat/report.txt").write_text("Of A alone.")
+    ran = cyclic("prepare", "flat", "--out", "ds", PUBLIC)
+    assert {row["text"] for row in index(Path("ds"))} == {""}
+    assert "1 report.txt lie beside images of several patients" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("path,text,patient\na.png,No effusion, no pneumothorax,1\n", "line 2: more cells"),
+        ('path,patient,text\na.png,1,"unterminated\nb.png,2,x\n', "line 3"),
+        ("path,split\na.png,holdout\n", "'holdout' is no split (reports.csv, line 2)"),
+        ("foo,bar\n1,2\n", "Columns: bar, foo"),
+        ("", "no column of images"),
+        ("path,text\n", "no column of images"),
+    ],
+)
+def test_a_table_that_would_be_misread_is_refused(cyclic: Cyclic, text: str, said: str) -> None:
+    make_png(Path("files/a.png"), smooth_image(1))
+    table(Path("files/reports.csv"), text)
+    ran = cyclic("prepare", "files", "--out", "ds", PUBLIC)
+    assert ran.code == 2
+    assert said in ran.err
+    assert "unterminated" not in ran.err
+    assert not Path("ds").exists()
+
+
+def test_labels_keep_clear_of_columns_and_identities(cyclic: Cyclic) -> None:
+    make_png(Path("files/a.png"), smooth_image(1))
+    table(Path("files/reports.csv"), "path,patient,modality,text\na.png,77,CT,x\n")
+    cyclic("prepare", "files", "--label-column", "modality", "--out", "ds", PUBLIC)
+    row = index(Path("ds"))[0]
+    assert (row["modality"], row["label_modality"]) == ("", "CT")
+    for column in ("patient", "path", "text"):
+        assert cyclic("prepare", "files", "--label-column", column, "--out", "x", PUBLIC).code == 2
+
+
+def test_the_pattern_sees_the_folders_of_listed_files(cyclic: Cyclic) -> None:
+    paths = [
+        make_png(Path(f"pacs/p{number // 2}/{number}.png"), smooth_image(number)).absolute() for number in range(4)
+    ]
+    listed = "".join(f"{path}\n" for path in paths)
+    said = cyclic("prepare", "-", "--patient-pattern", r"p\d", "--out", "ds", PUBLIC, "--json", stdin=listed).json
+    assert said["patients"] == 2
+    assert {row["source"] for row in index(Path("ds"))} == {f"p{number // 2}/{number}.png" for number in range(4)}
+
+
+def test_other_files_of_the_same_names_and_sizes_are_another_request(cyclic: Cyclic) -> None:
+    for month, seed in (("jan", 1), ("feb", 2)):
+        make_dicom(Path(f"{month}/in/1.dcm"), smooth_image(seed), bits=8, SOPInstanceUID=f"1.2.{seed}")
+    assert Path("jan/in/1.dcm").stat().st_size == Path("feb/in/1.dcm").stat().st_size
+    assert cyclic("prepare", "jan/in", "--out", "ds", PUBLIC).code == 0
+    assert cyclic("prepare", "feb/in", "--out", "ds", PUBLIC).code == 1
+
+
+def test_a_failed_attempt_leaves_its_output_free(cyclic: Cyclic) -> None:
+    assert cyclic("prepare", "missing", "--out", "ds", PUBLIC).code == 1
+    assert not Path("ds").exists()
+    assert "no file" in cyclic("prepare", Path("."), "--out", "ds", PUBLIC).err
+    make_png(Path("files/a.png"), smooth_image(1))
+    assert cyclic("prepare", "files", "--out", "ds", PUBLIC).code == 0
+
+
+def test_names_of_any_bytes_and_hidden_files(cyclic: Cyclic) -> None:
+    make_png(Path("files/a.png"), smooth_image(1)).rename(os.fsdecode(b"files/bad\xff.png"))
+    Path("files/.DS_Store").write_bytes(b"x")
+    ran = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json")
+    assert (ran.json["inputs"], ran.json["used"]) == (1, 1)
+    assert index(Path("ds"))[0]["source"] == r"bad\xff.png"
+
+
+def test_a_long_strip_is_rejected(cyclic: Cyclic) -> None:
+    make_png(Path("files/a.png"), smooth_image(1))
+    make_png(Path("files/strip.png"), np.arange(40000, dtype=np.uint16)[None].astype(np.uint8))
+    assert cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json["rejected_by_reason"] == {"too_large": 1}
+
+
+def test_workers_end_with_a_killed_parent() -> None:
+    for number in range(300):
+        make_png(Path(f"files/{number:03}.png"), smooth_image(number, 700, 700))
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "cyclic_cli", "prepare", "files", "--out", "ds", PUBLIC, "--workers", "2", "-q"],
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 60
+    while not list(Path("ds/.unfinished").glob("rows-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    parent.kill()
+    began = time.monotonic()
+    parent.communicate()  # returns when the last holder of the pipe is gone
+    assert time.monotonic() - began < 20
+
+
 def test_contradicting_rows_reject_the_image(cyclic: Cyclic) -> None:
     for name in "ab":
         make_png(Path(f"files/{name}.png"), smooth_image(ord(name)))
@@ -269,14 +380,14 @@ def test_a_report_never_reaches_an_image_it_does_not_speak_of(cyclic: Cyclic) ->
     for number, name in enumerate(["one/a/1.png", "one/b/1.png", "two/a/1.png", "two/c/only.png"]):
         make_png(Path(name), smooth_image(number))
     table(Path("one/reports.csv"), "path,patient,text\na/1.png,1,Of one a.\nz/1.png,9,Of nothing there.\n")
-    table(Path("names.csv"), "file,patient,text\nelsewhere/only.png,4,By its name.\n1.png,5,Of which?\n")
+    table(Path("names.csv"), "file,patient,text\nonly.png,4,By its name.\n1.png,5,Of which?\nx/only.png,6,Elsewhere.\n")
     words = ("--reports", "one/reports.csv", "--reports", "names.csv")
     ran = cyclic("prepare", "one", "two", *words, "--out", "ds", PUBLIC)
     assert "1 rows of the tables found their image by its file name alone" in ran.err
     rows = index(Path("ds"))
     assert {(row["source"], row["text"]) for row in rows} == {
-        ("a/1.png", "Of one a."), ("b/1.png", ""), ("a/1.png", ""), ("c/only.png", "By its name."),
-        (None, "Of nothing there."), (None, "Of which?"),
+        ("one/a/1.png", "Of one a."), ("one/b/1.png", ""), ("two/a/1.png", ""), ("two/c/only.png", "By its name."),
+        (None, "Of nothing there."), (None, "Of which?"), (None, "Elsewhere."),
     }  # fmt: skip
     shown = {
         row["text"]: StoredDataset(Path("ds")).images(np.array([row["shard"]]), np.array([row["row"]]))
@@ -380,11 +491,29 @@ def test_no_patient_is_in_two_splits_and_new_data_moves_nobody(cyclic: Cyclic) -
     assert all(splits[0][sample] == place for sample, place in splits[1].items())
 
 
-def test_equal_pixels_of_two_patients_are_kept_once(cyclic: Cyclic) -> None:
-    for patient in ("A", "B"):
+def test_equal_pixels_of_two_patients_are_kept_once_under_the_first_key(cyclic: Cyclic) -> None:
+    keys = {}
+    for patient in "ABCD":
         make_dicom(Path(f"files/{patient}.dcm"), smooth_image(1), bits=8, PatientID=patient)
+        keys[patient] = Keyer(b"").key("patient", patient)
     said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
-    assert (said["used"], said["duplicates"], said["samples"]) == (1, 1, 1)
+    assert (said["used"], said["duplicates"], said["samples"]) == (1, 3, 1)
+    assert index(Path("ds"))[0]["patient"] == min(keys.values())
+
+
+def test_of_a_patients_equal_pixels_the_one_with_a_report_is_kept(cyclic: Cyclic) -> None:
+    for name in "abc":
+        make_dicom(Path(f"files/{name}.dcm"), smooth_image(1), bits=8, PatientID="A", SOPInstanceUID=f"1.{ord(name)}")
+    Path("files/b.txt").write_text("Clear.")
+    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (said["paired"], said["text_only"], said["duplicates"]) == (1, 0, 2)
+    assert index(Path("ds"))[0]["source"] == "b.dcm"
+
+
+def test_an_issuer_tells_equal_numbers_apart(cyclic: Cyclic) -> None:
+    for number, issuer in enumerate(["North", "South"]):
+        make_dicom(Path(f"files/{issuer}.dcm"), smooth_image(number), bits=8, PatientID="7", IssuerOfPatientID=issuer)
+    assert cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json["patients"] == 2
 
 
 # ------------------------------------------------------------------------------------------------------ privacy
@@ -432,22 +561,18 @@ def test_keys_need_the_secret(cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch) -
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_a_full_disk_is_said_and_the_work_can_go_on(
-    tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from cyclic_cli import prepare, storage
-    from cyclic_cli.errors import CyclicError
+@pytest.mark.parametrize("command", ["prepare", "demo"])
+def test_a_full_disk_is_said_and_the_work_can_go_on(command: str, tiny_files: Path) -> None:
+    """A limit on the size of files fails the real writers as a full disk does."""
+    words = {"prepare": ["prepare", str(tiny_files), PUBLIC], "demo": ["demo", "-n", "2"]}[command]
+    start = [sys.executable, "-m", "cyclic_cli", *words, "--out", "out", "-q"]
 
-    real, config = storage.write_tensors, PrepareConfig(already_deidentified=True, preprocessing=Preprocessing(size=32))
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
-    def full(*arguments: object) -> None:
-        with storage.replacing(tmp_path / "out" / "x") as draft:
-            draft.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(storage, "write_tensors", full)
-    with pytest.raises(CyclicError, match="No space left"):
-        prepare.prepare([tiny_files], tmp_path / "out", config)
-    assert not list((tmp_path / "out").glob("*x*"))
-    monkeypatch.setattr(storage, "write_tensors", real)
-    assert prepare.prepare([tiny_files], tmp_path / "out", config).used == 40
+    ran = subprocess.run(start, capture_output=True, text=True, preexec_fn=limit, check=False)
+    assert ran.returncode == 1
+    assert "cannot be written" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not list(Path("out").glob("*images*"))
+    assert subprocess.run(start, capture_output=True, check=False).returncode == 0

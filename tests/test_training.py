@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ import pytest
 import torch
 from conftest import Ran, make_png, smooth_image
 
+from cyclic_cli import training
 from cyclic_cli.config import TrainConfig
 from cyclic_cli.data import Samples, epoch_order, sample_noise
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Epoch, Step
 from cyclic_cli.registry import names
 from cyclic_cli.storage import StoredDataset, read_checkpoint
-from cyclic_cli.training import learning_rate, train
+from cyclic_cli.training import _Training, learning_rate, train
 
 Cyclic = Callable[..., Ran]
 
@@ -98,6 +100,92 @@ def test_a_run_stopped_in_mid_epoch_ends_with_the_bits_of_one_never_stopped(
         assert (last[0] / file).read_bytes() == (last[1] / file).read_bytes()
 
 
+def test_the_best_epoch_is_kept_not_the_last(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([0.3, 0.1, 0.2])
+    monkeypatch.setattr(_Training, "_validate", lambda self: {"mse": next(errors), "psnr": 1.0})
+    summary = train(tiny_dataset, tmp_path / "run", TrainConfig(arch="linear", epochs=3, batch_size=4))
+    assert summary.val["mse"] == 0.1
+    assert read_checkpoint(tmp_path / "run" / "model.safetensors").provenance["epoch"] == 2
+    assert [row["best"] for row in metrics(tmp_path / "run") if row["kind"] == "epoch"] == [True, True, False]
+
+
+def test_validation_is_what_reconstruct_measures(
+    tiny_dataset: Path, tiny_files: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    """Over the image area alone: the tiny images are 80 × 64, so a quarter of each square is letterbox."""
+    summary = train(tiny_dataset, tmp_path / "run", TrainConfig(arch="conv", epochs=1))
+    rows = StoredDataset(tiny_dataset).select("val", columns=["source"])["source"].to_pylist()
+    scans = [tiny_files / source for source in rows]
+    said = cyclic("reconstruct", *scans, "--model", tmp_path / "run", "--json").lines
+    assert len(said) == len(rows) > 2
+    assert summary.val["mse"] == pytest.approx(np.mean([line["mse"] for line in said]), rel=1e-4)
+    assert summary.val["psnr"] == pytest.approx(np.mean([line["psnr"] for line in said]), abs=1e-3)
+
+
+def test_what_a_killed_attempt_wrote_after_its_state_is_cut(tiny_dataset: Path, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", TrainConfig(arch="linear", epochs=2, batch_size=4)
+
+    def stop(event: object) -> None:
+        if isinstance(event, Step) and event.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(CyclicError):
+        train(tiny_dataset, run, config, report=stop)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "step": 4}\n{"kind": "st')
+    train(tiny_dataset, run, config, resume="auto")
+    train(tiny_dataset, tmp_path / "whole", config)
+    assert metrics(run) == metrics(tmp_path / "whole")
+
+
+def test_rate_noise_and_weights_reach_the_model(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(arch="vae", epochs=1, batch_size=4)
+    train(tiny_dataset, tmp_path / "usual", config)
+    train(tiny_dataset, tmp_path / "weighed", replace(config, objectives={"reconstruction": 1.0, "divergence": 1.0}))
+    train(tiny_dataset, tmp_path / "decayed", replace(config, weight_decay=0.5))
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "sample_noise", lambda keys, size, seed, epoch: torch.zeros(len(keys), size))
+        train(tiny_dataset, tmp_path / "noiseless", config)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "learning_rate", lambda *_: 0.0)
+        train(tiny_dataset, tmp_path / "still", config)
+        train(tiny_dataset, tmp_path / "still too", replace(config, epochs=2))
+    usual = weights(tmp_path / "usual")
+    for name in ("weighed", "decayed", "noiseless", "still"):
+        assert weights(tmp_path / name) != usual, name
+    assert weights(tmp_path / "still") == weights(tmp_path / "still too")
+
+
+def test_a_finished_run_without_its_model_is_no_success(tiny_dataset: Path, cyclic: Cyclic) -> None:
+    words = ("train", tiny_dataset, "--arch", "linear", "--epochs", 1, "--out", "run", "--resume", "auto")
+    cyclic(*words)
+    model = Path("run/model.safetensors")
+    model.write_bytes(model.read_bytes()[:-10])
+    assert cyclic(*words).code == 1
+    model.unlink()
+    assert cyclic(*words).code == 1
+
+
+def test_a_folder_of_others_is_never_written_into(tiny_dataset: Path, cyclic: Cyclic) -> None:
+    Path("mine").mkdir()
+    Path("mine/metrics.jsonl").write_text("years of work")
+    for resume in ("never", "auto", "must"):
+        assert cyclic("train", tiny_dataset, "--out", "mine", "--resume", resume).code == 1
+    assert [path.name for path in Path("mine").iterdir()] == ["metrics.jsonl"]
+    assert Path("mine/metrics.jsonl").read_text() == "years of work"
+
+
+def test_an_unfinished_data_set_is_not_passed_over_for_the_demo(cyclic: Cyclic) -> None:
+    Path("dataset/.unfinished").mkdir(parents=True)
+    ran = cyclic("train")
+    assert ran.code == 1
+    assert "no finished data set" in ran.err
+
+
 def test_a_killed_process_resumes_from_its_last_state(tiny_dataset: Path, tmp_path: Path) -> None:
     """SIGKILL loses what came after the last saved state, and nothing else: the bits are those of a whole run."""
     run = tmp_path / "killed"
@@ -150,7 +238,7 @@ def test_a_run_of_another_data_set_is_refused(tiny_dataset: Path, tiny_files: Pa
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("--arch", "vriational"), 2, "architecture"),
+        (("--arch", "vriational"), 2, "Did you mean 'vae'?"),
         (("--arch", "vea"), 2, "Did you mean 'vae'?"),
         (("--set", "fration=0.3"), 2, "Did you mean 'fraction'?"),
         (("--set", "model.latnet=3"), 2, "Did you mean 'latent'?"),
@@ -159,6 +247,8 @@ def test_a_run_of_another_data_set_is_refused(tiny_dataset: Path, tiny_files: Pa
         (("--fraction", "0.0001"), 1, "--fraction"),
         (("--fraction", "2"), 2, "fraction"),
         (("--resume", "sometimes"), 2, "auto"),
+        (("--set", "objectives.reconstruction=-1"), 2, "objectives"),
+        (("--device", "cpu", "--precision", "16"), 1, "CUDA"),
         (("--device", "cuda"), 1, "CUDA"),
         (("--set", "lr=1e30", "--set", "gradient_clip=1e30", "--batch-size", "2", "--epochs", "50"), 1, "not finite"),
     ],

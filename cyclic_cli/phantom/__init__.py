@@ -7,12 +7,12 @@ whatever the count.
 
 import csv
 import io
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from cyclic_cli.phantom.findings import TRUTH_COLUMNS, Finding, sample_findings,
 from cyclic_cli.phantom.radiograph import draw_radiograph, quantise, sample_finish, sample_view
 from cyclic_cli.phantom.reports import write_report
 from cyclic_cli.storage import write_text
+from cyclic_cli.workers import pool as workers_pool
 
 _BUILD, _PLAN, _STUDY, _REPORT, _VIEW, _NOISE, _FILE = range(7)
 """What a random stream is for; the first number of its seed after the data set's own."""
@@ -94,20 +95,23 @@ def write_demo(
     The folder holds `p00012/s01/1.dcm`, `p00012/s01/report.txt`, `reports.csv` (path, patient, study, text)
     and `findings.csv` (the truth). The longer side is 400 to 700 pixels, with `full_size` 2000 to 3000. The
     same seed gives the same bytes, whatever the number of `workers` (processes). `report` is called with the
-    images done and `count`.
+    images done and `count`. The folder appears when it is whole; one of that name must be empty or not there.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
     started = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    tasks = _plan(out, count, seed, full_size)
+    draft = out.absolute().with_name(f".{out.absolute().name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)  # of an interrupted call
+    draft.mkdir(parents=True)
+    tasks = _plan(draft, count, seed, full_size)
     rows: list[Rows] = []
     for task_rows in _run(tasks, workers):
         rows += task_rows
         report(len(rows), count)
-    _write_table(out / "reports.csv", ["path", "patient", "study", "text"], [row.report for row in rows])
+    _write_table(draft / "reports.csv", ["path", "patient", "study", "text"], [row.report for row in rows])
     columns = ["path", "patient", "study", "view", *TRUTH_COLUMNS]
-    _write_table(out / "findings.csv", columns, [row.finding for row in rows])
+    _write_table(draft / "findings.csv", columns, [row.finding for row in rows])
+    os.replace(draft, out)
     studies = sum(len(task.studies) for task in tasks)
     return DemoSummary(out, len(rows), studies, len(tasks), time.monotonic() - started)
 
@@ -133,8 +137,7 @@ def _run(tasks: list[PatientTask], workers: int) -> Iterator[list[Rows]]:
     if workers <= 1:
         yield from map(_write_patient, tasks)
         return
-    # spawn: a forked child would inherit the locks of threads that numerical libraries keep
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with workers_pool(workers) as pool:
         yield from pool.map(_write_patient, tasks, chunksize=max(1, min(8, len(tasks) // (4 * workers))))
 
 
