@@ -323,7 +323,8 @@ def _table_rows(table: Path) -> list[dict[str, Any]]:
             rows.append({**row, LINE: reader.line_num})
     except csv.Error as error:
         raise UsageError(
-            f"{table}, line {reader.reader.line_num}: {error}.", "Put texts that hold separators or line ends into quotes."
+            f"{table}, line {reader.reader.line_num}: {error}.",
+            "Put texts that hold separators or line ends into quotes.",
         ) from None
     return rows
 

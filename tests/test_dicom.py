@@ -142,16 +142,21 @@ def test_colour_becomes_luminance(tmp_path: Path) -> None:
 
 
 def test_a_palette_reads_the_same_in_big_endian(tmp_path: Path) -> None:
-    header = pydicom.dcmread(bundled("examples_palette.dcm"))
-    little = dicom.read(bundled("examples_palette.dcm"))[0]
-    for colour in ("Red", "Green", "Blue"):
-        element = header[f"{colour}PaletteColorLookupTableData"]
-        element.value = np.frombuffer(element.value, "<u2").astype(">u2").tobytes()
-    header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
-    header["PixelData"].VR = "OB"
-    header.save_as(tmp_path / "big.dcm", implicit_vr=False, little_endian=False)
-    assert little.max() > 0.5
-    np.testing.assert_allclose(dicom.read(tmp_path / "big.dcm")[0], little, atol=1e-6)
+    """A grey palette of 16-bit words turns the stored index upside down, whichever byte of a word stands first."""
+    indices = (RAMP // 16).astype(np.uint8)
+    for syntax, kind in (("1.2.840.10008.1.2.1", "<u2"), ("1.2.840.10008.1.2.2", ">u2")):
+        words = (np.arange(255, -1, -1) * 257).astype(kind).tobytes()
+        palette = {f"{colour}PaletteColorLookupTableData": words for colour in ("Red", "Green", "Blue")}
+        palette |= {f"{colour}PaletteColorLookupTableDescriptor": [256, 0, 16] for colour in ("Red", "Green", "Blue")}
+        path = make_dicom(
+            tmp_path / f"{syntax}.dcm",
+            indices,
+            bits=8,
+            syntax=syntax,
+            PhotometricInterpretation="PALETTE COLOR",
+            **palette,
+        )
+        np.testing.assert_allclose(dicom.read(path)[0], 1 - indices / 255, atol=1e-6)
 
 
 def test_numbers_that_are_none_become_black(tmp_path: Path) -> None:
