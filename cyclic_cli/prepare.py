@@ -450,12 +450,12 @@ class _Join:
         if not patient and item is not None and self.config.patient_pattern:
             found = re.search(self.config.patient_pattern, item.source)
             patient = self.keyer.key("patient", found[1] if found.groups() else found[0]) if found else ""
-        if patient:
-            return _Owner(patient, study or self.keyer.key("study of patient", patient, report.text), named=True)
-        if study:
-            return _Owner(self.keyer.key("patient of study", study), study, named=False)
         alone = row["sample"] if row else self.keyer.key("text", report.image, report.text)
-        return _Owner(self.keyer.key("patient of sample", alone), self.keyer.key("study of sample", alone), named=False)
+        study_or_alone = study or self.keyer.key("study of sample", alone)
+        if patient:
+            return _Owner(patient, study_or_alone, named=True)
+        patient = self.keyer.key("patient of study", study) if study else self.keyer.key("patient of sample", alone)
+        return _Owner(patient, study_or_alone, named=False)
 
     def _keep_one_of_each(self, candidates: list[tuple[Row, TextReport]]) -> list[tuple[_Owner, TextReport]]:
         """Of equal pixels keep one: under the patient key that sorts first, with a text if there is one."""
