@@ -22,8 +22,8 @@ from cyclic_cli.errors import CyclicError, Terminated
 
 SOME_LEFT_OUT = 8  # exit code with --strict
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 failed, or no input could be used; 2 wrong usage; 8 with --strict when some inputs "
-    "could not be used; 130 interrupted; 143 ended by SIGTERM after saving state (requeue me)."
+    "Exit codes: 0 success; 1 failure, also when not one input was usable; 2 wrong command line; 8 with --strict "
+    "when some inputs were unusable; 130 after Ctrl-C; 143 after SIGTERM, with the state saved (requeue the job)."
 )
 
 
@@ -109,7 +109,7 @@ def demo(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw a synthetic data set: DICOM chest phantoms with reports and known findings."""
+    """Draw chest phantoms as DICOM, with reports and the truth about their findings."""
     from cyclic_cli import phantom
     from cyclic_cli.events import Progress
 

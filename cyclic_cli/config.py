@@ -1,7 +1,7 @@
 """Settings: frozen dataclasses with their defaults, how a run file and `--set` become one, and what a process may use.
 
-A default lives once, in its dataclass; the command line shows it from there. What stands under `model:` in a
-run file is checked by the architecture's own `Config`, so this module knows no architecture.
+A default lives once, in its dataclass; the command line shows it from there. This module knows no architecture: each
+has a `Config` of its own, which checks the `model:` table of a run file.
 """
 
 import dataclasses

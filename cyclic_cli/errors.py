@@ -5,7 +5,7 @@
     ├── Stopped            exit 130 or 143   ended by a signal, after its state was saved
     └── InputError                  one input that cannot be used; never ends a job of many
         ├── Rejected                broken or not understood: stands in `rejected.jsonl` with a reason
-        └── Skipped                 valid, but not an image to learn from (a segmentation, a report ...)
+        └── Skipped                 in order, but no picture (a segmentation, a structured report ...)
 
 Beside the tree stands Terminated, which is what SIGTERM raises where no state has to be saved (exit 143).
 

@@ -43,7 +43,7 @@ def read(path: Path) -> Picture:
 
     Raises:
         Rejected: with a reason of `errors.REASONS`.
-        Skipped: valid, but not an image to learn from.
+        Skipped: a valid object that holds no picture.
     """
     reader = READERS[file_format(path)]
     try:

@@ -1,4 +1,4 @@
-"""`cyclic train`: a data set → a run folder with a checkpoint.
+"""`cyclic train`: trains a model on a data set and keeps it in a run folder.
 
     build      data, model (started from the data), optimizer, objectives
     resume     the newest saved state, when there is one and it is asked for

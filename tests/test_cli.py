@@ -38,7 +38,7 @@ def test_wrong_usage_exits_with_2_and_says_what_would_be_right(
 
 def test_help_documents_the_exit_codes(cyclic: Cyclic) -> None:
     out = " ".join(cyclic("--help").out.split())
-    for code in ("0 done", "1 failed", "2 wrong usage", "8 with --strict", "130 interrupted", "143 ended by SIGTERM"):
+    for code in ("0 success", "1 failure", "2 wrong", "8 with --strict", "130 after Ctrl-C", "143 after SIGTERM"):
         assert code in out
 
 
