@@ -56,6 +56,12 @@ def test_white_is_zero_is_turned_at_any_depth(tmp_path: Path) -> None:
         assert abs(np.corrcoef(turned.ravel(), GREY.ravel())[0, 1]) > 0.999
 
 
+def test_of_several_pages_the_middle_one_is_read(tmp_path: Path) -> None:
+    pages = [Image.fromarray(smooth_image(number, 30, 30)) for number in range(3)]
+    pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
+    np.testing.assert_allclose(images.read(tmp_path / "x.tif").pixels, np.asarray(pages[1]) / 255, atol=1e-6)
+
+
 def test_exif_turns_the_picture_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
