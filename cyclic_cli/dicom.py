@@ -147,7 +147,8 @@ def read(path: Path) -> tuple[np.ndarray, Facts, Identities]:
             stored = _decode(header, frame)
             pixels = _render(header, stored, frame)
             return pixels, _facts(header, pixels.shape), _identities(header)
-        except InputError:
+        except InputError as error:
+            error.identities = _identities(header)
             raise
         except Exception as error:  # attributes are parsed when they are first read, and may be anything
             raise Rejected("broken_header", f"an attribute is missing or wrong ({type(error).__name__})") from error

@@ -66,7 +66,9 @@ class Terminated(KeyboardInterrupt):
 
 
 class InputError(CyclicError):
-    """One input that gives no sample."""
+    """One input that gives no sample. `identities` is whom its header names, where it could be read that far."""
+
+    identities: object = None
 
 
 class Rejected(InputError):

@@ -29,6 +29,7 @@ import numpy as np
 
 from cyclic_cli import images, storage
 from cyclic_cli.config import PrepareConfig, Preprocessing, as_plain, cache_folder
+from cyclic_cli.dicom import Identities
 from cyclic_cli.errors import REASONS, CyclicError, Rejected, Skipped, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.identity import NO_PATIENT, SPLITS, Keyer, find_secret, place, split_of
@@ -358,15 +359,13 @@ def _write_shard(
             pixels = images.fit(picture.pixels, preprocessing)
             if pixels.min() == pixels.max():
                 raise Rejected("blank", "nothing is left of it at this size")
-            row |= _keys(path, picture, keyer) | asdict(picture.facts)
-            row |= {
-                "status": "used",
-                "row": len(fitted),
-                "content": hashlib.sha256(pixels.tobytes()).hexdigest()[:32],
-            }
+            row |= {"status": "used", "row": len(fitted), "sample": _sample_key(path, keyer)}
+            row |= {"content": hashlib.sha256(pixels.tobytes()).hexdigest()[:32], **asdict(picture.facts)}
+            row |= _header_keys(picture.identities, keyer)
             fitted.append(pixels)
         except Rejected as error:
             row |= {"status": "rejected", "reason": error.reason, "detail": error.message}
+            row |= _header_keys(error.identities, keyer)
         except Skipped as error:
             row |= {"status": "skipped", "reason": error.kind, "detail": error.message}
         rows.append(row)
@@ -375,14 +374,19 @@ def _write_shard(
     )
 
 
-def _keys(path: Path, picture: images.Picture, keyer: Keyer) -> Row:
-    """Keys of sample, patient and study; empty where the header names none."""
+def _sample_key(path: Path, keyer: Keyer) -> str:
+    """A key of the file's content: the same wherever the file lies and whatever size it is prepared at."""
     with path.open("rb") as file:
-        content = hashlib.file_digest(file, "blake2b").hexdigest()
-    patient, study = picture.identities.patient, picture.identities.study
+        return keyer.key("sample", hashlib.file_digest(file, "blake2b").hexdigest())
+
+
+def _header_keys(identities: object, keyer: Keyer) -> Row:
+    """Keys of the patient and the study that a header names; empty where it names none."""
+    if not isinstance(identities, Identities):
+        return {"patient": "", "study": ""}
+    patient, study = identities.patient, identities.study
     known = bool(patient) and patient[0].upper() not in NO_PATIENT
     return {
-        "sample": keyer.key("sample", content),
         "patient": keyer.key("patient", *patient) if known else "",
         "study": keyer.key("study", study) if study else "",
     }
@@ -429,7 +433,7 @@ class _Join:
                 candidates.append((row | {"owner": self._owner(report, item, row)}, report))
             else:
                 self._leave_out(row, *_reason(item, row))
-                texts_alone.append((self._owner(report, item), report))
+                texts_alone.append((self._owner(report, item, row), report))
         texts_alone += self._keep_one_of_each(candidates)
         self._add_texts(texts_alone)
         self._split()
@@ -450,7 +454,7 @@ class _Join:
         if not patient and item is not None and self.config.patient_pattern:
             found = re.search(self.config.patient_pattern, item.source)
             patient = self.keyer.key("patient", found[1] if found.groups() else found[0]) if found else ""
-        alone = row["sample"] if row else self.keyer.key("text", report.image, report.text)
+        alone = (row or {}).get("sample") or self.keyer.key("text", report.image, report.text)
         study_or_alone = study or self.keyer.key("study of sample", alone)
         if patient:
             return _Owner(patient, study_or_alone, named=True)

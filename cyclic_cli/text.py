@@ -96,7 +96,6 @@ class Reports:
         for table in self.tables:
             table.columns.check(table.name, sorted(table.names))
         self.labels = list(dict.fromkeys(label for table in self.tables for label in table.columns.labels))
-        self.dropped_columns = sum(table.dropped_columns for table in self.tables)
 
     def match(self, inputs: list[tuple[Path, str]]) -> Matched:
         """Bring every row to its image: inputs are files with their paths relative to their source.

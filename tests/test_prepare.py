@@ -433,6 +433,15 @@ def test_the_text_of_a_duplicate_stays_with_its_patient(cyclic: Cyclic) -> None:
     assert len(splits) == 30
 
 
+def test_the_report_of_a_broken_film_stays_with_its_patient(cyclic: Cyclic) -> None:
+    make_dicom(Path("files/a.dcm"), smooth_image(1), bits=8, PatientID="P1", StudyInstanceUID="1.1")
+    broken = make_dicom(Path("files/b.dcm"), smooth_image(2), bits=8, PatientID="P1", StudyInstanceUID="1.2")
+    broken.write_bytes(broken.read_bytes()[:-500])
+    Path("files/b.txt").write_text("Of the broken film.")
+    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (said["patients"], said["text_only"], said["rejected_by_reason"]) == (1, 1, {"broken_pixels": 1})
+
+
 def test_a_patient_in_two_given_splits_is_an_error(cyclic: Cyclic) -> None:
     for name in "ab":
         make_png(Path(f"files/{name}.png"), smooth_image(ord(name)))
