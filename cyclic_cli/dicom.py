@@ -23,7 +23,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,8 @@ def read(path: Path) -> tuple[np.ndarray, Facts, Identities]:
             pixels = _render(header, stored, frame)
             return pixels, _facts(header, pixels.shape), _identities(header)
         except InputError as error:
-            error.identities = _identities(header)
+            with suppress(Exception):  # the part that names them may be damaged too
+                error.identities = _identities(header)
             raise
         except Exception as error:  # attributes are parsed when they are first read, and may be anything
             raise Rejected("broken_header", f"an attribute is missing or wrong ({type(error).__name__})") from error
