@@ -327,23 +327,20 @@ def _write_shards(
             done += len(shards[shard])
             report(Progress(done, total, "images"))
         return
-    with workers_pool(workers) as pool:
-        futures: dict[Future[None], int] = {
-            pool.submit(_write_shard, draft.folder, shard, shards[shard], preprocessing, keyer): len(shards[shard])
-            for shard in waiting
-        }
-        try:
+    try:
+        with workers_pool(workers) as pool:
+            futures: dict[Future[None], int] = {
+                pool.submit(_write_shard, draft.folder, shard, shards[shard], preprocessing, keyer): len(shards[shard])
+                for shard in waiting
+            }
             for future in as_completed(futures):
                 future.result()
                 done += futures[future]
                 report(Progress(done, total, "images"))
-        except BrokenProcessPool as error:
-            raise CyclicError(
-                "A decoder crashed a worker process.",
-                "The same command continues; leave the file out that crashes it.",
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    except BrokenProcessPool as error:
+        raise CyclicError(
+            "A decoder crashed a worker process.", "The same command continues; leave the file out that crashes it."
+        ) from error
 
 
 def _write_shard(

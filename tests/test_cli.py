@@ -1,11 +1,14 @@
 """The command line as a user meets it: wrong words, quiet, defaults, the two commands that work with nothing."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Ran, make_dicom, smooth_image
 
@@ -72,16 +75,14 @@ def test_shell_completion(shell: str) -> None:
         assert name in ran.stdout
 
 
-def test_interrupting_prepare_exits_with_130(tmp_path: Path) -> None:
-    import signal
-    import time
-
-    for number in range(300):
-        make_dicom(tmp_path / "work" / "files" / f"{number}.dcm", smooth_image(number, 400, 400), bits=8)
+def test_a_signal_ends_prepare_with_its_code() -> None:
+    film = make_dicom(Path("films/0.dcm"), smooth_image(0, 2000, 2000).astype(np.uint16), bits=8)
+    for number in range(1, 400):  # many seconds of work, from one film under many names
+        os.link(film, f"films/{number}.dcm")
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         out = f"ds{code}"
         process = subprocess.Popen(
-            [sys.executable, "-m", "cyclic_cli", "prepare", "files", "--out", out, "--workers", "2"],
+            [sys.executable, "-m", "cyclic_cli", "prepare", "films", "--out", out, "--workers", "2"],
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         deadline = time.monotonic() + 60
