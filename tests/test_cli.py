@@ -84,6 +84,7 @@ def test_a_signal_ends_prepare_with_its_code() -> None:
         process = subprocess.Popen(
             [sys.executable, "-m", "cyclic_cli", "prepare", "films", "--out", out, "--workers", "2"],
             stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits SIG_IGN
         )  # fmt: skip
         deadline = time.monotonic() + 60
         while not Path(out, ".unfinished", "request").exists() and time.monotonic() < deadline:
