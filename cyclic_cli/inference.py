@@ -16,7 +16,7 @@ from cyclic_cli import images, metrics, panels, registry, storage
 from cyclic_cli.config import Preprocessing, build
 from cyclic_cli.errors import CyclicError, InputError
 from cyclic_cli.events import Note, Progress, Report, silent
-from cyclic_cli.prepare import Input, expand
+from cyclic_cli.prepare import Input, expand, printable
 from cyclic_cli.text import base_name
 
 PACKAGED_MODEL = Path(__file__).parent / "assets" / "default.safetensors"
@@ -115,7 +115,7 @@ def reconstruct(
         )
     for first in range(0, len(inputs), BATCH):
         chosen = range(first, min(first + BATCH, len(inputs)))
-        names = {number: str(inputs[number].path) if paths else str(number + 1) for number in chosen}
+        names = {number: printable(inputs[number].path) if paths else str(number + 1) for number in chosen}
         read = dict(_read(inputs, names, model.preprocessing, summary, report))
         if read:
             fitted = np.stack([pixels for pixels, _ in read.values()])
@@ -154,7 +154,7 @@ def _written(source: str, output: Path, original: np.ndarray, decoded: np.ndarra
     error, decibels = metrics.mse(original, decoded), metrics.psnr(original, decoded)
     similarity = metrics.ssim(original, decoded)
     result = Reconstruction(
-        source=source, output=str(output), mse=error,
+        source=source, output=printable(output), mse=error,
         psnr=decibels if np.isfinite(decibels) else None, ssim=similarity if np.isfinite(similarity) else None,
     )  # fmt: skip
     if form == "png":

@@ -188,8 +188,7 @@ def _expand(sources: list[Path], tables: list[Path] | None, out: Path) -> _Offer
                     offer.tables.append(path)
                 continue
             prefix = f"{source.resolve().name}/" if several and source.is_dir() else ""
-            text = os.fsencode(relative).decode("utf-8", "backslashreplace")  # a name on disk is any bytes
-            found.setdefault(absolute, Input(path, prefix + text, text))
+            found.setdefault(absolute, Input(path, prefix + printable(relative), printable(relative)))
     _find_side_cars(offer, found)
     used_texts = {os.path.abspath(path) for path in offer.side_cars.values()}
     offer.inputs = sorted(
@@ -202,6 +201,11 @@ def _expand(sources: list[Path], tables: list[Path] | None, out: Path) -> _Offer
 def expand(sources: list[Path], out: Path) -> list[Input]:
     """The files behind sources, each once, sorted, without report tables, side-cars and what lies in `out`."""
     return _expand(sources, None, out).inputs
+
+
+def printable(path: Path | str) -> str:
+    """A path as UTF-8 text. On disk a name is any bytes; those that are no text read `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _common_folder(sources: list[Path]) -> Path:

@@ -1,6 +1,7 @@
 """`cyclic reconstruct`: the pixels of `prepare`, honest figures, pictures that overwrite nothing."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -125,6 +126,13 @@ def test_bad_files_are_named_and_the_rest_is_done(run: Path, cyclic: Cyclic) -> 
     }  # fmt: skip
     assert cyclic(*words, "--strict").code == 8
     assert cyclic("reconstruct", "files/bad.png", "--model", run).code == 1
+
+
+def test_a_name_of_any_bytes_can_be_shown(run: Path, cyclic: Cyclic) -> None:
+    make_png(Path("files/a.png"), smooth_image(1)).rename(os.fsdecode(b"files/bad\xff.png"))
+    ran = cyclic("reconstruct", "files", "--model", run, "--json")
+    assert ran.lines[0]["source"] == r"files/bad\xff.png"
+    assert cyclic("reconstruct", "files", "--model", run, "--overwrite").code == 0
 
 
 def test_no_paths_names_scans_by_a_number(run: Path, cyclic: Cyclic) -> None:
