@@ -174,21 +174,24 @@ def _expand(sources: list[Path], tables: list[Path] | None, out: Path) -> _Offer
     found: dict[str, Input] = {}
     offer = _Offer(tables=list(tables or []))
     named = {os.path.abspath(table) for table in offer.tables}
-    several = sum(source.is_dir() for source in sources) > 1
-    common = _common_folder(sources)
+    folders = {source for source in sources if source.is_dir()}
+    common = _common_folder([source for source in sources if source not in folders])
+    beside: set[Path] = set()  # tables of the usual names in the source folders
     for source in sources:
-        for path, relative in _files(source, out, common):
+        is_folder = source in folders
+        prefix = f"{source.resolve().name}/" if is_folder and len(folders) > 1 else ""
+        for path, relative in _files_in(source, out) if is_folder else _files_named(source, common):
             absolute = os.path.abspath(path)
             if absolute in named:
                 continue
-            if source.is_dir() and relative in TABLE_NAMES:
-                if tables:
-                    offer.unread_tables += 1
-                elif path not in offer.tables:
-                    offer.tables.append(path)
+            if is_folder and relative in TABLE_NAMES:
+                beside.add(path)
                 continue
-            prefix = f"{source.resolve().name}/" if several and source.is_dir() else ""
             found.setdefault(absolute, Input(path, prefix + printable(relative), printable(relative)))
+    if tables:
+        offer.unread_tables = len(beside)
+    else:
+        offer.tables = sorted(beside)  # a folder lists its files in any order
     _find_side_cars(offer, found)
     used_texts = {os.path.abspath(path) for path in offer.side_cars.values()}
     offer.inputs = sorted(
@@ -210,27 +213,25 @@ def printable(path: Path | str) -> str:
 
 def _common_folder(sources: list[Path]) -> Path:
     """The folder that holds every file named by an absolute path, which their paths are then relative to."""
-    folders = [source.parent for source in sources if source.is_absolute() and not source.is_dir()]
+    folders = [source.parent for source in sources if source.is_absolute()]
     return Path(os.path.commonpath(folders)) if folders else Path()
 
 
-def _files(source: Path, out: Path, common: Path) -> Iterator[tuple[Path, str]]:
-    """The files of one source, each with its path relative to it.
+def _files_in(folder: Path, out: Path) -> Iterator[tuple[Path, str]]:
+    """The files of a folder, recursively but for `out` and for hidden files, each with its path relative to it."""
+    closed: list[OSError] = []
+    for within, inner, names in os.walk(folder, onerror=closed.append):
+        inner[:] = [name for name in inner if not _is_hidden(name) and not _is_same(Path(within, name), out)]
+        for path in (Path(within, name) for name in names if not _is_hidden(name)):
+            yield path, path.relative_to(folder).as_posix()
+    for error in closed:  # a folder that cannot be listed is not passed over: it is rejected as unreadable
+        path = Path(error.filename)
+        yield path, path.relative_to(folder).as_posix()
 
-    A folder's, recursively but for `out` and for hidden files; a pattern's; the file itself, there or not.
-    """
-    if source.is_dir():
-        closed: list[OSError] = []
-        for folder, inner, names in os.walk(source, onerror=closed.append):
-            inner[:] = [name for name in inner if not _is_hidden(name) and not _is_same(Path(folder, name), out)]
-            for name in names:
-                if not _is_hidden(name):
-                    path = Path(folder) / name
-                    yield path, path.relative_to(source).as_posix()
-        for error in closed:  # a folder that cannot be listed is not passed over: it is rejected as unreadable
-            path = Path(error.filename)
-            yield path, path.relative_to(source).as_posix()
-    elif not source.exists() and glob.has_magic(str(source)):
+
+def _files_named(source: Path, common: Path) -> Iterator[tuple[Path, str]]:
+    """The files of a pattern, or the file itself, there or not; an absolute path is made relative to `common`."""
+    if glob.has_magic(str(source)) and not source.exists():
         for match in glob.glob(str(source), recursive=True):
             if os.path.isfile(match):
                 yield Path(match), Path(match).as_posix()

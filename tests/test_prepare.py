@@ -89,6 +89,20 @@ def test_workers_and_order_change_no_byte(tiny_files: Path, cyclic: Cyclic) -> N
     assert contents(Path("one")) == contents(Path("two"))
 
 
+def test_the_order_in_which_a_folder_is_listed_changes_no_byte(cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        make_png(Path(f"files/{name}.png"), smooth_image(ord(name)))
+    table(Path("files/reports.csv"), "path,text\na.png,x\n")
+    table(Path("files/findings.csv"), "path,edema\na.png,1\n")
+    walked = os.walk
+    for out, backwards in (("one", False), ("two", True)):
+        monkeypatch.setattr(
+            os, "walk", lambda *a, r=backwards, **k: ((f, i, sorted(n, reverse=r)) for f, i, n in walked(*a, **k))
+        )
+        assert cyclic("prepare", "files", "--out", out, PUBLIC).code == 0
+    assert contents(Path("one")) == contents(Path("two"))
+
+
 def test_a_killed_run_continues_to_the_same_bytes(cyclic: Cyclic) -> None:
     for number in range(400):
         make_png(Path(f"files/{number:03}.png"), smooth_image(number, 300, 300))
