@@ -28,8 +28,10 @@ class Preprocessing:
     """How a picture becomes a tensor; travels with every data set and every checkpoint."""
 
     size: int = 224  # pixels of a side, after the letterbox
-    bits: int = 8  # stored per pixel
-    window: str = "auto"  # what the file states, else robust percentiles
+    bits: int = 8  # stored per pixel: 8 or 16
+    window: str = "auto"  # auto (what the file states, else percentile), full, percentile, CENTER/WIDTH, or a name
+    frames: str = "middle"  # middle, first, all, or a number from 1
+    exact: bool = False  # decode whole and resize, even where a codec can reduce while decoding
 
 
 @dataclass(frozen=True, kw_only=True)

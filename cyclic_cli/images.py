@@ -18,7 +18,8 @@ from PIL import Image, ImageOps
 
 from cyclic_cli import dicom
 from cyclic_cli.config import Preprocessing
-from cyclic_cli.dicom import Facts, Identities
+from cyclic_cli.dicom.header import Facts, Identities
+from cyclic_cli.dicom.rendering import PERCENTILES
 from cyclic_cli.errors import InputError, Rejected
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit, with our own error, stands in `_read_pillow`
@@ -115,7 +116,7 @@ def _grey(image: Image.Image) -> tuple[np.ndarray, int]:
         "F",
     ):  # 32 bits without a stated range: robust percentiles, as for DICOM without a window
         values = np.asarray(image).astype(np.float32)
-        low, high = np.percentile(values[np.isfinite(values)], dicom.PERCENTILES)
+        low, high = np.percentile(values[np.isfinite(values)], PERCENTILES)
         return np.clip(np.nan_to_num((values - low) / max(high - low, 1e-30)), 0, 1).astype(np.float32), 32
     if image.mode not in ("L", "RGB"):
         image = image.convert("L" if image.mode in ("1", "LA") else "RGB")

@@ -29,7 +29,7 @@ import numpy as np
 
 from cyclic_cli import images, storage
 from cyclic_cli.config import PrepareConfig, Preprocessing, as_plain, cache_folder
-from cyclic_cli.dicom import Identities
+from cyclic_cli.dicom.header import Identities
 from cyclic_cli.errors import REASONS, CyclicError, Rejected, Skipped, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.identity import NO_PATIENT, SPLITS, Keyer, find_secret, place, split_of

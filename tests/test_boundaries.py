@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cyclic_cli"
 LAYERS = [  # from the ground up; within a layer a module may import those named before it
     ["__init__"],
-    ["errors", "registry", "events", "identity", "config", "workers"],
-    ["metrics", "storage", "dicom", "images", "panels", "text", "phantom"],
+    ["errors", "registry", "events", "identity", "scrub", "config", "workers"],
+    ["metrics", "storage", "sources", "dicom", "images", "panels", "text", "layouts", "phantom"],
     ["objectives", "models", "data", "distributed"],
     ["prepare", "training", "inference"],
     ["console", "cli", "__main__"],

@@ -16,6 +16,7 @@ from pydicom.pixels.processing import apply_windowing
 from pydicom.sequence import Sequence
 
 from cyclic_cli import dicom
+from cyclic_cli.dicom import rendering
 from cyclic_cli.errors import Rejected, Skipped
 
 
@@ -180,7 +181,7 @@ def test_windows_equal_those_of_pydicom(center: float, width: float) -> None:
     header.PhotometricInterpretation, header.BitsStored, header.PixelRepresentation = "MONOCHROME2", 8, 0
     header.WindowCenter, header.WindowWidth = center, width
     expected = apply_windowing(values, header) / 255
-    np.testing.assert_allclose(dicom.window(values, center, width), expected, atol=1e-5)
+    np.testing.assert_allclose(rendering.window(values, center, width), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_dcmtk_shows_the_same(name: str, tmp_path: Path) -> None:
             values = header.pixel_array * float(header.get("RescaleSlope", 1)) + float(
                 header.get("RescaleIntercept", 0)
             )
-            low, high = np.percentile(values, dicom.PERCENTILES)
+            low, high = np.percentile(values, rendering.PERCENTILES)
             center, width = (low + high + 1) / 2, high - low + 1
         words += ["+Ww", str(center), str(width)]
     subprocess.run([*words, source, tmp_path / "x.pnm"], check=True, capture_output=True)

@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from PIL import Image
 
-from cyclic_cli.dicom import TRANSFER_SYNTAXES, derived_uid, write_radiograph
+from cyclic_cli.dicom.writing import TRANSFER_SYNTAXES, derived_uid, write_radiograph
 from cyclic_cli.phantom import DemoSummary, write_demo
 from cyclic_cli.phantom.anatomy import Patient, sample_patient
 from cyclic_cli.phantom.findings import (

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cyclic_cli.dicom import TRANSFER_SYNTAXES, derived_uid, write_radiograph
+from cyclic_cli.dicom.writing import TRANSFER_SYNTAXES, derived_uid, write_radiograph
 from cyclic_cli.phantom.anatomy import Patient, sample_patient
 from cyclic_cli.phantom.findings import TRUTH_COLUMNS, Finding, sample_findings, truth
 from cyclic_cli.phantom.radiograph import draw_radiograph, quantise, sample_finish, sample_view
