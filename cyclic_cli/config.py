@@ -6,6 +6,7 @@ has a `Config` of its own, which checks the `model:` table of a run file.
 
 import dataclasses
 import os
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from cyclic_cli.registry import check
 
 OBJECTIVES = ("autoencode",)
 """Presets of `--objective`. What `autoencode` weighs is said by each architecture (`OBJECTIVES` of its file)."""
+WINDOWS = ("auto", "full", "percentile", "lung", "bone", "brain", "mediastinum")
+FRAMES = ("middle", "first", "all")
 
 Settings = TypeVar("Settings")
 
@@ -32,6 +35,12 @@ class Preprocessing:
     window: str = "auto"  # auto (what the file states, else percentile), full, percentile, CENTER/WIDTH, or a name
     frames: str = "middle"  # middle, first, all, or a number from 1
     exact: bool = False  # decode whole and resize, even where a codec can reduce while decoding
+
+    def __post_init__(self) -> None:
+        if self.bits not in (8, 16):
+            raise UsageError(f"bits: {self.bits} is not possible.", "Give 8 or 16.")
+        check_window(self.window)
+        check_frames(self.frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +99,25 @@ class TrainConfig:
         check(self.objective, OBJECTIVES, "objective preset")
         check(self.device, ("auto", "cpu", "cuda"), "device")
         check(self.precision, ("auto", "32", "bf16", "16"), "precision")
+
+
+def check_window(text: str) -> tuple[float, float] | str:
+    """A `--window`: (centre, width) of CENTER/WIDTH, else the name itself. Raises UsageError for anything else."""
+    found = re.fullmatch(r"([+-]?\d+(?:\.\d*)?)/(\d+(?:\.\d*)?)", text)
+    if found and float(found[2]) > 0:
+        return float(found[1]), float(found[2])
+    if text not in WINDOWS:
+        raise UsageError(f"{text!r} is no window.", f"Give {', '.join(WINDOWS)} or CENTER/WIDTH such as 40/400.")
+    return text
+
+
+def check_frames(text: str) -> int | str:
+    """A `--frames`: a number from 1, else the word itself. Raises UsageError for anything else."""
+    if re.fullmatch(r"[1-9]\d{0,8}", text):
+        return int(text)
+    if text not in FRAMES:
+        raise UsageError(f"{text!r} names no frames.", f"Give {', '.join(FRAMES)} or a number from 1.")
+    return text
 
 
 def flag(name: str) -> str:

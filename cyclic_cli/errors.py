@@ -23,6 +23,8 @@ REASONS = {
     "broken_pixels": "the pixel data are damaged or cut short",
     "no_decoder": "no decoder for this transfer syntax is installed",
     "too_large": "the header declares more pixels than any image has",
+    "burned_in": "the header says that text is burned into the picture; --allow-burned-in takes it all the same",
+    "no_frame": "the file has fewer frames than the one asked for",
     "blank": "every pixel has the same value",
     "unexpected": "reading it failed in a way this program does not know; please report that",
     "conflicting_rows": "rows of the tables contradict one another about this image",
@@ -85,8 +87,9 @@ class Rejected(InputError):
 
 
 class Skipped(InputError):
-    """A valid input that is not an image to learn from; `kind` says what it is."""
+    """A valid input that is not an image to learn from; `kind` says what it is, `text` is what a report says."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, text: str = "") -> None:
         super().__init__(f"a {kind}, not an image")
         self.kind = kind
+        self.text = text

@@ -138,7 +138,7 @@ def _read(
     for number, name in names.items():
         summary.inputs += 1
         try:
-            picture = images.read(inputs[number].path)
+            picture = images.read(images.content_of(inputs[number].path), preprocessing)
         except InputError as error:
             rejected = hasattr(error, "reason")
             summary.rejected += rejected
@@ -146,7 +146,7 @@ def _read(
             report(Note(f"{name}: {error.message}", warning=True))
             continue
         area = images.image_area(picture.facts.height, picture.facts.width, preprocessing.size)
-        yield number, (images.fit(picture.pixels, preprocessing), area)
+        yield number, (images.fit(picture, preprocessing), area)
 
 
 def _written(source: str, output: Path, original: np.ndarray, decoded: np.ndarray, form: str) -> Reconstruction:

@@ -357,8 +357,8 @@ def _write_shard(
     for number, path in run:
         row: Row = {"input": number}
         try:
-            picture = images.read(path)
-            pixels = images.fit(picture.pixels, preprocessing)
+            picture = images.read(images.content_of(path), preprocessing)
+            pixels = images.fit(picture, preprocessing)
             if pixels.min() == pixels.max():
                 raise Rejected("blank", "nothing is left of it at this size")
             row |= {"status": "used", "row": len(fitted), "sample": _sample_key(path, keyer)}

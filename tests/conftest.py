@@ -17,6 +17,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from typer.testing import CliRunner
 
+from cyclic_cli import images
 from cyclic_cli.cli import app
 from cyclic_cli.config import PrepareConfig, Preprocessing
 from cyclic_cli.prepare import prepare
@@ -80,6 +81,11 @@ def make_png(path: Path, pixels: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     return path
+
+
+def fitted(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+    """The sample (1, S, S) that a file's first selected frame becomes."""
+    return images.fit(images.read(path.read_bytes(), preprocessing), preprocessing)
 
 
 def make_dicom(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Ran, make_dicom, make_png, smooth_image
+from conftest import Ran, fitted, make_dicom, make_png, smooth_image
 from PIL import Image
 from pydicom.data import get_testdata_file
 from scipy.stats import spearmanr
@@ -38,7 +38,7 @@ def test_the_figures_are_those_of_other_libraries_over_the_image_area(run: Path,
     assert len(said) == 1
     decoded = np.load(said[0]["output"], allow_pickle=False)
     rows, columns = images.image_area(90, 60, 32)
-    original = images.fit(images.read(path).pixels, Preprocessing(size=32))[0][rows, columns] / 255
+    original = fitted(path, Preprocessing(size=32))[0][rows, columns] / 255
     assert decoded.shape == original.shape
     assert decoded.dtype == np.float32
     assert said[0]["mse"] == pytest.approx(float(np.mean((original - decoded) ** 2)), rel=1e-5)
@@ -65,9 +65,9 @@ def test_the_reconstruction_is_the_model_s(run: Path, cyclic: Cyclic) -> None:
     kept = read_checkpoint(run / "model.safetensors")
     model = conv.Model(conv.Config(**kept.architecture["config"]), tuple(kept.architecture["image_shape"]))
     model.load_state_dict({name: torch.from_numpy(value) for name, value in kept.weights.items()})
-    fitted = images.fit(images.read(path).pixels, kept.preprocessing)
+    pixels = fitted(path, kept.preprocessing)
     with torch.no_grad():
-        expected = model(torch.from_numpy(fitted[None] / np.float32(255)))["reconstruction"].clamp(0, 1)[0, 0].numpy()
+        expected = model(torch.from_numpy(pixels[None] / np.float32(255)))["reconstruction"].clamp(0, 1)[0, 0].numpy()
     np.testing.assert_allclose(np.load(output), expected, atol=1e-6)
 
 
@@ -85,7 +85,7 @@ def test_the_picture_shows_original_reconstruction_and_difference(run: Path, cyc
     def panel(number: int) -> np.ndarray:
         return canvas[np.ix_(middle, left + number * (448 + 24) + factor // 2 + factor * np.arange(32))]
 
-    original = images.fit(images.read(path).pixels, Preprocessing(size=32))[0]
+    original = fitted(path, Preprocessing(size=32))[0]
     np.testing.assert_array_equal(panel(0)[..., 0], original)
     np.testing.assert_allclose(panel(1)[..., 0], decoded * 255, atol=0.5001)
     brightness = panel(2).sum(-1).ravel()  # the colour map rises in brightness with the difference

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import Ran, make_dicom, make_png, smooth_image
+from conftest import Ran, fitted, make_dicom, make_png, smooth_image
 
-from cyclic_cli import images
 from cyclic_cli.config import Preprocessing
 from cyclic_cli.identity import SPLITS, Keyer
 from cyclic_cli.storage import StoredDataset
@@ -65,7 +64,7 @@ def test_stored_pixels_are_those_of_the_reader(tiny_files: Path, tiny_dataset: P
     rows = index(tiny_dataset)
     assert len(rows) == 40
     for row in rows:
-        expected = images.fit(images.read(tiny_files / str(row["source"])).pixels, Preprocessing(size=32))
+        expected = fitted(tiny_files / str(row["source"]), Preprocessing(size=32))
         got = stored.images(np.array([row["shard"]]), np.array([row["row"]]))[0]
         np.testing.assert_array_equal(got, expected)
 
@@ -408,7 +407,7 @@ def test_a_report_never_reaches_an_image_it_does_not_speak_of(cyclic: Cyclic) ->
         for row in rows
         if row["has_image"]
     }
-    expected = images.fit(images.read(Path("one/a/1.png")).pixels, Preprocessing())
+    expected = fitted(Path("one/a/1.png"), Preprocessing())
     np.testing.assert_array_equal(shown["Of one a."][0], expected)
 
 

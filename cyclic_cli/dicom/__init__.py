@@ -20,13 +20,13 @@ from the header, so they are silenced here. What is written depends on no clock,
     writing.py     radiographs of the demo's phantoms
 """
 
+import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import numpy as np
 import pydicom
@@ -34,6 +34,7 @@ import pydicom.config
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from cyclic_cli.config import Preprocessing, check_frames
 from cyclic_cli.dicom.decoding import decode
 from cyclic_cli.dicom.header import Facts, Identities, facts_of, identities_of, whole_number
 from cyclic_cli.dicom.rendering import render
@@ -73,30 +74,66 @@ def looks_like_dicom(head: bytes) -> bool:
     return (little or big) and (explicit or (little and implicit))
 
 
-def read(path: Path) -> tuple[np.ndarray, Facts, Identities]:
-    """Read the middle frame of a DICOM file as a viewer would show it.
+class Film:
+    """A DICOM file whose header is read.
 
-    Returns:
-        Pixels (H, W) float32 in [0, 1], 0 black; the header's allowed facts; the header's identities.
+    Args:
+        content: The file.
+        preprocessing: Which frames, and how they are shown.
+        allow_burned_in: Take images that say that text is burned into them.
 
     Raises:
         Skipped: a valid object without an image to learn from.
-        Rejected: broken_header, no_pixels, too_large, no_decoder or broken_pixels.
+        Rejected: broken_header, no_pixels, too_large or burned_in.
     """
-    with _quiet():
-        header = _parse(path)
-        try:
-            _refuse_what_is_no_image(header)
-            frame = _frame_number(header)
-            stored = decode(header, frame)
-            pixels = render(header, stored, frame)
-            return pixels, facts_of(header, pixels.shape), identities_of(header)
-        except InputError as error:
-            with suppress(Exception):  # the part that names them may be damaged too
-                error.identities = identities_of(header)
-            raise
-        except Exception as error:  # attributes are parsed when they are first read, and may be anything
-            raise Rejected("broken_header", f"an attribute is missing or wrong ({type(error).__name__})") from error
+
+    def __init__(self, content: bytes, preprocessing: Preprocessing, allow_burned_in: bool = False) -> None:
+        self.identities = Identities()
+        with self._careful():
+            self._header = _parse(content)
+            self.identities = identities_of(self._header)
+            _refuse_what_is_no_image(self._header)
+            if str(self._header.get("BurnedInAnnotation", "")).strip().upper() == "YES" and not allow_burned_in:
+                raise Rejected("burned_in")
+            self.frames = select_frames(whole_number(self._header, "NumberOfFrames", 1), preprocessing.frames)
+
+    def pixels(self, frame: int) -> tuple[np.ndarray, Facts]:
+        """A frame as a viewer would show it: (H, W) float32 in [0, 1], 0 black; and the header's allowed facts.
+
+        Raises:
+            Rejected: no_decoder, broken_pixels or broken_header.
+        """
+        with self._careful():
+            stored = decode(self._header, frame)
+            pixels = render(self._header, stored, frame)
+            return pixels, facts_of(self._header, pixels.shape)
+
+    @contextmanager
+    def _careful(self) -> Iterator[None]:
+        """Nothing on the terminal, and every error an InputError that knows whom the header names."""
+        with _quiet():
+            try:
+                yield
+            except InputError as error:
+                error.identities = self.identities
+                raise
+            except Exception as error:  # attributes are parsed when they are first read, and may be anything
+                wrong = Rejected("broken_header", f"an attribute is missing or wrong ({type(error).__name__})")
+                wrong.identities = self.identities
+                raise wrong from error
+
+
+def select_frames(count: int, wanted: str) -> list[int]:
+    """The frames, from 0, that a `--frames` setting picks out of `count`. Raises Rejected where there are too few."""
+    choice = check_frames(wanted)
+    count = max(1, count)
+    if choice == "all":
+        return list(range(count))
+    if isinstance(choice, int):
+        if choice > count:
+            raise Rejected("no_frame", f"frame {choice} is asked for, and there are {count}")
+        return [choice - 1]
+    return [0 if choice == "first" else count // 2]
 
 
 @contextmanager
@@ -114,11 +151,9 @@ def _quiet() -> Iterator[None]:
             os.close(kept)
 
 
-def _parse(path: Path) -> Dataset:
+def _parse(content: bytes) -> Dataset:
     try:
-        header = pydicom.dcmread(path, force=True)
-    except OSError as error:
-        raise Rejected("unreadable", error.strerror or "") from error
+        header = pydicom.dcmread(io.BytesIO(content), force=True)
     except Exception as error:  # a damaged file makes the parser raise almost anything
         raise Rejected("broken_header", f"the file cannot be parsed ({type(error).__name__})") from error
     if "TransferSyntaxUID" not in header.file_meta:  # no file meta: it is what the parser found it to be
@@ -145,7 +180,3 @@ def _refuse_what_is_no_image(header: Dataset) -> None:
         raise Rejected("broken_header", "Rows, Columns or Samples per Pixel is missing or zero")
     if np.prod([float(number) for number in samples]) > LARGEST_FRAME:
         raise Rejected("too_large", f"{samples[1]}×{samples[0]} pixels are declared")
-
-
-def _frame_number(header: Dataset) -> int:
-    return max(1, whole_number(header, "NumberOfFrames", 1)) // 2
