@@ -134,7 +134,26 @@ def prepare(
         list[Path] | None,
         typer.Option(help="A table of reports or labels (CSV, JSON Lines); may be repeated.", show_default=False),
     ] = None,
+    layout: Annotated[
+        str, typer.Option(help="How files and reports lie: auto, tables, mimic-cxr, mimic-cxr-jpg, openi or roco.")
+    ] = PrepareConfig.layout,
     size: Annotated[int, typer.Option(min=8, max=8192, help="Pixels of a side.")] = Preprocessing.size,
+    bits: Annotated[int, typer.Option(help="Stored per pixel: 8 or 16.")] = Preprocessing.bits,
+    window: Annotated[
+        str,
+        typer.Option(
+            help="auto (as the file says), full, percentile, CENTER/WIDTH, or for CT lung, bone, brain, mediastinum."
+        ),
+    ] = Preprocessing.window,
+    frames: Annotated[
+        str, typer.Option(help="Of many: middle, first, all, or a number from 1.")
+    ] = Preprocessing.frames,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Decode whole and resize, even where a codec can reduce while decoding.")
+    ] = False,
+    allow_burned_in: Annotated[
+        bool, typer.Option("--allow-burned-in", help="Take images that are marked as having text in their pixels.")
+    ] = False,
     split: Annotated[str, typer.Option(help="Shares of the patients: train/val/test.")] = "80/10/10",
     image_column: Annotated[
         str | None, typer.Option(help="Column that names the image.", show_default="recognised")
@@ -162,32 +181,44 @@ def prepare(
     paths: Annotated[
         bool, typer.Option("--paths/--no-paths", help="Keep relative source paths in the data set.")
     ] = True,
+    update: Annotated[
+        bool, typer.Option("--update", help="Take the files into a finished data set; nobody's split moves.")
+    ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(help="Do a part of the work, such as 3/10; slurm reads it from an array job.", show_default=False),
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Join what the parts have written; decode nothing.")] = False,
+    cluster: Annotated[
+        str | None, typer.Option(help="A Dask scheduler whose workers decode: tcp://HOST:8786.", show_default=False)
+    ] = None,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds that reading one file may take.")] = 300,
     workers: Workers = None,
     null: Null = False,
     strict: Strict = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn images (DICOM, PNG, JPEG, TIFF) and their reports into a data set."""
+    """Turn images (DICOM, PNG, JPEG, TIFF, NIfTI) and their reports into a data set."""
     from cyclic_cli import prepare as task
     from cyclic_cli.identity import parse_split
 
     task.check_pattern(patient_pattern)
     config = PrepareConfig(
-        preprocessing=Preprocessing(size=size), split=parse_split(split), image_column=image_column,
-        text_column=text_column, patient_column=patient_column, label_columns=tuple(label_column or ()),
-        patient_pattern=patient_pattern, already_deidentified=already_deidentified, paths=paths,
+        preprocessing=Preprocessing(size=size, bits=bits, window=window, frames=frames, exact=exact),
+        split=parse_split(split), image_column=image_column, text_column=text_column, patient_column=patient_column,
+        label_columns=tuple(label_column or ()), layout=layout, patient_pattern=patient_pattern,
+        allow_burned_in=allow_burned_in, already_deidentified=already_deidentified, paths=paths,
+    )  # fmt: skip
+    work = task.Work(
+        workers=workers or settings.available_cpus(), cluster=cluster or "", merge=merge, update=update,
+        part=task.parse_part(part) if part else None, time_limit=time_limit,
     )  # fmt: skip
     with console.talk(quiet) as report:
-        summary = task.prepare(
-            _paths(sources, null),
-            out,
-            config,
-            reports,
-            salt_file,
-            workers or settings.available_cpus(),
-            report,
-        )
+        summary = task.prepare(_paths(sources, null), out, config, reports, salt_file, work, report)
+    if isinstance(summary, task.PartSummary):
+        _show(f"Part {summary.part}", asdict(summary), json)
+        return
     _show("Data set", asdict(summary), json)
     if not json and not quiet:
         console.say(f"Next: cyclic train {out}")

@@ -53,7 +53,9 @@ class PrepareConfig:
     text_column: str | None = None
     patient_column: str | None = None
     label_columns: tuple[str, ...] = ()  # beside the known sets
+    layout: str = "auto"  # of `layouts.LAYOUTS`, or told by the sources
     patient_pattern: str | None = None  # regular expression on the relative path
+    allow_burned_in: bool = False  # take images that say that text is burned into their pixels
     already_deidentified: bool = False
     paths: bool = True  # keep relative source paths in the index
 

@@ -32,8 +32,14 @@ class Keyer:
 
     def key(self, kind: str, *parts: str) -> str:
         """A key of 32 hexadecimal digits for an identity; `kind` keeps a study from equalling a patient."""
-        message = "\0".join((kind, *parts)).encode()
+        message = "\0".join((kind, *parts)).encode(errors="surrogateescape")
         return hmac.new(self.secret, message, hashlib.sha256).hexdigest()[:32]
+
+    def number(self, text: str) -> int:
+        """A keyed hash of 64 bits, signed, to compare names by."""
+        key = hashlib.sha256(self.secret).digest()
+        digest = hashlib.blake2b(text.encode(errors="surrogateescape"), key=key, digest_size=8).digest()
+        return int.from_bytes(digest, "little", signed=True)
 
     def check(self) -> str:
         """A value that two keyers share when they have the same secret, and that does not give it away."""

@@ -16,7 +16,7 @@ from cyclic_cli import images, metrics, panels, registry, storage
 from cyclic_cli.config import Preprocessing, build
 from cyclic_cli.errors import CyclicError, InputError
 from cyclic_cli.events import Note, Progress, Report, silent
-from cyclic_cli.prepare import Input, expand, printable
+from cyclic_cli.sources import Input, expand, printable
 from cyclic_cli.text import base_name
 
 PACKAGED_MODEL = Path(__file__).parent / "assets" / "default.safetensors"

@@ -1,9 +1,26 @@
-"""What the user names, as inputs: files, folders, patterns, zip archives and DICOMDIRs, each file once."""
+"""What the user names, as inputs: files, folders, patterns, zip archives and DICOMDIRs.
 
+A folder is read recursively, but for hidden files and the output itself. The files of a zip archive are read where they
+lie, never unpacked to disk; a DICOMDIR that is named stands for the files it lists. Inputs come one by one, so that a
+million files need no more memory than ten.
+"""
+
+import glob
+import os
 import zipfile
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+from cyclic_cli import images
+from cyclic_cli.errors import Rejected
+from cyclic_cli.text import TABLE_NAMES, side_car
+
+LARGEST_MEMBER = 2**32  # bytes of one file of an archive, unpacked
+BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, KeyError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -14,9 +31,174 @@ class Input:
     source: str  # as UTF-8 text; of several folders each path begins with its folder's name
     relative: str  # the same without that name
     member: str = ""  # its name within the archive
+    side_car: str = ""  # name of the text file in its folder that is its report
+
+    @property
+    def name(self) -> str:
+        """The file's own name."""
+        return PurePosixPath(self.member).name if self.member else self.path.name
+
+    @property
+    def absolute(self) -> str:
+        """Where the file is: two names of one file give the same."""
+        path = os.path.abspath(self.path)
+        return f"{path}/{self.member}" if self.member else path
 
     def open(self) -> BinaryIO:
-        """The bytes of the file, as a stream to be closed. Raises OSError or zipfile.BadZipFile."""
+        """The file as a stream of bytes. Raises OSError, and zipfile.BadZipFile for a damaged archive."""
+        return cast(BinaryIO, _archive(str(self.path)).open(self.member)) if self.member else self.path.open("rb")
+
+    def read(self) -> bytes:
+        """The file's content. Raises Rejected: missing, unreadable, empty, broken_archive, too_large."""
         if not self.member:
-            return self.path.open("rb")
-        return zipfile.ZipFile(self.path).open(self.member)  # type: ignore[return-value]
+            return images.content_of(self.path)
+        try:
+            archive = _archive(str(self.path))
+            if archive.getinfo(self.member).file_size > LARGEST_MEMBER:
+                raise Rejected("too_large", f"more than {LARGEST_MEMBER // 2**30} GiB unpacked")
+            content = archive.read(self.member)
+        except OSError as error:
+            raise Rejected("unreadable", error.strerror or "") from error
+        except RuntimeError as error:  # what zipfile raises for an encrypted file
+            raise Rejected("unreadable", "the archive is encrypted") from error
+        except BROKEN_ARCHIVE as error:
+            raise Rejected("broken_archive") from error
+        if not content:
+            raise Rejected("empty")
+        return content
+
+    def ends(self, length: int = 4096) -> bytes:
+        """Size, first and last bytes, which tell it from others of its name; empty where it cannot be read."""
+        try:
+            if self.member:
+                found = _archive(str(self.path)).getinfo(self.member)
+                return b"%d %d" % (found.file_size, found.CRC)
+            if not self.path.is_file():
+                return b""
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                head = file.read(length)
+                file.seek(max(len(head), size - length))
+                return b"%d" % size + head + file.read(length)
+        except (OSError, *BROKEN_ARCHIVE):
+            return b""
+
+
+@lru_cache(maxsize=1)  # the files of an archive come one after another
+def _archive(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+def walk(sources: list[Path], out: Path) -> Iterator[Input]:
+    """Every file behind the sources, in no order; one that is named twice comes twice.
+
+    Args:
+        sources: Files, there or not, folders, glob patterns, zip archives and DICOMDIRs.
+        out: The output's folder, which is no input.
+    """
+    folders = {source for source in sources if source.is_dir()}
+    common = _common_folder([source for source in sources if source not in folders])
+    for source in sources:
+        if source in folders:
+            prefix = f"{printable(source.resolve().name)}/" if len(folders) > 1 else ""
+            yield from _files_in(source, out, prefix)
+        else:
+            for path in _matches(source):
+                own = _own_text(path.name, _texts_beside(str(path.parent)))
+                yield from _offered(path, _relative(path, common), own)
+
+
+def expand(sources: list[Path], out: Path) -> list[Input]:
+    """The files behind sources, each once, sorted, without report tables and side-cars."""
+    found = {item.absolute: item for item in walk(sources, out) if item.relative not in TABLE_NAMES}
+    for item in list(found.values()):
+        found.pop(beside(item, item.side_car), None)
+    return sorted(found.values(), key=lambda item: (item.source, item.absolute))
+
+
+def beside(item: Input, name: str) -> str:
+    """The `absolute` of a file of that name in an input's folder; empty for no name."""
+    return f"{os.path.dirname(item.absolute)}/{name}" if name else ""
+
+
+def printable(path: Path | str) -> str:
+    """A path as UTF-8 text. On disk a name is any bytes; those that are no text read `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _common_folder(sources: list[Path]) -> Path:
+    """The folder that holds every file named by an absolute path, which their paths are then relative to."""
+    folders = [source.parent for source in sources if source.is_absolute()]
+    return Path(os.path.commonpath(folders)) if folders else Path()
+
+
+def _files_in(folder: Path, out: Path, prefix: str) -> Iterator[Input]:
+    """The files of a folder, recursively but for `out` and for hidden files."""
+    closed: list[OSError] = []
+    for within, inner, names in os.walk(folder, onerror=closed.append):
+        inner[:] = [name for name in inner if not _is_hidden(name) and not _is_same(Path(within, name), out)]
+        texts = _texts(names)
+        for path in (Path(within, name) for name in names if not _is_hidden(name)):
+            yield from _offered(path, path.relative_to(folder).as_posix(), _own_text(path.name, texts), prefix)
+    for error in closed:  # a folder that cannot be listed is not passed over: it is rejected as unreadable
+        path = Path(error.filename)
+        yield from _offered(path, path.relative_to(folder).as_posix(), "", prefix)
+
+
+def _offered(path: Path, relative: str, beside_it: str, prefix: str = "") -> Iterator[Input]:
+    """A file as an input; of a zip archive or a named DICOMDIR the files within, if it can be read."""
+    if path.suffix.lower() == ".zip" and zipfile.is_zipfile(path):
+        members = [info.filename for info in _archive(str(path)).infolist() if not info.is_dir()]
+        folders: dict[str, set[str]] = {}
+        for member in members:
+            folders.setdefault(os.path.dirname(member), set()).add(os.path.basename(member))
+        for member in members:
+            name = os.path.basename(member)
+            if not any(map(_is_hidden, member.split("/"))):
+                within = printable(f"{relative}/{member}")
+                own = _own_text(name, _texts(folders[os.path.dirname(member)]))
+                yield Input(path, prefix + within, within, member, own)
+    else:
+        yield Input(path, prefix + printable(relative), printable(relative), "", beside_it)
+
+
+def _texts(names: list[str] | set[str]) -> set[str]:
+    return {name for name in names if name.lower().endswith(".txt")}
+
+
+def _matches(source: Path) -> Iterator[Path]:
+    """The files of a pattern or of a DICOMDIR, or the file itself, there or not."""
+    if glob.has_magic(str(source)) and not source.exists():
+        yield from (Path(match) for match in glob.iglob(str(source), recursive=True) if os.path.isfile(match))
+    elif source.name == "DICOMDIR" and source.is_file():
+        from cyclic_cli.dicom.directory import referenced_files  # here: few need it
+
+        yield from referenced_files(source)
+    else:
+        yield source
+
+
+def _relative(path: Path, common: Path) -> str:
+    """A named file's path relative to `common`, its name where it climbs out of the working folder."""
+    if path.is_absolute() and path.is_relative_to(common):
+        return path.relative_to(common).as_posix()
+    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
+
+
+def _own_text(name: str, texts: set[str]) -> str:
+    """The side-car of a file among the text files of its folder; empty where it has none, or is text itself."""
+    return "" if name.lower().endswith(".txt") else side_car(Path(name), texts) or ""
+
+
+@lru_cache(maxsize=64)
+def _texts_beside(folder: str) -> set[str]:
+    return _texts(os.listdir(folder)) if os.path.isdir(folder) else set()
+
+
+def _is_hidden(name: str) -> bool:
+    """What file managers leave behind, such as .DS_Store, is no input."""
+    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini", "__MACOSX")
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    return os.path.abspath(path) == os.path.abspath(other)

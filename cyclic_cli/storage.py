@@ -9,8 +9,11 @@ Data set (a folder; `dataset.yaml` is written last, so a folder without it is un
     dataset.yaml               facts: format, preprocessing, split, counts, fingerprint
     index.parquet              a row per sample, sorted by split and subset position
     images-00000.safetensors   `images` (N, C, H, W) uint8 or uint16, read through a memory map
-    rejected.jsonl             one line per input that was not used
-    .unfinished/               rows of the shards done so far; gone when the data set is whole
+    rejected.jsonl             one line per input that was skipped or rejected
+    duplicates.jsonl           one line per input that is another's duplicate, and per pair of near duplicates
+    inputs.parquet             what every input was worth, in keys: what `--update` starts from
+    reports.parquet            every report, in keys and with identities cut out: likewise
+    .unfinished/               the shards done so far and those begun; gone when the data set is whole
 
 Run (a folder):
 
@@ -22,14 +25,16 @@ Run (a folder):
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +49,9 @@ from cyclic_cli.errors import CyclicError
 if TYPE_CHECKING:
     import pyarrow
 
-DATASET_FORMAT = 1
+DATASET_FORMAT = 2
 CHECKPOINT_FORMAT = 1
+ROW_GROUP = 8192  # rows of a Parquet table that are in memory at once
 STATES_KEPT = 2  # the newest saved state and the one before it
 
 # ---------------------------------------------------------------------------------------------- whole files
@@ -84,14 +90,51 @@ def write_bytes(path: Path, content: bytes) -> None:
         draft.write_bytes(content)
 
 
-def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file that `write_json_lines` wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CyclicError(f"{path} is damaged.", "Remove the folder it lies in, and begin again.") from error
+
+
+def write_parquet(path: Path, columns: dict[str, str], rows: Iterable[dict[str, Any]]) -> None:
+    """Write a Parquet table, a row group at a time; `columns` names Arrow's types."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    schema = pa.schema([pa.field(name, _arrow_type(kind)) for name, kind in columns.items()])
+    waiting = iter(rows)
+    with replacing(path) as draft, pa.parquet.ParquetWriter(draft, schema, compression="zstd") as writer:
+        while group := list(islice(waiting, ROW_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+
+
+def read_parquet(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The rows of a table that `write_parquet` wrote. Raises CyclicError when it is damaged or has other columns."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        with pa.parquet.ParquetFile(path) as file:
+            for group in file.iter_batches(ROW_GROUP, columns=list(columns)):
+                yield from group.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise CyclicError(f"{path} is damaged.", "Make the data set again.") from error
+
+
+def _arrow_type(kind: str) -> Any:
+    import pyarrow as pa
+
+    inner = kind.removeprefix("list of ")
+    value = pa.bool_() if inner == "bool" else getattr(pa, inner)()
+    return value if inner == kind else pa.list_(value)
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:
@@ -150,7 +193,7 @@ class DatasetFacts:
     labels: list[str] = field(default_factory=list)  # columns of the index
     counts: dict[str, Any] = field(default_factory=dict)  # inputs, used, duplicates, ...
     shards: int = 0
-    request: str = ""  # fingerprint of the inputs and settings: the same request finds its data set finished
+    request: dict[str, Any] = field(default_factory=dict)  # as of `DatasetDraft.begin`: the same one finds it finished
     fingerprint: str = ""  # of the samples
 
 
@@ -177,6 +220,50 @@ INDEX_COLUMNS = {
     "pixel_spacing": "float32",  # mm
     "source": "string",  # relative to the source root
     "content": "string",  # hash of the stored pixels
+    "frame": "int32",  # of a file of several, from 0
+}
+FRAME_COLUMNS = {
+    "frame": "int32",
+    "status": "string",  # used, skipped, rejected
+    "reason": "string",  # of `errors.REASONS`, or what a skipped input is
+    "detail": "string",
+    "patient": "string",  # keys of whom the header names
+    "study": "string",
+    "instance": "string",
+    "accession": "string",
+    "words": "list of string",  # fingerprints of the identities in the header
+    "look": "string",  # perceptual hash
+    **{name: INDEX_COLUMNS[name] for name in ("sample", "shard", "row", "height", "width", "modality", "body_part")},
+    **{name: INDEX_COLUMNS[name] for name in ("view", "sex", "age", "photometric", "bits", "pixel_spacing", "content")},
+}
+"""What a frame of an input was worth; an input that could not be opened counts as one frame."""
+INPUT_COLUMNS = {
+    "place": "string",  # key of the input
+    "number": "int64",  # among the sorted inputs
+    "source": "string",  # None with --no-paths
+    "ends": "string",  # hash of size, head and tail
+    "names": "list of int64",  # hashes of its path, its name and the ends of its path: what tables may call it
+    "path_patient": "string",  # keys of whom the path names
+    "path_study": "string",
+    **FRAME_COLUMNS,
+}
+REPORT_COLUMNS = {
+    "table": "int32",  # number of the table, None for a text that is a file
+    "rank": "int8",  # where it comes from: `offer.TABLE` …
+    "image": "int64",  # hash of the image's path as the table writes it, and of that in the source
+    "within": "int64",
+    "stem": "int64",  # hash of the image's name without a suffix
+    "depth": "int16",  # parts of that path
+    "place": "string",  # of the input it lies beside
+    "shared": "int64",  # hash of the folder whose one report it is
+    "instance": "string",  # keys
+    "study": "string",
+    "accession": "string",
+    "patient": "string",
+    "split": "string",  # as the table gives it
+    "labels": "string",  # JSON
+    "words": "list of string",  # fingerprints of identities in its row
+    "text": "string",  # with identities cut out
 }
 
 
@@ -187,32 +274,46 @@ class DatasetDraft:
         self.folder = folder
         self.unfinished = folder / ".unfinished"
 
-    def begin(self, request: str) -> None:
-        """Start, or continue what the same request left unfinished.
+    def begin(self, request: dict[str, Any]) -> None:
+        """Start, or continue what the same request left unfinished. Several processes may begin at once.
+
+        Args:
+            request: `settings`, number of `inputs`, and a `fingerprint` of both and of the inputs' content.
 
         Raises:
             CyclicError: the folder holds something else, or the unfinished work of other inputs or settings.
         """
-        mark = self.unfinished / "request"
-        if mark.exists():
-            if mark.read_text() != request:
-                raise CyclicError(
-                    f"{self.folder} holds an unfinished data set of other inputs or settings.",
-                    "Repeat the command that began it, remove the folder, or name another --out.",
-                )
-            for draft in self.folder.glob(".*.tmp"):  # left by a kill
-                draft.unlink()
-            return
-        if self.folder.exists() and (not self.folder.is_dir() or _holds_more_than_drafts(self.folder)):
-            raise CyclicError(f"{self.folder} exists and holds something else.", "Name another --out.")
-        write_text(mark, request)
+        mark = self.unfinished / "request.json"
+        if not mark.exists():
+            foreign = self.folder.exists() and not is_dataset(self.folder) and _holds_more_than_drafts(self.folder)
+            if foreign or (self.folder.exists() and not self.folder.is_dir()):
+                raise CyclicError(f"{self.folder} exists and holds something else.", "Name another --out.")
+            write_text(mark, json.dumps(request))
+        known = _read_json(mark)
+        if known != request:
+            raise CyclicError(
+                f"{self.folder} holds an unfinished data set of another request: {difference(known, request)}.",
+                "Repeat the command that began it, remove the folder, or name another --out.",
+            )
+        self.leases.mkdir(exist_ok=True)
 
-    def discard(self) -> None:
-        """Take back an unfinished data set that no input could be used for."""
-        for path in [*self.folder.glob("images-*.safetensors"), *self.folder.glob(".*.tmp")]:
-            path.unlink()
+    @property
+    def leases(self) -> Path:
+        """The folder of the leases of processes that write here."""
+        return self.unfinished / "leases"
+
+    def sweep(self) -> None:
+        """Remove what kills left behind; only for who is alone."""
+        for draft in [*self.folder.glob(".*.tmp"), *self.unfinished.glob(".*.tmp")]:
+            draft.unlink(missing_ok=True)
+
+    def discard(self, shards: range) -> None:
+        """Take back an unfinished data set, or unfinished additions to one, that no input could be used for."""
+        for shard in shards:
+            (self.folder / shard_name(shard)).unlink(missing_ok=True)
+        self.sweep()
         self.clear()
-        with suppress(OSError):  # not empty: it holds something that is not ours
+        with suppress(OSError):  # not empty: it holds something that is not ours, or a finished data set
             self.folder.rmdir()
 
     def clear(self) -> None:
@@ -223,37 +324,129 @@ class DatasetDraft:
         """Whether a shard and its rows are whole."""
         return self._rows_path(shard).exists()
 
-    def write_shard(self, shard: int, images: np.ndarray | None, rows: list[dict[str, Any]]) -> None:
-        """Write a shard's images (N, C, H, W) and then, as the mark that it is whole, its rows."""
-        if images is not None:
-            write_tensors(self.folder / shard_name(shard), {"images": images}, {"format": str(DATASET_FORMAT)})
-        write_json_lines(self._rows_path(shard), rows)
+    def shard(self, number: int, image_shape: tuple[int, int, int], bits: int) -> "ShardDraft":
+        """A shard to be written, continued where a kill left it."""
+        return ShardDraft(self.folder / shard_name(number), self._rows_path(number), image_shape, bits)
 
-    def rows(self, shards: int) -> list[dict[str, Any]]:
-        """Every row of every shard, in order."""
-        return [row for shard in range(shards) for row in read_json_lines(self._rows_path(shard))]
+    def rows(self, shard: int) -> Iterator[dict[str, Any]]:
+        """The rows of a shard's inputs, in order."""
+        with self._rows_path(shard).open(encoding="utf-8") as lines:
+            for line in lines:
+                yield from json.loads(line)["rows"]
 
-    def finish(self, facts: DatasetFacts, rows: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> None:
-        """Write the index, the rejected inputs and, last, the facts; the data set is whole from then on."""
-        import pyarrow as pa
-        import pyarrow.parquet
+    def finish(self, facts: DatasetFacts, tables: dict[str, Iterable[dict[str, Any]]], texts: set[str]) -> None:
+        """Write the tables and, last, the facts; the data set is whole from then on.
 
-        fields = [
-            pa.field(name, getattr(pa, kind if kind != "bool" else "bool_")()) for name, kind in INDEX_COLUMNS.items()
-        ]
-        for label in facts.labels:
-            numeric = all(row[label] is None or isinstance(row[label], float) for row in rows)
-            fields.append(pa.field(label, pa.float32() if numeric else pa.string()))
-            if not numeric:
-                rows = [{**row, label: None if row[label] is None else str(row[label])} for row in rows]
-        with replacing(self.folder / "index.parquet") as draft:
-            pa.parquet.write_table(pa.Table.from_pylist(rows, pa.schema(fields)), draft, compression="zstd")
-        write_json_lines(self.folder / "rejected.jsonl", rejected)
+        Args:
+            facts: The content of `dataset.yaml`.
+            tables: Rows of `index`, `inputs`, `reports` (Parquet), `rejected` and `duplicates` (JSON Lines).
+            texts: The labels that hold text; the others are numbers.
+        """
+        labels = {label: "string" if label in texts else "float32" for label in facts.labels}
+        write_parquet(self.folder / "index.parquet", INDEX_COLUMNS | labels, tables["index"])
+        write_parquet(self.folder / "inputs.parquet", INPUT_COLUMNS, tables["inputs"])
+        write_parquet(self.folder / "reports.parquet", REPORT_COLUMNS, tables["reports"])
+        write_json_lines(self.folder / "rejected.jsonl", tables["rejected"])
+        write_json_lines(self.folder / "duplicates.jsonl", tables["duplicates"])
         write_yaml(self.folder / "dataset.yaml", as_plain(facts))
         self.clear()
 
     def _rows_path(self, shard: int) -> Path:
         return self.unfinished / f"rows-{shard:05d}.jsonl"
+
+
+class ShardDraft:
+    """A shard being written, input by input, so that a kill costs no more than the input at hand.
+
+    Pixels and rows go to the end of two files; an input is done when its line of rows is whole. Pixels stand behind
+    room for the header, which is filled in at the end, so that they are written once.
+    """
+
+    HEADER = 256  # bytes of the safetensors file before the pixels
+
+    def __init__(self, final: Path, rows: Path, image_shape: tuple[int, int, int], bits: int) -> None:
+        self._final, self._final_rows = final, rows
+        self._pixels, self._rows = rows.with_suffix(".pixels"), rows.with_suffix(".part")
+        self._shape, self._bits = image_shape, bits
+        self._image_bytes = int(np.prod(image_shape)) * bits // 8
+
+    def __enter__(self) -> "ShardDraft":
+        self._rows_file = self._rows.open("a+b")
+        with suppress(OSError):  # a file system without locks; the process of a killed parent ends at once
+            fcntl.flock(self._rows_file, fcntl.LOCK_EX)
+        self.done, self.images = self._whole()
+        self._pixels_file = self._pixels.open("r+b" if self._pixels.exists() else "w+b")
+        self._pixels_file.truncate(self.HEADER + self.images * self._image_bytes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rows_file.close()
+        self._pixels_file.close()
+
+    def _whole(self) -> tuple[set[int], int]:
+        """The numbers of the inputs that are done, and how many images they gave; a half line is cut off."""
+        if self._final.exists() and not self._pixels.exists():  # killed between the last two steps of `finish`
+            os.replace(self._final, self._pixels)
+        done, images, end = set(), 0, 0
+        stored = max(0, self._pixels.stat().st_size - self.HEADER) // self._image_bytes if self._pixels.exists() else 0
+        self._rows_file.seek(0)
+        for line in self._rows_file:
+            inputs = json.loads(line) if line.endswith(b"\n") else None
+            if inputs is None or images + inputs["images"] > stored:
+                break
+            done.add(inputs["input"])
+            images += inputs["images"]
+            end += len(line)
+        self._rows_file.truncate(end)
+        return done, images
+
+    def append(self, number: int, rows: list[dict[str, Any]], images: list[np.ndarray]) -> None:
+        """Add one input: its rows, and the images (C, H, W) that they count from 0. Raises OSError."""
+        self._pixels_file.seek(0, os.SEEK_END)
+        for image in images:
+            self._pixels_file.write(np.ascontiguousarray(image).data)
+        self._pixels_file.flush()
+        placed = [{**row, "row": row["row"] + self.images} if "row" in row else row for row in rows]
+        line = json.dumps({"input": number, "images": len(images), "rows": placed}, ensure_ascii=False) + "\n"
+        self._rows_file.write(line.encode())
+        self._rows_file.flush()
+        self.done.add(number)
+        self.images += len(images)
+
+    def finish(self) -> None:
+        """Give both files their names; the shard is whole from then on."""
+        size = self.images * self._image_bytes
+        entry = {"dtype": f"U{self._bits}", "shape": [self.images, *self._shape], "data_offsets": [0, size]}
+        header = json.dumps({"__metadata__": {"format": str(DATASET_FORMAT)}, "images": entry}).encode()
+        self._pixels_file.seek(0)
+        self._pixels_file.write((self.HEADER - 8).to_bytes(8, "little") + header.ljust(self.HEADER - 8))
+        self._pixels_file.flush()
+        for file in (self._pixels_file, self._rows_file):
+            os.fsync(file.fileno())
+        if self.images:
+            os.replace(self._pixels, self._final)
+        else:
+            self._pixels.unlink()
+        os.replace(self._rows, self._final_rows)
+
+
+def difference(known: dict[str, Any], asked: dict[str, Any]) -> str:
+    """In which settings or inputs two requests differ, in words."""
+    before, now = _flat(known.get("settings") or {}), _flat(asked.get("settings") or {})
+    changed = [
+        f"{name} {before.get(name)} there, {now.get(name)} here"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if not changed:
+        same = known.get("inputs") == asked.get("inputs")
+        changed = [f"{known.get('inputs')} inputs there, {'other ones' if same else asked.get('inputs')} here"]
+    return "; ".join(changed)
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    inner = {name: value for name, value in settings.items() if isinstance(value, dict)}
+    return {name: value for table in (settings, *inner.values()) for name, value in table.items() if name not in inner}
 
 
 def _holds_more_than_drafts(folder: Path) -> bool:
@@ -297,7 +490,7 @@ class StoredDataset:
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
             raise CyclicError(f"{path} is damaged.", "Make the data set again.") from error
         _refuse_newer(version, DATASET_FORMAT, path)
-        return build(DatasetFacts, values, str(path))
+        return build(DatasetFacts, _upgraded(values, version), str(path))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -316,6 +509,19 @@ class StoredDataset:
             raise CyclicError(f"{self.folder / 'index.parquet'} may not be read.", "Check its permissions.") from None
         except (OSError, pa.ArrowException) as error:
             raise CyclicError(f"{self.folder / 'index.parquet'} is damaged.", "Make the data set again.") from error
+
+    @property
+    def can_be_updated(self) -> bool:
+        """Whether it says of every input and report what an update needs."""
+        return (self.folder / "inputs.parquet").exists() and (self.folder / "reports.parquet").exists()
+
+    def inputs(self) -> Iterator[dict[str, Any]]:
+        """What every frame of every input was worth: rows of `INPUT_COLUMNS`."""
+        return read_parquet(self.folder / "inputs.parquet", INPUT_COLUMNS)
+
+    def reports(self) -> Iterator[dict[str, Any]]:
+        """Every report: rows of `REPORT_COLUMNS`."""
+        return read_parquet(self.folder / "reports.parquet", REPORT_COLUMNS)
 
     def select(self, split: str, fraction: float = 1.0, columns: list[str] | None = None) -> "pyarrow.Table":
         """The rows of a split with an image, of the first `fraction` of its patients, in the index's order."""
@@ -351,6 +557,13 @@ class StoredDataset:
         if shard not in self._maps:
             self._maps[shard] = _map_images(self.folder / shard_name(shard), self.image_shape)
         return self._maps[shard]
+
+
+def _upgraded(values: dict[str, Any], version: int) -> dict[str, Any]:
+    """The facts of an older format as those of this one."""
+    if version == 1:  # the request was its fingerprint alone; there were no inputs.parquet and reports.parquet
+        values = {**values, "request": {"fingerprint": values.get("request", "")}}
+    return values
 
 
 def _map_images(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:

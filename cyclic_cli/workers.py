@@ -1,13 +1,18 @@
-"""Worker processes that end with the work: neither an interrupt nor the death of their parent leaves them running."""
+"""Who does the work: worker processes that end with it, threads that watch processes, or the workers of a cluster.
+
+Neither an interrupt nor the death of their parent leaves a worker process running.
+"""
 
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.synchronize import Event
+
+from cyclic_cli.errors import CyclicError
 
 LOOK_EVERY = 1.0  # seconds between two looks for the parent
 
@@ -41,3 +46,40 @@ def _end_with(parent: int, stop: Event) -> None:
         if stop.wait(LOOK_EVERY):
             break
     os._exit(1)
+
+
+@contextmanager
+def executor(workers: int, cluster: str = "") -> Iterator[tuple[Executor, int]]:
+    """Threads of this process, or the workers of a Dask cluster: an executor, and how many tasks it runs at once.
+
+    Args:
+        workers: Threads, when no cluster is named.
+        cluster: Address of a Dask scheduler, such as tcp://node1:8786.
+
+    Raises:
+        CyclicError: the extra `dask` is not installed, or no scheduler with workers answers there.
+    """
+    if not cluster:
+        with ThreadPoolExecutor(workers) as threads:
+            try:
+                yield threads, workers
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+        return
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError:
+        raise CyclicError("--cluster needs Dask.", "pip install 'cyclic-cli[dask]'") from None
+    try:
+        client = Client(cluster, timeout=30)
+        client.wait_for_workers(1, timeout=30)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise CyclicError(
+            f"No Dask scheduler with workers answers at {cluster}.", "Start them, or check the address."
+        ) from error
+    with client:
+        try:
+            yield client.get_executor(retries=5), sum(client.nthreads().values())
+        except KilledWorker as error:
+            raise CyclicError("The cluster's workers died again and again.", "Look at their logs.") from error

@@ -17,16 +17,17 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cyclic_cli"
 LAYERS = [  # from the ground up; within a layer a module may import those named before it
     ["__init__"],
-    ["errors", "registry", "events", "identity", "scrub", "config", "workers"],
-    ["metrics", "storage", "sources", "dicom", "images", "panels", "text", "layouts", "phantom"],
+    ["errors", "registry", "events", "identity", "scrub", "config", "lease", "workers"],
+    ["metrics", "storage", "nifti", "dicom", "images", "similar", "panels", "text", "layouts", "sources", "phantom"],
     ["objectives", "models", "data", "distributed"],
-    ["prepare", "training", "inference"],
+    ["offer", "shards", "joining", "prepare", "training", "inference"],
     ["console", "cli", "__main__"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]
 HEAVY = {"torch", "numpy", "onnx", "pydicom", "PIL", "pyarrow", "lightning_fabric", "matplotlib", "safetensors"}
 KNOWS = {  # what only some modules may import
     "pydicom": {"dicom"},
+    "nibabel": {"nifti"},
     "lightning_fabric": {"distributed"},
     "typer": {"cli"},
     "rich": {"console"},
