@@ -12,34 +12,42 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from cyclic_cli import dicom
+from cyclic_cli import dicom, nifti
 from cyclic_cli.config import Preprocessing
+from cyclic_cli.dicom import Shown
+from cyclic_cli.dicom.decoding import jpeg_scale
 from cyclic_cli.dicom.header import Facts, Identities
-from cyclic_cli.dicom.rendering import PERCENTILES
+from cyclic_cli.dicom.rendering import plain_shades
 from cyclic_cli.errors import InputError, Rejected
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit, with our own error, stands in `_pillow`
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF's tag of photometric interpretation, and the value of inverted films
-LARGEST_SIDE = 2**14  # pixels; the letterbox of a longer strip would fill the memory
-HEAD = 132  # bytes that tell every format
-SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff"}
+ORIENTATION = 274  # EXIF's tag
+HEAD = 348  # bytes that tell every format
+SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".gz"}
 """Suffixes taken off when an output is named after its input; all others may be part of a dotted UID."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image as a viewer shows it: `pixels` (H, W) float32 in [0, 1], 0 black; `facts` tell the original's size."""
+    """One image as a viewer shows it, perhaps at a lower resolution that is enough for a sample of the wanted size.
+
+    `pixels` (H', W') are float32 in [0, 1], 0 black; `facts` tell the size of the original. Along either axis, cell k
+    lies on the pixels of the original from (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`.
+    """
 
     pixels: np.ndarray
     facts: Facts
     identities: Identities
     frame: int = 0
+    scale: int = 1
+    edge: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,15 +59,15 @@ class Scan:
 
     frames: list[int]
     identities: Identities
-    read: Callable[[int], tuple[np.ndarray, Facts]]  # a frame's pixels (H, W) float32 in [0, 1]
+    shown: Callable[[int], Shown]
 
     def picture(self, frame: int) -> Picture:
         """One frame. Whatever goes wrong is Rejected, with a reason of `errors.REASONS`."""
         with _one_bad_file():
-            pixels, facts = self.read(frame)
-            if pixels.min() == pixels.max():
+            shown = self.shown(frame)
+            if shown.pixels.min() == shown.pixels.max():
                 raise Rejected("blank")
-        return Picture(pixels, facts, self.identities, frame)
+        return Picture(shown.pixels, shown.facts, self.identities, frame, shown.scale, shown.edge)
 
 
 def content_of(path: Path) -> bytes:
@@ -122,19 +130,26 @@ def file_format(content: bytes) -> str:
     for marks, name in MARKS:
         if head.startswith(marks):
             return name
+    if nifti.looks_like_nifti(content):
+        return "nifti"
     raise Rejected("unknown_format")
 
 
 def _open_dicom(content: bytes, preprocessing: Preprocessing, allow_burned_in: bool) -> Scan:
     film = dicom.Film(content, preprocessing, allow_burned_in)
-    return Scan(film.frames, film.identities, film.pixels)
+    return Scan(film.frames, film.identities, film.shown)
+
+
+# ----------------------------------------------------------------------------------------------- PNG, JPEG and TIFF
 
 
 def _open_pillow(content: bytes, preprocessing: Preprocessing, _: bool) -> Scan:
     with _pillow(content) as image:
-        count = getattr(image, "n_frames", 1)
+        count = (
+            getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+        )  # what else is in a JPEG file is a preview
     frames = dicom.select_frames(count, preprocessing.frames)
-    return Scan(frames, Identities(), partial(_read_pillow, content))
+    return Scan(frames, Identities(), partial(_shown_by_pillow, content, preprocessing))
 
 
 @contextmanager
@@ -143,10 +158,10 @@ def _pillow(content: bytes) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
-                if max(image.size) > LARGEST_SIDE:
+            with Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "TIFF"]) as image:
+                if max(image.size) > dicom.LARGEST_SIDE:
                     raise Rejected(
-                        "too_large", f"{image.width}×{image.height} pixels; a side has at most {LARGEST_SIDE}"
+                        "too_large", f"{image.width}×{image.height}; a side has at most {dicom.LARGEST_SIDE}"
                     )
                 yield image
     except (Rejected, MemoryError):
@@ -155,32 +170,59 @@ def _pillow(content: bytes) -> Iterator[Image.Image]:
         raise Rejected("broken_pixels", f"the image cannot be decoded ({type(error).__name__})") from error
 
 
-def _read_pillow(content: bytes, frame: int) -> tuple[np.ndarray, Facts]:
-    """PNG, JPEG and TIFF: grey by bit depth, colour by luminance, upright by EXIF."""
+def _shown_by_pillow(content: bytes, preprocessing: Preprocessing, frame: int) -> Shown:
+    """Grey by bit depth, colour by luminance, upright by EXIF; JPEG at a lower resolution where that is enough."""
+    stretched = preprocessing.window in ("full", "percentile")
     with _pillow(content) as image:
         image.seek(frame)
-        tags = getattr(image, "tag_v2", {})
-        pixels, bits = _grey(ImageOps.exif_transpose(image))
-        if bits == 16 and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow sees to 8 bits, not to 16
-            pixels = 1 - pixels
-    height, width = pixels.shape
-    return pixels, Facts(bits=bits, height=height, width=width)
+        scale = 1
+        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+            if not (preprocessing.exact or stretched or image.getexif().get(ORIENTATION, 1) != 1):
+                scale = jpeg_scale(max(image.size) / preprocessing.size)
+            width, height = image.size
+            image.draft("L", (width // scale, height // scale))
+        if scale == 1:
+            ImageOps.exif_transpose(image, in_place=True)
+            width, height = image.size
+        stored, bits = _grey(image)
+        white_is_zero = bits == 16 and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
+    factor = dicom.cell_factor(stored, preprocessing)
+    pixels = plain_shades(stored, None if stretched or bits == 32 else bits, preprocessing.window, factor)
+    if white_is_zero:  # Pillow sees to 8 bits, not to 16
+        pixels = 1 - pixels
+    return Shown(pixels, Facts(bits=bits, height=height, width=width), scale * factor)
 
 
 def _grey(image: Image.Image) -> tuple[np.ndarray, int]:
-    """A Pillow image of any mode as (H, W) float32 in [0, 1], with its bits per sample."""
+    """A Pillow image of any mode as (H, W) numbers, with its bits per sample."""
     if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.float32) / 65535, 16
-    if image.mode in (
-        "I",
-        "F",
-    ):  # 32 bits without a stated range: robust percentiles, as for DICOM without a window
-        values = np.asarray(image).astype(np.float32)
-        low, high = np.percentile(values[np.isfinite(values)], PERCENTILES)
-        return np.clip(np.nan_to_num((values - low) / max(high - low, 1e-30)), 0, 1).astype(np.float32), 32
+        return np.asarray(image), 16
+    if image.mode in ("I", "F"):
+        return np.asarray(image), 32
     if image.mode not in ("L", "RGB"):
         image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    return np.asarray(image.convert("L"), dtype=np.float32) / 255, 8
+    return np.asarray(image.convert("L")), 8
+
+
+# ------------------------------------------------------------------------------------------------------------ NIfTI
+
+
+def _open_nifti(content: bytes, preprocessing: Preprocessing, _: bool) -> Scan:
+    """A volume (X, Y, Z) or series of them: its axial slices, of which the settings select."""
+    volume = nifti.Volume(content)
+    return Scan(
+        dicom.select_frames(volume.slices, preprocessing.frames),
+        Identities(),
+        partial(_shown_slice, volume, preprocessing),
+    )
+
+
+def _shown_slice(volume: "nifti.Volume", preprocessing: Preprocessing, frame: int) -> Shown:
+    values = volume.slice(frame)
+    height, width = values.shape
+    factor = dicom.cell_factor(values, preprocessing)
+    pixels = plain_shades(values, None, preprocessing.window, factor)
+    return Shown(pixels, Facts(bits=volume.bits, pixel_spacing=volume.spacing, height=height, width=width), factor)
 
 
 READERS: dict[str, Callable[[bytes, Preprocessing, bool], Scan]] = {
@@ -188,6 +230,7 @@ READERS: dict[str, Callable[[bytes, Preprocessing, bool], Scan]] = {
     "png": _open_pillow,
     "jpeg": _open_pillow,
     "tiff": _open_pillow,
+    "nifti": _open_nifti,
 }
 MARKS = [
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -209,17 +252,74 @@ def fit(picture: Picture, preprocessing: Preprocessing) -> np.ndarray:
     Returns:
         (1, size, size), uint8 in 0–255 or uint16 in 0–65535.
     """
+    height, width, size = picture.facts.height, picture.facts.width, preprocessing.size
     pixels = picture.pixels
-    height, width = pixels.shape
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    square = np.zeros((side, side), dtype=np.float32)
-    square[top : top + height, left : left + width] = pixels
-    size = preprocessing.size
-    resized = np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BILINEAR))
+    # The filter is separable. The longer axis goes first: the square that holds the letterbox is then small.
+    for axis in (0, 1) if height >= width else (1, 0):
+        pixels = _fit_axis(pixels, axis, (height, width)[axis], picture, size)
     largest = 2**preprocessing.bits - 1
-    levels = np.rint(np.clip(resized, 0, 1) * largest)
+    levels = np.rint(np.clip(pixels, 0, 1) * largest)
     return levels.astype(np.uint8 if preprocessing.bits == 8 else np.uint16)[None]
+
+
+def _fit_axis(pixels: np.ndarray, axis: int, length: int, picture: Picture, size: int) -> np.ndarray:
+    """Letterbox and resize one axis, of `length` pixels in the original, to `size`."""
+    lie = _lie(length, max(picture.facts.height, picture.facts.width), pixels.shape[axis], picture, size)
+    turn = (slice(None), None) if axis == 0 else (None, slice(None))
+    shape = list(pixels.shape)
+    if lie.cells != shape[axis]:
+        shape[axis] = lie.cells
+        square = np.zeros(shape, dtype=np.float32)
+        inside = square[lie.image] if axis == 0 else square[:, lie.image]
+        np.multiply(pixels, lie.covered[turn], out=inside)
+        pixels = square
+    if axis == 0:
+        new, box = (shape[1], size), (0.0, lie.begin, float(shape[1]), lie.end)
+    else:
+        new, box = (size, shape[0]), (lie.begin, 0.0, lie.end, float(shape[0]))
+    resized = Image.fromarray(pixels).resize(new, Image.Resampling.BILINEAR, box)
+    return np.asarray(resized) * lie.correction[turn]
+
+
+@dataclass(frozen=True)
+class _Lie:
+    """How the cells of a picture lie on the letterboxed square, along one axis.
+
+    The cells are put at `image` into `cells` cells of which the square takes those from `begin` to `end`: it begins
+    within one, since the letterbox is as wide as it is. `covered` (n,) is the share of each of the picture's cells that
+    the original covers, since those at its edges may reach into the letterbox. `correction` (size,) is what each row of the sample
+    must be multiplied with to be as white as if a white picture had never been reduced.
+    """
+
+    cells: int
+    image: slice
+    begin: float
+    end: float
+    covered: np.ndarray
+    correction: np.ndarray
+
+
+def _lie(length: int, side: int, count: int, picture: Picture, size: int) -> _Lie:
+    return _lie_of(length, side, count, picture.scale, picture.edge, size)
+
+
+@lru_cache(maxsize=256)
+def _lie_of(length: int, side: int, count: int, scale: int, edge: float, size: int) -> _Lie:
+    before = (side - length) // 2
+    first = max(0, math.ceil(before / scale - edge))
+    begin = first + edge - before / scale
+    end = begin + side / scale
+    cells, image = max(first + count, math.ceil(end)), slice(first, first + count)
+    borders = np.clip((np.arange(count + 1) - edge) * scale, 0, length)
+    covered = (np.diff(borders) / scale if cells > count else np.ones(count)).astype(np.float32)
+    white = np.zeros((1, cells), dtype=np.float32)
+    white[0, image] = covered
+    reduced = np.asarray(Image.fromarray(white).resize((size, 1), Image.Resampling.BILINEAR, (begin, 0, end, 1)))[0]
+    white = np.zeros((1, side), dtype=np.float32)
+    white[0, before : before + length] = 1
+    whole = np.asarray(Image.fromarray(white).resize((size, 1), Image.Resampling.BILINEAR))[0]
+    correction = np.divide(whole, reduced, out=np.zeros_like(whole), where=reduced > 1e-6)
+    return _Lie(cells, image, begin, end, covered, correction)
 
 
 def image_area(height: int, width: int, size: int) -> tuple[slice, slice]:

@@ -25,7 +25,8 @@ from cyclic_cli.errors import Rejected, Skipped
 def read(path: Path, **settings: Any) -> tuple[np.ndarray, Facts, Identities]:
     """The first selected frame, its facts, and whom the header names."""
     film = dicom.Film(path.read_bytes(), Preprocessing(**settings))
-    return *film.pixels(film.frames[0]), film.identities
+    shown = film.shown(film.frames[0])
+    return shown.pixels, shown.facts, film.identities
 
 
 def bundled(name: str) -> Path:

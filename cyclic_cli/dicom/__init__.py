@@ -2,20 +2,29 @@
 
 From stored value to grey level in [0, 1], in the order of the standard (PS3.3 C.11, PS3.4 N.2):
 
-1. decode one frame (the middle one), with the first installed decoder that manages; YBR becomes RGB
+1. decode a frame by the first decoder that manages; YBR becomes RGB; bits outside Bits Stored are dropped (PS3.5 8.1.1)
 2. find the padding: Pixel Padding Value up to Pixel Padding Range Limit, in stored values (PS3.3 C.7.5.1.1.2)
 3. modality transform: Modality LUT, else Rescale Slope and Intercept (PS3.3 C.11.1); for enhanced images of this frame
-4. values of interest: VOI LUT, else the first window (LINEAR, LINEAR_EXACT or SIGMOID, PS3.3 C.11.2), else the
-   range from the 0.5th to the 99.5th percentile of what is not padding
-5. photometric interpretation: MONOCHROME1 is inverted after the window, never before; padding becomes black
-6. colour (RGB, PALETTE COLOR) skips 2 to 5 and becomes luminance (ITU-R BT.601)
+4. values of interest: what `--window` asks for; by itself the VOI LUT, else the first window (LINEAR, LINEAR_EXACT or
+   SIGMOID, PS3.3 C.11.2), for enhanced images of this frame; else the range from the 0.5th to the 99.5th percentile of
+   what is not padding
+5. clip to [0, 1]
+6. polarity: Presentation LUT Shape (PS3.3 C.11.6), else MONOCHROME1, turns grey over, once and after the window;
+   where the two contradict one another the shape holds, as in DCMTK
+7. padding becomes black
+8. PALETTE COLOR goes through its tables; colour skips 2 to 7 and becomes luminance (ITU-R BT.601)
+
+A small sample of a large film does not need all of it. Where the header or the user states a window that is a straight
+line, and there is no padding, JPEG and JPEG 2000 leave out resolution while they decode; all else is decoded whole and
+averaged after step 7. A frame that is clipped much where it changes much is decoded whole again: averages of clipped
+values are not clipped averages. `exact` decodes whole and averages nothing.
 
 What is unusual: nothing of the header leaves this package but an allow-list (`Facts`), of it only terms that the
 standard defines, and the identities that `identity.Keyer` turns into keys. pydicom's own warnings quote values
 from the header, so they are silenced here. What is written depends on no clock, host or chance.
 
-    decoding.py    step 1: stored values of one frame
-    rendering.py   steps 2 to 6
+    decoding.py    step 1: stored values of one frame, whole or reduced
+    rendering.py   steps 2 to 8
     header.py      what of a header may be kept, and whom it names
     writing.py     radiographs of the demo's phantoms
 """
@@ -27,6 +36,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import pydicom
@@ -35,15 +45,20 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from cyclic_cli.config import Preprocessing, check_frames
-from cyclic_cli.dicom.decoding import decode
+from cyclic_cli.dicom.decoding import decode, decode_reduced, frame_bits, is_encapsulated
 from cyclic_cli.dicom.header import Facts, Identities, facts_of, identities_of, whole_number
-from cyclic_cli.dicom.rendering import render
+from cyclic_cli.dicom.rendering import Rendering, clips_little
 from cyclic_cli.errors import InputError, Rejected, Skipped
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
-LARGEST_FRAME = 2**30  # samples; the largest film of this field has about 2**25
+LARGEST_SIDE = 2**14  # pixels; the letterbox of a longer strip would fill the memory
+LARGEST_FRAME = LARGEST_SIDE**2  # samples; the largest film of this field has about 2**25
+CELLS = 3  # fewest cells per pixel of a sample, along a side, that are left to the antialiased resize
+SMALLEST_FRAGMENT = 16  # bytes of a compressed frame with its item header
+
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 NOT_IMAGES = {
     "1.2.840.10008.1.3.10": "DICOMDIR",
@@ -74,6 +89,20 @@ def looks_like_dicom(head: bytes) -> bool:
     return (little or big) and (explicit or (little and implicit))
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A frame as a viewer shows it, perhaps at a lower resolution.
+
+    `pixels` (H', W') are float32 in [0, 1], 0 black. Cell k lies on the pixels of the original, along either axis, from
+    (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`. `facts` tell the size of the original.
+    """
+
+    pixels: np.ndarray
+    facts: Facts
+    scale: int = 1
+    edge: float = 0.0
+
+
 class Film:
     """A DICOM file whose header is read.
 
@@ -84,29 +113,40 @@ class Film:
 
     Raises:
         Skipped: a valid object without an image to learn from.
-        Rejected: broken_header, no_pixels, too_large or burned_in.
+        Rejected: broken_header, no_pixels, too_large, broken_pixels, no_frame or burned_in.
     """
 
     def __init__(self, content: bytes, preprocessing: Preprocessing, allow_burned_in: bool = False) -> None:
         self.identities = Identities()
+        self._preprocessing = preprocessing
         with self._careful():
             self._header = _parse(content)
             self.identities = identities_of(self._header)
             _refuse_what_is_no_image(self._header)
-            if str(self._header.get("BurnedInAnnotation", "")).strip().upper() == "YES" and not allow_burned_in:
+            if str(self._header.get("BurnedInAnnotation") or "").strip().upper() == "YES" and not allow_burned_in:
                 raise Rejected("burned_in")
-            self.frames = select_frames(whole_number(self._header, "NumberOfFrames", 1), preprocessing.frames)
+            self.frames = select_frames(_frame_count(self._header), preprocessing.frames)
 
-    def pixels(self, frame: int) -> tuple[np.ndarray, Facts]:
-        """A frame as a viewer would show it: (H, W) float32 in [0, 1], 0 black; and the header's allowed facts.
+    def shown(self, frame: int) -> Shown:
+        """A frame as a viewer would show it.
 
         Raises:
-            Rejected: no_decoder, broken_pixels or broken_header.
+            Rejected: no_decoder, broken_pixels, blank or broken_header.
         """
         with self._careful():
+            rendering = Rendering(self._header, frame, self._preprocessing.window)
+            height, width = (whole_number(self._header, name) for name in ("Rows", "Columns"))
+            facts = facts_of(self._header, (height, width))
+            line = None if self._preprocessing.exact else rendering.straight
+            reduced = decode_reduced(self._header, frame, self._preprocessing.size) if line else None
+            if line is not None and reduced is not None and clips_little(line, reduced.stored):
+                factor = cell_factor(reduced.stored, self._preprocessing)
+                return Shown(
+                    rendering.shown(reduced.stored, factor), facts, reduced.scale * factor, reduced.edge / factor
+                )
             stored = decode(self._header, frame)
-            pixels = render(self._header, stored, frame)
-            return pixels, facts_of(self._header, pixels.shape)
+            factor = cell_factor(stored, self._preprocessing)
+            return Shown(rendering.shown(stored, factor), facts, factor)
 
     @contextmanager
     def _careful(self) -> Iterator[None]:
@@ -121,6 +161,11 @@ class Film:
                 wrong = Rejected("broken_header", f"an attribute is missing or wrong ({type(error).__name__})")
                 wrong.identities = self.identities
                 raise wrong from error
+
+
+def cell_factor(stored: np.ndarray, preprocessing: Preprocessing) -> int:
+    """How many pixels a side the cells have over which a picture (H, W) or (H, W, 3) is averaged before its resize."""
+    return 1 if preprocessing.exact else max(1, max(stored.shape[:2]) // (CELLS * preprocessing.size))
 
 
 def select_frames(count: int, wanted: str) -> list[int]:
@@ -171,12 +216,23 @@ def _refuse_what_is_no_image(header: Dataset) -> None:
     for family, kind in NOT_IMAGE_FAMILIES.items():
         if sop_class.startswith(family) and sop_class != "1.2.840.10008.5.1.4.1.1.481.1":  # RT Image is a film
             raise Skipped(kind)
-    if not any(name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+    if not any(name in header for name in PIXELS):
         raise Rejected("no_pixels")
-    samples = [whole_number(header, name) for name in ("Rows", "Columns")] + [
-        whole_number(header, "SamplesPerPixel", 1)
-    ]
-    if min(samples) < 1:
-        raise Rejected("broken_header", "Rows, Columns or Samples per Pixel is missing or zero")
-    if np.prod([float(number) for number in samples]) > LARGEST_FRAME:
-        raise Rejected("too_large", f"{samples[1]}×{samples[0]} pixels are declared")
+    rows, columns, samples = (whole_number(header, name) for name in ("Rows", "Columns", "SamplesPerPixel"))
+    if rows < 1 or columns < 1:
+        raise Rejected("broken_header", "Rows or Columns is missing or zero")
+    if max(rows, columns) > LARGEST_SIDE or rows * columns * max(1, samples) > LARGEST_FRAME:
+        raise Rejected("too_large", f"{columns}×{rows} pixels are declared; a side has at most {LARGEST_SIDE}")
+
+
+def _frame_count(header: Dataset) -> int:
+    """How many frames a header declares. Raises Rejected where the pixel data cannot hold as many."""
+    count = max(1, whole_number(header, "NumberOfFrames", 1))
+    name = next(name for name in PIXELS if name in header)
+    there = len(header[name].value or b"")
+    if is_encapsulated(header):
+        if count > 1 and count * SMALLEST_FRAGMENT > there:
+            raise Rejected("broken_pixels", f"{count} frames are declared in {there} bytes")
+    elif count * frame_bits(header) > 8 * there:
+        raise Rejected("broken_pixels", f"the pixel data are cut short: {there} bytes")
+    return count

@@ -1,63 +1,215 @@
-"""Stored values of one frame → grey levels in [0, 1], as a viewer shows them: steps 2 to 6 of the package's list."""
+"""Stored values of one frame → grey levels in [0, 1], as a viewer shows them: steps 2 to 7 of the package's list.
+
+`Rendering` reads what the header says of a frame, once; `Rendering.shown` turns stored values into grey. Films are
+large and caches small, so a frame goes through the whole chain in strips of rows, and is reduced strip by strip where
+only a small sample of it is wanted. A chain that is no straight line is first run over every stored value there can be,
+and then looked up: the same code, over fewer values.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.uid import ExplicitVRBigEndian
 
+from cyclic_cli.config import check_window
 from cyclic_cli.dicom.header import first_number, whole_number
 from cyclic_cli.errors import Rejected
 
 PERCENTILES = (0.5, 99.5)  # of the pixels that are not padding, where the file states no window
-LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode L
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
+HOUNSFIELD = {"lung": (-600, 1500), "bone": (400, 1800), "brain": (40, 80), "mediastinum": (40, 400)}
+"""Centre and width of the windows with a name, in Hounsfield units: they are for CT."""
+STRIP = 2**18  # bytes of a strip of rows as float32; it stays in the cache
+MEAN_BOUND, TAIL_BOUND, TAIL = 0.2, 2.0, 99.9
+"""What clipping may cost where values are averaged before it: grey levels of 255 on average, and at this percentile."""
+
+Shades = Callable[[np.ndarray], np.ndarray]
 
 
-def render(header: Dataset, stored: np.ndarray, frame: int) -> np.ndarray:
-    """Steps 2 to 6 of the module's list: stored values to (H, W) float32 in [0, 1]."""
-    photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
-    if photometric == "PALETTE COLOR":
-        if header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:
-            _swap_palette(header)
-        colour = apply_color_lut(stored, header)
-        return _luminance(colour, 2 ** (8 * colour.dtype.itemsize) - 1)
-    if stored.ndim == 3:
-        return _luminance(stored, 2 ** whole_number(header, "BitsStored", 8 * stored.dtype.itemsize) - 1)
-    padding = _padding(header, stored)
-    groups = _frame_groups(header, frame)
-    modality = _modality(header, groups, stored)
-    grey = _values_of_interest(header, groups, modality, padding)
-    if stored.dtype.kind == "f":
-        np.nan_to_num(grey, copy=False)
-    if photometric == "MONOCHROME1":
-        np.subtract(1, grey, out=grey)
-    if padding is not None:
-        grey[padding] = 0
-    return grey
+@dataclass(frozen=True)
+class Line:
+    """The straight line `slope` · value + `intercept`."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    def after(self, first: "Line") -> "Line":
+        """This line of what `first` gives."""
+        return Line(self.slope * first.slope, self.slope * first.intercept + self.intercept)
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """Values of any kind as float32, computed in float64 where float32 does not hold them."""
+        kind = np.float64 if values.dtype.kind != "f" and values.dtype.itemsize > 2 else np.float32
+        result = np.multiply(values, kind(self.slope), dtype=kind)
+        result += kind(self.intercept)
+        return result.astype(np.float32, copy=False)
 
 
-def _swap_palette(header: Dataset) -> None:
-    """Turn a palette's 16-bit words, which pydicom hands out as they stand in the file, to little endian."""
-    for colour in ("Red", "Green", "Blue"):
-        name = f"{colour}PaletteColorLookupTableData"
-        words = header.get(name)
-        if isinstance(words, bytes) and int(header[f"{colour}PaletteColorLookupTableDescriptor"].value[2]) > 8:
-            header[name].value = np.frombuffer(words, ">u2").astype("<u2").tobytes()
+class Rendering:
+    """What a header says of how one of its frames is shown.
 
+    Args:
+        header: The file's header.
+        frame: Number from 0.
+        window: The `--window` setting.
+    """
 
-def _luminance(colour: np.ndarray, largest: int) -> np.ndarray:
-    """(H, W, 3) integers up to `largest` to (H, W) float32 in [0, 1]."""
-    return np.clip(colour[..., :3].astype(np.float32) @ LUMINANCE / np.float32(largest), 0, 1)
+    def __init__(self, header: Dataset, frame: int, window: str) -> None:
+        self._header = header
+        groups = _frame_groups(header, frame)
+        self._photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2")).strip()
+        self._transform = _group(groups, "PixelValueTransformationSequence") or header
+        self._stated = _group(groups, "FrameVOILUTSequence") or header
+        self._inverse = _is_inverse(header, self._photometric)
+        self._window = check_window(window)
+        self._modality = _modality_line(self._transform)
 
+    @property
+    def straight(self) -> "Line | None":
+        """Stored value to grey before it is clipped, where that is a line that the header or the user states.
 
-def _padding(header: Dataset, stored: np.ndarray) -> np.ndarray | None:
-    """Where the image was padded to its rectangle: (H, W) bool, or None."""
-    if "PixelPaddingValue" not in header or stored.dtype.kind == "f":
+        None too where padding has to be kept out, and for colour.
+        """
+        if self._photometric not in ("MONOCHROME1", "MONOCHROME2") or "PixelPaddingValue" in self._header:
+            return None
+        window = self._window_line()
+        return window.after(self._modality) if window and self._modality else None
+
+    def shown(self, stored: np.ndarray, factor: int = 1) -> np.ndarray:
+        """A frame as a viewer shows it.
+
+        Args:
+            stored: (H, W), or (H, W, 3) for RGB.
+            factor: Means of `factor` × `factor` pixels are returned; of fewer at the right and lower edge.
+
+        Returns:
+            (⌈H / factor⌉, ⌈W / factor⌉) float32 in [0, 1], 0 black.
+        """
+        if stored.ndim == 3:
+            return _in_strips(stored, self._colour(stored), factor)
+        if self._photometric == "PALETTE COLOR":
+            return _in_strips(stored, _looked_up(stored, self._palette), factor)
+        padding = self._padding(stored)
+        grey = self._grey(stored, padding)
+        if padding is None:
+            return _show_line(stored, grey, factor) if isinstance(grey, Line) else _in_strips(stored, grey, factor)
+        low, high = padding
+        curve = _clipped(grey) if isinstance(grey, Line) else grey
+
+        def masked(strip: np.ndarray) -> np.ndarray:
+            shades = curve(strip)
+            shades[(strip >= low) & (strip <= high)] = 0
+            return shades
+
+        return _in_strips(stored, masked, factor)
+
+    # ------------------------------------------------------------------------------------------------ grey
+
+    def _grey(self, stored: np.ndarray, padding: tuple[Any, Any] | None) -> Line | Shades:
+        """Steps 3 to 6: stored values to grey, padding or not; a line is still to be clipped."""
+        chosen: Line | Shades | None = self._window_line() or self._window_curve(stored)
+        if chosen is None:
+            chosen = _range_line(*self._range(stored, padding), self._inverse)
+        if isinstance(chosen, Line) and self._modality:
+            return chosen.after(self._modality)
+        curve = _clipped(chosen) if isinstance(chosen, Line) else chosen
+        return _looked_up(stored, lambda values: curve(self._meaning(values)))
+
+    def _meaning(self, stored: np.ndarray) -> np.ndarray:
+        """Step 3: what stored values mean (Hounsfield units, optical density ...), as float32."""
+        if self._modality:
+            return self._modality(stored)
+        return np.asarray(apply_modality_lut(stored, self._transform), dtype=np.float32)
+
+    def _window_line(self) -> Line | None:
+        """The window that the user asks for or the file states, with step 6; None where it is no straight line."""
+        stated = self._asked_window() or (None if self._asks_for_values or self._has_lut else self._stated_window())
+        if stated is None:
+            return None
+        center, width, function = stated
+        if function == "SIGMOID" or (function != "LINEAR_EXACT" and width <= 1):
+            return None
+        line = window_line(center, width, function)
+        return Line(-1, 1).after(line) if self._inverse else line
+
+    def _window_curve(self, stored: np.ndarray) -> Shades | None:
+        """A VOI LUT, or a window that is no straight line, with step 6; None where nothing is asked for or stated."""
+        asked = self._asked_window()
+        if asked is None and self._asks_for_values:
+            return None
+        if asked is None and self._has_lut:
+            table = _voi_table(self._stated, signed=float(self._meaning(np.array([stored.min()]))[0]) < 0)
+            return self._turned(table)
+        stated = asked or self._stated_window()
+        if stated is None:
+            return None
+        return self._turned(lambda values: window(values, *stated))
+
+    def _turned(self, curve: Shades) -> Shades:
+        return (lambda values: 1 - curve(values)) if self._inverse else curve
+
+    @property
+    def _has_lut(self) -> bool:
+        return bool(self._stated.get("VOILUTSequence"))
+
+    @property
+    def _asks_for_values(self) -> bool:
+        return self._window in ("full", "percentile")
+
+    def _asked_window(self) -> tuple[float, float, str] | None:
+        """Centre and width of the setting; names are for CT alone."""
+        if isinstance(self._window, tuple):
+            return *self._window, "LINEAR"
+        if self._window in HOUNSFIELD and str(self._header.get("Modality", "")).strip().upper() == "CT":
+            return *HOUNSFIELD[self._window], "LINEAR"
         return None
-    # US and SS are both possible, and files disagree with themselves: compare in the stored values' own kind.
-    value = np.array(int(header.PixelPaddingValue)).astype(stored.dtype)
-    limit = np.array(int(header.get("PixelPaddingRangeLimit", header.PixelPaddingValue))).astype(stored.dtype)
-    mask = (stored >= min(value, limit)) & (stored <= max(value, limit))
-    return mask if mask.any() and not mask.all() else None
+
+    def _stated_window(self) -> tuple[float, float, str] | None:
+        """The first window of the file."""
+        center, width = first_number(self._stated.get("WindowCenter")), first_number(self._stated.get("WindowWidth"))
+        if center is None or width is None or width <= 0 or not np.isfinite([center, width]).all():
+            return None
+        return center, width, str(self._stated.get("VOILUTFunction") or "LINEAR").strip()
+
+    def _range(self, stored: np.ndarray, padding: tuple[Any, Any] | None) -> tuple[float, float]:
+        """Lowest and highest value to be shown, of what is not padding."""
+        line = self._modality if stored.dtype.kind in "iu" else None
+        values = stored if line else self._meaning(stored)
+        if padding is not None:
+            values = values[(stored < padding[0]) | (stored > padding[1])]
+        if values.dtype.kind == "f":
+            values = values[np.isfinite(values)]
+        low, high = _ends(values, self._window)
+        if line:
+            low, high = sorted(line.slope * end + line.intercept for end in (low, high))
+        return low, high
+
+    def _padding(self, stored: np.ndarray) -> tuple[Any, Any] | None:
+        """Step 2: the range of stored values that fills the image up to its rectangle; None where there is none."""
+        if "PixelPaddingValue" not in self._header or stored.dtype.kind == "f":
+            return None
+        # US and SS are both possible, and files disagree with themselves: compare in the stored values' own kind.
+        ends = [int(self._header.PixelPaddingValue)]
+        ends.append(int(self._header.get("PixelPaddingRangeLimit") or ends[0]))
+        low, high = sorted(np.array(ends).astype(stored.dtype))
+        return None if low <= stored.min() and stored.max() <= high else (low, high)
+
+    # ---------------------------------------------------------------------------------------------- colour
+
+    def _palette(self, indices: np.ndarray) -> np.ndarray:
+        if self._header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:
+            _swap_palette(self._header)
+        colour = apply_color_lut(indices, self._header)
+        return _luminance(colour, 2 ** (8 * colour.dtype.itemsize) - 1)
+
+    def _colour(self, stored: np.ndarray) -> Shades:
+        allocated = 8 * stored.dtype.itemsize
+        largest = 2 ** whole_number(self._header, "BitsStored", allocated) - 1
+        return lambda strip: _luminance(strip, largest)
 
 
 def _frame_groups(header: Dataset, frame: int) -> list[Dataset]:
@@ -74,60 +226,247 @@ def _group(groups: list[Dataset], name: str) -> Dataset | None:
     return None
 
 
-def _modality(header: Dataset, groups: list[Dataset], stored: np.ndarray) -> np.ndarray:
-    """Stored values to what they mean (Hounsfield units, optical density ...): (H, W) float32."""
-    transform = _group(groups, "PixelValueTransformationSequence")
-    return np.asarray(apply_modality_lut(stored, transform or header), dtype=np.float32)
+def _is_inverse(header: Dataset, photometric: str) -> bool:
+    """Step 6: whether low values are white. A Presentation LUT Shape says it anew, it never inverts a second time."""
+    shape = str(header.get("PresentationLUTShape") or "").strip()
+    return shape == "INVERSE" if shape in ("INVERSE", "IDENTITY") else photometric == "MONOCHROME1"
 
 
-def _values_of_interest(
-    header: Dataset, groups: list[Dataset], values: np.ndarray, padding: np.ndarray | None
-) -> np.ndarray:
-    """The stated VOI LUT or window, else robust percentiles: (H, W) float32 in [0, 1]."""
-    stated = _group(groups, "FrameVOILUTSequence") or header
-    if stated.get("VOILUTSequence"):
-        return _voi_lut(stated.VOILUTSequence[0], values)
-    center, width = first_number(stated.get("WindowCenter")), first_number(stated.get("WindowWidth"))
-    if center is not None and width is not None and width > 0:
-        return window(values, center, width, str(stated.get("VOILUTFunction", "LINEAR") or "LINEAR"))
-    shown = values if padding is None else values[~padding]
-    shown = shown[np.isfinite(shown)]
-    if shown.size == 0:
-        raise Rejected("blank")
-    low, high = (float(value) for value in np.percentile(shown, PERCENTILES))
-    if high <= low:  # nearly everything has one value: a mark on an empty field
-        low, high = float(shown.min()), float(shown.max())
-    scaled = (values - np.float32(low)) / np.float32(max(high - low, 1e-30))
-    return np.clip(np.nan_to_num(scaled, nan=0.0), 0, 1, dtype=np.float32)
+def _modality_line(transform: Dataset) -> Line | None:
+    """Rescale Slope and Intercept (PS3.3 C.11.1.1.2); None where a Modality LUT takes their place."""
+    if transform.get("ModalityLUTSequence"):
+        return None
+    slope, intercept = first_number(transform.get("RescaleSlope")), first_number(transform.get("RescaleIntercept"))
+    return Line(1.0 if slope is None else slope, intercept or 0.0)
 
 
-def _voi_lut(item: Dataset, values: np.ndarray) -> np.ndarray:
-    """PS3.3 C.11.2.1.1: values below the first mapped one take the first entry, above the last one the last."""
-    entries, first, bits = (int(number) for number in item.LUTDescriptor)
-    count = entries or 2**16
-    data = item["LUTData"].value
-    table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
-    table = table.astype(np.uint16)[:count]
-    if first > 2**15 - 1 and values.min() < 0:
-        first -= 2**16  # the descriptor was read unsigned although the values are signed
-    index = np.clip(values - first, 0, len(table) - 1).astype(np.int64)
-    return np.clip(table[index] / np.float32(2**bits - 1), 0, 1).astype(np.float32)
+def window_line(center: float, width: float, function: str = "LINEAR") -> Line:
+    """LINEAR (PS3.3 C.11.2.1.2.1, of a width above 1) or LINEAR_EXACT (C.11.2.1.3.2) before they are clipped."""
+    if function == "LINEAR_EXACT":
+        return Line(1 / width, 0.5 - center / width)
+    return Line(1 / (width - 1), 0.5 - (center - 0.5) / (width - 1))
 
 
 def window(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
     """Values to [0, 1] by a window (PS3.3 C.11.2.1.2 and C.11.2.1.3).
 
     Args:
-        values: (H, W) float, after the modality transform.
+        values: Of any shape, after the modality transform.
         center: Window Center, in the same unit.
         width: Window Width, above 0; LINEAR asks for at least 1.
         function: LINEAR, LINEAR_EXACT or SIGMOID; anything else counts as LINEAR.
     """
-    shifted = values.astype(np.float32) - np.float32(center)
     if function == "SIGMOID":
-        return (1 / (1 + np.exp(-4 * shifted / np.float32(width)))).astype(np.float32)
-    if function == "LINEAR_EXACT":
-        return np.clip(shifted / np.float32(width) + 0.5, 0, 1)
-    if width <= 1:  # the formula divides by width - 1; a width of 1 is a threshold at center - 0.5
-        return (shifted > -0.5).astype(np.float32)
-    return np.clip((shifted + 0.5) / np.float32(width - 1) + 0.5, 0, 1)
+        shifted = np.clip((values.astype(np.float32) - np.float32(center)) / np.float32(width), -20, 20)
+        return (1 / (1 + np.exp(-4 * shifted))).astype(np.float32)
+    if function != "LINEAR_EXACT" and width <= 1:  # the formula divides by width - 1; 1 is a threshold
+        return (values > center - 0.5).astype(np.float32)
+    return _clipped(window_line(center, width, function))(values)
+
+
+def _range_line(low: float, high: float, inverse: bool) -> Line:
+    span = max(high - low, 1e-30)
+    return Line(-1 / span, high / span) if inverse else Line(1 / span, -low / span)
+
+
+def _ends(values: np.ndarray, setting: object) -> tuple[float, float]:
+    """Lowest and highest of finite values (`full`), else robust percentiles."""
+    if values.size == 0:
+        raise Rejected("blank")
+    low, high = quantiles(values) if setting != "full" else (0.0, 0.0)
+    if high <= low:  # nearly everything has one value: a mark on an empty field
+        low, high = float(values.min()), float(values.max())
+    return low, high
+
+
+def _clipped(line: Line) -> Shades:
+    """A line whose values are kept in [0, 1]; a value that is no number gives 0."""
+
+    def shades(values: np.ndarray) -> np.ndarray:
+        grey = line(values)
+        np.clip(grey, 0, 1, out=grey)
+        return np.nan_to_num(grey, copy=False) if values.dtype.kind == "f" else grey
+
+    return shades
+
+
+def _show_line(stored: np.ndarray, line: Line, factor: int) -> np.ndarray:
+    """A frame by a line that is clipped. Where nothing of it is, the line of a mean is the mean of the line."""
+    few_bits = stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2
+    if factor > 1 and few_bits and not _leaves_range(line(np.array([stored.min(), stored.max()]))):
+        return np.clip(line(_in_strips(stored, np.asarray, factor)), 0, 1)
+    return _in_strips(stored, _clipped(line), factor)
+
+
+def _leaves_range(grey: np.ndarray) -> bool:
+    return bool(grey.min() < -1e-6 or grey.max() > 1 + 1e-6)
+
+
+def _voi_table(stated: Dataset, signed: bool) -> Shades:
+    """PS3.3 C.11.2.1.1: values below the first mapped one take the first entry, above the last one the last."""
+    item = stated.VOILUTSequence[0]
+    entries, first, bits = (int(number) for number in item.LUTDescriptor)
+    data = item["LUTData"].value
+    table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.atleast_1d(np.asarray(data))
+    table = table.astype(np.uint16)[: entries or 2**16]
+    if first > 2**15 - 1 and signed:
+        first -= 2**16  # the descriptor was read unsigned although the values are signed
+    shades = np.clip(table / np.float32(2**bits - 1), 0, 1).astype(np.float32)
+    return lambda values: shades[np.clip(values - first, 0, len(shades) - 1).astype(np.int64)]
+
+
+def _swap_palette(header: Dataset) -> None:
+    """Turn a palette's 16-bit words, which pydicom hands out as they stand in the file, to little endian."""
+    for colour in ("Red", "Green", "Blue"):
+        name = f"{colour}PaletteColorLookupTableData"
+        words = header.get(name)
+        if isinstance(words, bytes) and int(header[f"{colour}PaletteColorLookupTableDescriptor"].value[2]) > 8:
+            header[name].value = np.frombuffer(words, ">u2").astype("<u2").tobytes()
+
+
+def _luminance(colour: np.ndarray, largest: int) -> np.ndarray:
+    """(..., 3) numbers up to `largest` to (...) float32 in [0, 1]."""
+    red, green, blue = (np.multiply(colour[..., number], np.float32(weight / largest), dtype=np.float32)
+                        for number, weight in enumerate(LUMINANCE))  # fmt: skip
+    red += green
+    red += blue
+    return np.clip(red, 0, 1, out=red)
+
+
+# ------------------------------------------------------------------------------------------------ many values at once
+
+
+def _looked_up(stored: np.ndarray, shades: Shades) -> Shades:
+    """The same shades, from a table of every value between the frame's lowest and highest where it has few bits."""
+    if stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
+        return shades
+    low, high = int(stored.min()), int(stored.max())
+    table = shades(np.arange(low, high + 1).astype(stored.dtype))
+    return lambda strip: table.take(np.subtract(strip, low, dtype=np.intp))
+
+
+def _in_strips(stored: np.ndarray, shades: Shades, factor: int) -> np.ndarray:
+    """`shades(stored)` as float32, or its means over cells of `factor` × `factor` pixels."""
+    height, width = stored.shape[:2]
+    rows = factor * max(1, STRIP // (4 * width * factor))
+    result = np.empty((-(-height // factor), -(-width // factor)), dtype=np.float32)
+    for top in range(0, height, rows):
+        strip = shades(stored[top : top + rows])
+        part = result[top // factor : (top + rows) // factor]
+        part[...] = strip if factor == 1 else cell_sums(strip, factor)
+    if factor > 1:
+        result /= cell_sizes(height, factor)[:, None] * cell_sizes(width, factor)
+    return result
+
+
+def cell_sums(values: np.ndarray, factor: int) -> np.ndarray:
+    """(H, W) to the sums of cells of `factor` × `factor`, in a kind that holds them."""
+    kind: Any = values.dtype
+    if kind.kind in "iu":
+        largest = max(abs(int(values.min())), int(values.max())) * factor**2 if values.size else 0
+        kind = np.min_scalar_type(-largest - 1 if kind.kind == "i" else largest)
+    across = values[::factor].astype(kind)
+    for row in range(1, factor):
+        part = values[row::factor]
+        across[: len(part)] += part
+    sums = across[:, ::factor].copy()
+    for column in range(1, factor):
+        part = across[:, column::factor]
+        sums[:, : part.shape[1]] += part
+    return sums
+
+
+def cell_sizes(length: int, factor: int) -> np.ndarray:
+    """How many of `length` pixels lie in each cell of `factor`: (⌈length / factor⌉,) float32."""
+    return np.minimum(factor, length - factor * np.arange(-(-length // factor))).astype(np.float32)
+
+
+def quantiles(values: np.ndarray) -> tuple[float, float]:
+    """`PERCENTILES` of an array, as `np.percentile` gives them.
+
+    Of many values only the few beyond a bound can matter, and a sample of them tells the bound.
+    """
+    flat = values.ravel()
+    if flat.size < 2**18:
+        low, high = np.percentile(flat, PERCENTILES)
+        return float(low), float(high)
+    sample = np.sort(flat[:: flat.size // 2**16])
+    low = _rank(flat, sample, PERCENTILES[0] / 100)
+    high = _rank(flat, sample, PERCENTILES[1] / 100)
+    return low, high
+
+
+def _rank(flat: np.ndarray, sample: np.ndarray, share: float) -> float:
+    """The value below which `share` of an array lies, interpolated between neighbours."""
+    place = share * (flat.size - 1)
+    whole = int(place)
+    if share < 0.5:
+        bound = sample[min(int(share * 2 * sample.size) + 1, sample.size - 1)]
+        few, skipped = flat[flat <= bound], 0
+    else:
+        bound = sample[max(int((1 - (1 - share) * 2) * sample.size) - 1, 0)]
+        few = flat[flat >= bound]
+        skipped = flat.size - few.size
+    first = whole - skipped
+    if first < 0 or first + 1 >= few.size:  # the sample was no fair one
+        return float(np.percentile(flat, 100 * share))
+    below, above = np.partition(few, (first, first + 1))[[first, first + 1]].astype(np.float64)
+    return float(below + (place - whole) * (above - below))
+
+
+def plain_shades(stored: np.ndarray, bits: int | None, setting: str, factor: int) -> np.ndarray:
+    """Numbers without a DICOM header as grey.
+
+    Args:
+        stored: (H, W).
+        bits: Whose whole range is shown; None for the range of the numbers themselves.
+        setting: The `--window` setting: CENTER/WIDTH, `full`, or robust percentiles for every other.
+        factor: As of `Rendering.shown`.
+
+    Returns:
+        (⌈H / factor⌉, ⌈W / factor⌉) float32 in [0, 1].
+    """
+    if bits is not None:
+        return _show_line(stored, Line(1 / (2**bits - 1)), factor)
+    asked = check_window(setting)
+    if isinstance(asked, tuple):
+        return _in_strips(stored, lambda values: window(values, *asked), factor)
+    finite = stored[np.isfinite(stored)] if stored.dtype.kind == "f" else stored
+    return _show_line(stored, _range_line(*_ends(finite, asked), inverse=False), factor)
+
+
+# ------------------------------------------------------------------------------------------------------ reduced frames
+
+
+def clips_little(line: Line, cells: np.ndarray) -> bool:
+    """Whether a frame that was reduced before it is clipped to [0, 1] looks like one that was clipped first.
+
+    A cell's pixels lie, but for noise, between the lowest and the highest of the cells around it. The mean of clipped
+    values is then nearest to the clipped mean when they are all equal and farthest from it when they all lie at either
+    end (Edmundson and Madansky), which bounds the error of each cell.
+
+    Args:
+        line: Stored value to grey.
+        cells: (H, W) stored values, reduced.
+    """
+    grey = line(cells)
+    if not _leaves_range(grey):
+        return True
+    low, high = _around(grey, np.minimum), _around(grey, np.maximum)
+    span = np.maximum(high - low, np.float32(1e-12))
+    share = np.clip((grey - low) / span, 0, 1)  # of a cell's pixels at the high end, were they all at either end
+    over = share * np.maximum(high - 1, 0) + (1 - share) * np.maximum(low - 1, 0) - np.maximum(grey - 1, 0)
+    under = share * np.maximum(-high, 0) + (1 - share) * np.maximum(-low, 0) - np.maximum(-grey, 0)
+    error = 255 * np.maximum(over, under)
+    return bool(error.mean() <= MEAN_BOUND and np.percentile(error, TAIL) <= TAIL_BOUND)
+
+
+def _around(cells: np.ndarray, choose: Callable[..., np.ndarray]) -> np.ndarray:
+    """The lowest or highest of each cell and its eight neighbours."""
+    for axis in (0, 1):
+        cells = np.swapaxes(cells, 0, axis)
+        chosen = cells.copy()
+        choose(chosen[1:], cells[:-1], out=chosen[1:])
+        choose(chosen[:-1], cells[1:], out=chosen[:-1])
+        cells = np.swapaxes(chosen, 0, axis)
+    return cells
