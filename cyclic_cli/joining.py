@@ -103,7 +103,7 @@ class Join:
         """
         self.db.executescript(
             """
-            CREATE TABLE images AS SELECT DISTINCT "table", image, stem, within, depth, wanted, NULL AS place
+            CREATE TABLE images AS SELECT DISTINCT "table", image, stem, within, depth, wanted, place
                 FROM reports WHERE image IS NOT NULL;
             CREATE INDEX images_taken ON images ("table", image);
             CREATE TABLE keys AS SELECT place, j.key AS kind, j.value AS key FROM inputs, json_each(names) j
@@ -113,6 +113,11 @@ class Join:
             """
         )
         self._give("JOIN inputs u ON u.absolute = i.wanted")
+        # What the strictest rule gave stays given, when a later month brings files of the same names.
+        self.db.execute(
+            """UPDATE reports SET place = i.place FROM images i
+               WHERE i."table" = reports."table" AND i.image = reports.image AND i.place IS NOT NULL"""
+        )
         self._give(self._unique("within", RELATIVE))
         self._give(self._unique("image", RELATIVE))
         deepest = self.db.execute("SELECT coalesce(max(depth), 0) FROM images").fetchone()[0]
@@ -166,7 +171,7 @@ class Join:
         inputs = self.db.execute(
             f"""SELECT i.place, h.patient, h.study, h.sample, i.path_patient, i.path_study, {said}
                 FROM inputs i JOIN headers h USING (place) LEFT JOIN matches m USING (place)
-                LEFT JOIN reports r USING (number) ORDER BY i.place, r.rank, r.number"""
+                LEFT JOIN reports r ON r.number = m.number ORDER BY i.place, r.rank, r.number"""
         )
         for (place_key, *header), rows in groupby(inputs, lambda row: row[:6]):
             merged = self._merged([row[6:] for row in rows if row[6] is not None])

@@ -241,11 +241,11 @@ class Offer:
             return
         stream = self.layout.read(texts, self.config)
         self.labels += [label for label in stream.labels if label not in self.labels]
-        self.notes += [Note(note) for note in stream.notes]
         (first,) = self.db.execute('SELECT coalesce(max("table"), 0) FROM reports').fetchone()
         for number, (_, reports) in enumerate(groupby(stream, lambda report: report.table), first + 1):
             for report in reports:
                 self._insert("reports", self._report(report, number))
+        self.notes += [Note(note) for note in stream.notes]  # now they tell of texts that could not be read, too
 
     def _report(self, report: Report, table: int) -> dict[str, Any]:
         """A report with keys in the place of whatever names somebody."""

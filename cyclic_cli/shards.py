@@ -41,7 +41,8 @@ from cyclic_cli.storage import DatasetDraft, ShardDraft
 
 Row = dict[str, Any]
 
-MEMORY = 8 * 2**30  # bytes a decoder process may hold: the largest picture that is taken needs less than half
+MEMORY = 4 * 2**30  # bytes a decoder process may hold: the largest picture that is taken needs less
+START = 60.0  # seconds that a process may need to start, on a slow file system
 KILLS = 3  # times a process may be killed at one input before that counts as the input's fault
 OUTSIDE_SIGNALS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # nobody's fault, at first
 
@@ -170,6 +171,7 @@ class _Decoder:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | quiet
         )
         self._rest = b""
+        self._patience = START  # seconds, beside the time limit, until it is known to have started
 
     def run(self, job: ShardJob) -> Iterator[int]:
         """The number of each input as it is begun. Raises _Ended, and CyclicError when the shard cannot be written."""
@@ -181,7 +183,7 @@ class _Decoder:
         except OSError:
             raise self._end() from None
         while True:
-            for word in self._words(job.time_limit + 30):  # more than a process needs to start
+            for word in self._words(job.time_limit + self._patience):
                 if word == b"done":
                     return
                 if word.startswith(b"failed "):
@@ -194,8 +196,8 @@ class _Decoder:
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], time_limit)
         if not ready:
-            self.kill()
             raise _Ended("timeout", f"not read within {time_limit:.0f} s")
+        self._patience = 0.0
         received = os.read(self._process.stdout.fileno(), 65536)
         if not received:
             raise self._end()
@@ -272,7 +274,7 @@ def _worth(
         content = item.read()
         scan = images.open_scan(content, job.preprocessing, job.allow_burned_in)
     except InputError as error:
-        return [_refused(number, 0, error, keyer)], []
+        return [_refused(number, 0, _better_said(error, item), keyer)], []
     digest = hashlib.blake2b(content).hexdigest()
     rows, fitted = [], []
     keys = _header_keys(scan.identities, keyer)
@@ -295,6 +297,18 @@ def _worth(
         answer("")
     rows[0]["words"] = fingerprints(scan.identities.identifying, keyer)  # once a file is enough
     return rows, fitted
+
+
+def _better_said(error: InputError, item: Input) -> InputError:
+    """Of text and tables a better word than that their format is unknown."""
+    suffix = Path(item.name).suffix.lower()
+    if not isinstance(error, Rejected) or error.reason != "unknown_format":
+        return error
+    if suffix == ".txt":
+        return Rejected("text_without_image")
+    if suffix in (".csv", ".tsv", ".jsonl", ".ndjson"):
+        return Rejected("unknown_format", "a table that was not named: give it with --reports")
+    return error
 
 
 def _refused(number: int, frame: int, error: InputError, keyer: Keyer) -> Row:

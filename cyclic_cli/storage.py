@@ -254,7 +254,7 @@ REPORT_COLUMNS = {
     "within": "int64",
     "stem": "int64",  # hash of the image's name without a suffix
     "depth": "int16",  # parts of that path
-    "place": "string",  # of the input it lies beside
+    "place": "string",  # of the input it lies beside, or whose exact path it gives
     "shared": "int64",  # hash of the folder whose one report it is
     "instance": "string",  # keys
     "study": "string",

@@ -65,6 +65,11 @@ def cyclic() -> Callable[..., Ran]:
     return run
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, by its path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def smooth_image(seed: int, height: int = 80, width: int = 64) -> np.ndarray:
     """A picture (H, W) uint8 with large soft shapes, another one for every seed."""
     generator = np.random.default_rng(seed)
