@@ -1,0 +1,219 @@
+"""Classes of files to measure `prepare` on: drawn films in every usual encoding, each file other than the rest."""
+
+import io
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import gdcm
+import numpy as np
+import pydicom
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    JPEG2000,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from cyclic_cli.phantom import write_demo
+
+BITS = 12  # of a film's stored values
+NUMBER = "27182818284"  # in the header, replaced in each file: no two files, patients or studies are the same
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A class of files.
+
+    `encode` turns a film (H, W) uint16 of 12 bits into a file's content; None where the user brings the files. `files`
+    are measured: so many, and twice as many. `dcmtk` is the program of DCMTK that shows such a file, or why none does.
+    """
+
+    encode: Callable[[np.ndarray], bytes] | None
+    files: int = 128
+    suffix: str = ".dcm"
+    dcmtk: str = "dcm2pnm"
+
+
+def draw(count: int, longest: int | None = None) -> list[np.ndarray]:
+    """Full-size phantoms (H, W) uint16 of 12 bits; the longer side 2,000 to 3,000 pixels, or `longest`."""
+    films = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_demo(Path(folder) / "drawn", count, full_size=True)
+        for path in sorted(Path(folder).rglob("*.dcm")):
+            header = pydicom.dcmread(path)
+            levels = header.pixel_array / np.float32(2**header.BitsStored - 1)
+            if header.PhotometricInterpretation == "MONOCHROME1":
+                levels = 1 - levels
+            films.append(_resized(levels, longest / max(levels.shape) if longest else 1))
+    return [np.rint(film * (2**BITS - 1)).astype(np.uint16) for film in films]
+
+
+def small(side: int) -> bytes:
+    """A DICOM file of `side`² pixels of 8 bits, which are its last bytes."""
+    return _saved(_film(np.arange(side * side).reshape(side, side).astype(np.uint8), bits=8))
+
+
+def write(kind: Kind, originals: Iterable[bytes], folder: Path, count: int) -> int:
+    """Write `count` files made from `originals` into `folder`; their mean size in bytes."""
+    folder.mkdir(parents=True)
+    size = 0
+    for number, content in zip(range(count), cycle(originals), strict=False):
+        path = folder / f"{number:05d}{kind.suffix}"
+        path.write_bytes(numbered(content, number))
+        size += path.stat().st_size
+    return size // count
+
+
+def numbered(content: bytes, number: int) -> bytes:
+    """The same file of another patient; of a PNG or JPEG, the same picture in another file."""
+    if content[128:132] != b"DICM":
+        return content + b"%06d" % number  # after the end of the image: no decoder reads it
+    own = f"1{number:010d}"
+    if NUMBER.encode() in content[:4096]:
+        return content[:4096].replace(NUMBER.encode(), own.encode()) + content[4096:]
+    header = pydicom.dcmread(io.BytesIO(content))  # deflated
+    header.PatientID, header.SOPInstanceUID, header.StudyInstanceUID = own, f"2.25.{own}", f"2.25.2.{own}"
+    return _saved(header)
+
+
+# ------------------------------------------------------------------------------------------------- encodings
+
+
+def _film(pixels: np.ndarray, bits: int = BITS, **attributes: object) -> Dataset:
+    """A radiograph with the attributes that readers need. `pixels` (H, W) uint8 or uint16."""
+    header = Dataset()
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.SOPClassUID, header.SOPInstanceUID = DigitalXRayImageStorageForPresentation, f"2.25.{NUMBER}"
+    header.Modality, header.PatientID, header.StudyInstanceUID = "DX", NUMBER, f"2.25.2.{NUMBER}"
+    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+    header.Rows, header.Columns = pixels.shape
+    header.BitsAllocated, header.BitsStored, header.HighBit = 8 * pixels.itemsize, bits, bits - 1
+    header.PixelRepresentation = int(pixels.dtype.kind == "i")
+    header.WindowCenter, header.WindowWidth = 2 ** (bits - 1), 2**bits
+    header.ImagerPixelSpacing = [0.14, 0.14]
+    for name, value in attributes.items():
+        setattr(header, name, value)
+    header.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
+    header["PixelData"].VR = "OW"
+    return header
+
+
+def _saved(header: Dataset) -> bytes:
+    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID
+    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+    buffer = io.BytesIO()
+    header.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _uncompressed(film: np.ndarray) -> bytes:
+    return _saved(_film(film))
+
+
+def _padded(film: np.ndarray) -> bytes:
+    """An eighth of the film's height is padding, above and below."""
+    film = film.copy()
+    edge = len(film) // 8
+    film[:edge] = film[-edge:] = 0
+    return _saved(_film(film, PixelPaddingValue=0))
+
+
+def _deflated(film: np.ndarray) -> bytes:
+    header = _film(film)
+    header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    return _saved(header)
+
+
+def _compressed(syntax: str, **options: object) -> Callable[[np.ndarray], bytes]:
+    def encode(film: np.ndarray) -> bytes:
+        header = _film(film)
+        header.compress(syntax, generate_instance_uid=False, **options)
+        return _saved(header)
+
+    return encode
+
+
+def _jpeg2000(syntax: str, **options: object) -> Callable[[np.ndarray], bytes]:
+    encode = _compressed(syntax, **options)
+    return lambda film: encode(_resized(film, min(1, 1760 / max(film.shape)), square=True))
+
+
+def _jpeg_baseline(film: np.ndarray) -> bytes:
+    levels = (film >> BITS - 8).astype(np.uint8)
+    header = _film(levels, bits=8, LossyImageCompression="01")
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, "JPEG", quality=90)
+    header.PixelData = encapsulate([buffer.getvalue()])
+    header["PixelData"].is_undefined_length = True
+    header["PixelData"].VR = "OB"
+    header.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    return _saved(header)
+
+
+def _jpeg_lossless(film: np.ndarray) -> bytes:
+    """Process 14, selection value 1, which pydicom does not encode."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film.dcm"
+        path.write_bytes(_uncompressed(film))
+        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader.SetFileName(str(path))
+        reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+        change.SetInput(reader.GetImage())
+        change.Change()
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        writer.SetFileName(str(path))
+        if not writer.Write():
+            raise RuntimeError("gdcm does not write JPEG lossless")
+        return path.read_bytes()
+
+
+def _png(film: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(film << 16 - BITS).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _ct(film: np.ndarray) -> bytes:
+    """512×512 signed values with a lung window."""
+    values = _resized(film, 512 / max(film.shape), square=True).astype(np.int16) // 2
+    attributes = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": -600, "WindowWidth": 1500}
+    return _saved(_film(values, SOPClassUID=CTImageStorage, Modality="CT", PixelSpacing=[0.7, 0.7], **attributes))
+
+
+def _resized(film: np.ndarray, factor: float, square: bool = False) -> np.ndarray:
+    height, width = (max(1, round(side * factor)) for side in film.shape)
+    if square:
+        height = width = max(height, width)
+    resized = Image.fromarray(film.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized).astype(film.dtype)
+
+
+NO_JPEG2000, DICOM_ONLY = "no: DCMTK has no JPEG 2000 decoder", "no: reads DICOM only"
+KINDS = {
+    "JPEG originals": Kind(None, suffix=".jpg", dcmtk=DICOM_ONLY),
+    "uncompressed, 12 bits in 16": Kind(_uncompressed),
+    "padded, uncompressed": Kind(_padded),
+    "deflated": Kind(_deflated),
+    "RLE": Kind(_compressed(RLELossless)),
+    "JPEG baseline, 8 bits": Kind(_jpeg_baseline, dcmtk="dcmj2pnm"),
+    "JPEG lossless, SV1": Kind(_jpeg_lossless, dcmtk="dcmj2pnm"),
+    "JPEG-LS": Kind(_compressed(JPEGLSLossless), dcmtk="dcml2pnm"),
+    "JPEG 2000 lossless": Kind(_jpeg2000(JPEG2000Lossless), dcmtk=NO_JPEG2000),
+    "JPEG 2000 lossy": Kind(_jpeg2000(JPEG2000, j2k_cr=[20]), dcmtk=NO_JPEG2000),
+    "CT 512×512, uncompressed": Kind(_ct, files=1024),
+    "PNG, 16 bits": Kind(_png, suffix=".png", dcmtk=DICOM_ONLY),
+}
