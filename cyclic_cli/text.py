@@ -289,6 +289,8 @@ def _label_name(column: str) -> str:
 
 
 def _shown(name: str) -> str:
+    """A column's name for an error, cut, without what would move a terminal's cursor."""
+    name = "".join(letter if letter.isprintable() else "?" for letter in name)
     return name if len(name) <= SHOWN_NAME else f"{name[:SHOWN_NAME]}…"
 
 

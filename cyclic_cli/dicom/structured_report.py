@@ -7,13 +7,11 @@ picture shows, such as the history, are left out, as in every other layout of re
 """
 
 from collections.abc import Iterator
-from itertools import islice
 
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 DEEPEST = 32  # levels of the tree; the standard's own templates have about ten
-MOST_ITEMS = 20_000  # looked at; measurements make long trees, damage and attacks endless ones
 LONGEST = 100_000  # characters
 
 NOT_OF_THE_PICTURE = {
@@ -43,24 +41,18 @@ def text_of(header: Dataset) -> str:
         A line an item: `Heading:` for a container, the text itself where it has its container's name, else
         `Name: text`; at most LONGEST characters. Empty where the document says nothing in words.
     """
-    lines = islice(_lines(header, "", 0), MOST_ITEMS)
-    return "\n".join(line for line in lines if line)[:LONGEST].rstrip()
+    return "\n".join(_lines(header, "", 0))[:LONGEST].rstrip()
 
 
 def _lines(parent: Dataset, heading: str, depth: int) -> Iterator[str]:
-    """What the items below one say; an empty line for each that is looked at, so that the caller can count."""
+    """What the items below one say; `heading` is the name of the container they are in."""
     for item in _items(parent, "ContentSequence") if depth < DEEPEST else ():
-        yield ""
         if _word(item, "RelationshipType") in CONTEXT or _concept(item) in NOT_OF_THE_PICTURE:
             continue
         kind, name = _word(item, "ValueType"), _meaning(item, "ConceptNameCodeSequence")
         if kind == "CONTAINER":
-            below = _lines(item, name or heading, depth + 1)
-            said = next((line for line in below if line), "")
-            if said:
-                yield f"{name}:" if name else ""
-                yield said
-            yield from below
+            below = list(_lines(item, name or heading, depth + 1))
+            yield from [f"{name}:", *below] if below and name else below
             continue
         said = _plain(item.get("TextValue")) if kind == "TEXT" else ""
         said = _meaning(item, "ConceptCodeSequence") if kind == "CODE" else said
