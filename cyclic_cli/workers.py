@@ -72,7 +72,7 @@ def executor(workers: int, cluster: str = "") -> Iterator[tuple[Executor, int]]:
     except ImportError:
         raise CyclicError("--cluster needs Dask.", "pip install 'cyclic-cli[dask]'") from None
     try:
-        client = Client(cluster, timeout=30)
+        client = Client(cluster, timeout=10)
         client.wait_for_workers(1, timeout=30)
     except (OSError, TimeoutError, ValueError) as error:
         raise CyclicError(
