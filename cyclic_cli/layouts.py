@@ -208,7 +208,7 @@ def findings_and_impression(report: str) -> str:
     A report without these sections gives what follows the first paragraph of its last section; one without any
     heading gives everything but its title.
     """
-    sections = _sections(report)
+    sections = _sections("\n".join(report.splitlines()))
     said = [text for says, text in sections if says and text.strip()]
     if not said:
         paragraphs = [part for part in re.split(r"\n[ \t]*\n", sections[-1][1]) if part.strip()]
