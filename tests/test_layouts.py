@@ -8,8 +8,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pydicom
 import pytest
+from conftest import make_dicom, smooth_image
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -311,22 +314,21 @@ def test_a_deep_xml_report_is_read_as_any_other() -> None:
 # ----------------------------------------------------------------------------------------------------- ROCO
 
 
+LINK = "wget -r ftp://ftp.ncbi.nlm.nih.gov/pub/pmc/oa_package/8e/93/PMC4083729.tar.gz -O x"
+ROCO: dict[str, str | bytes] = {
+    "train/radiology/captions.txt": "ROCO_00002\t CT of\n the chest. \nROCO_00003\t X-ray.\n",
+    "train/radiology/dlinks.txt": f"ROCO_00003\t{LINK}\tAMHSR-4-14-g002.jpg\nROCO_00004\tnothing\n",
+    "train/radiology/keywords.txt": "ROCO_00002\ttomography\n",
+    "train/radiology/images/ROCO_00002.jpg": b"x",
+    "train/radiology/images/PMC4083729_AMHSR-4-14-g002.jpg": b"x",
+    "validation/radiology/captions.txt": "ROCO_00010\t  MRI of the brain.",
+    "validation/radiology/images/ROCO_00010.jpg": b"x",
+    "test/non-radiology/captions.txt": "ROCO_00020\tA photograph.",
+}
+
+
 def test_roco() -> None:
-    link = "wget -r ftp://ftp.ncbi.nlm.nih.gov/pub/pmc/oa_package/8e/93/PMC4083729.tar.gz -O x"
-    tree = Tree(
-        write(
-            {
-                "train/radiology/captions.txt": "ROCO_00002\t CT of\n the chest. \nROCO_00003\t X-ray.\n",
-                "train/radiology/dlinks.txt": f"ROCO_00003\t{link}\tAMHSR-4-14-g002.jpg\nROCO_00004\tnothing\n",
-                "train/radiology/keywords.txt": "ROCO_00002\ttomography\n",
-                "train/radiology/images/ROCO_00002.jpg": b"x",
-                "train/radiology/images/PMC4083729_AMHSR-4-14-g002.jpg": b"x",
-                "validation/radiology/captions.txt": "ROCO_00010\t  MRI of the brain.",
-                "validation/radiology/images/ROCO_00010.jpg": b"x",
-                "test/non-radiology/captions.txt": "ROCO_00020\tA photograph.",
-            }
-        )
-    )
+    tree = Tree(write(ROCO))
     assert tree.layout is LAYOUTS["roco"]
     assert tree.images == {
         "train/radiology/images/ROCO_00002.jpg": ("", "ROCO_00002"),
@@ -416,6 +418,61 @@ def test_every_layout_reads_own_tables_too_and_lies_in_an_archive(files: dict[st
     assert packed.layout is tree.layout
     assert packed.reports == [report for report in tree.reports if report["line"] != "reports.csv, line 2"]
     assert list(packed.images.values()) == list(tree.images.values())
+
+
+# ------------------------------------------------------------------------------------ on the way to a data set
+
+
+def with_pictures(files: dict[str, str | bytes]) -> Path:
+    """The tree, with a picture of its own for every image."""
+    root = write(files)
+    for number, (name, content) in enumerate(files.items()):
+        if content == b"x" and name.endswith(".dcm"):
+            make_dicom(
+                root / name, smooth_image(number), bits=8, PatientID=f"another {number}", StudyInstanceUID="1.2.3"
+            )
+        elif content == b"x":
+            Image.fromarray(smooth_image(number)).save(root / name)
+    return root
+
+
+def pairs(cyclic: Callable[..., Any], root: Path) -> dict[str, tuple[str, str]]:
+    """Text and split of every image in the data set made of a tree, by the end of its path."""
+    ran = cyclic("prepare", root, "--out", "ds", "--size", "32", "--already-deidentified", "--json")
+    assert ran.code == 0
+    rows = pq.read_table("ds/index.parquet").to_pylist()
+    return {Path(row["source"] or "none").name: (row["text"], row["split"]) for row in rows if row["text"]}
+
+
+def test_reports_of_mimic_reach_the_images_of_their_study(cyclic: Callable[..., Any]) -> None:
+    found = pairs(cyclic, with_pictures(mimic_cxr_jpg()))
+    assert found == {f"{IDS[0]}.jpg": (MIMIC_TEXT, "train"), f"{IDS[1]}.jpg": (MIMIC_TEXT, "train")}
+    rows = pq.read_table("ds/index.parquet").to_pylist()
+    assert {(row["support_devices"], row["split"]) for row in rows} == {(1.0, "train"), (None, "val")}
+    assert len({row["patient"] for row in rows}) == len({row["study"] for row in rows}) == 2
+
+
+def test_reports_of_mimic_reach_dicom_images(cyclic: Callable[..., Any]) -> None:
+    found = pairs(cyclic, with_pictures(mimic_cxr()))
+    assert {name: text for name, (text, _) in found.items()} == {
+        f"{IDS[0]}.dcm": MIMIC_TEXT, f"{IDS[1]}.dcm": MIMIC_TEXT, "none": "Clear lungs.",
+    }  # fmt: skip
+
+
+def test_reports_of_open_i_reach_pictures_and_dicom_images(cyclic: Callable[..., Any]) -> None:
+    first = "Heart normal & clear.\nNormal."
+    found = pairs(cyclic, with_pictures(OPENI))
+    assert {name: text for name, (text, _) in found.items()} == {
+        "CXR1_1_IM-0001-3001.png": first, "CXR1_1_IM-0001-4001.png": first, "1_IM-0001-3001.dcm": first,
+        "CXR10_IM-0002-1001.png": "No disease.", "10_IM-0002-1001.dcm": "No disease.",
+    }  # fmt: skip
+
+
+def test_captions_of_roco_reach_their_images(cyclic: Callable[..., Any]) -> None:
+    assert pairs(cyclic, with_pictures(ROCO)) == {
+        "ROCO_00002.jpg": ("CT of the chest.", "train"), "PMC4083729_AMHSR-4-14-g002.jpg": ("X-ray.", "train"),
+        "ROCO_00010.jpg": ("MRI of the brain.", "val"), "none": ("A photograph.", "test"),
+    }  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------- by name
