@@ -81,6 +81,11 @@ def prepare(source: Path, out: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(words, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def children(process: int) -> list[int]:
+    threads = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(word) for thread in threads for word in thread.read_text().split()]
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -90,11 +95,14 @@ def test_a_worker_that_dies_half_way_changes_nothing(cluster: Cluster, files: Pa
     running = prepare(files, far, "--cluster", cluster.address)
     wait_until(lambda: running.poll() is not None or len(list(far.glob(".unfinished/*.part"))) == 2)  # both at work
     assert running.poll() is None, running.communicate()[1]
+    decoders = children(cluster.workers[0].pid)
     cluster.workers[0].kill()
     out, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 0, err
     assert json.loads(out)["used"] == 192
     assert cluster.workers[1].poll() is None
+    assert decoders
+    wait_until(lambda: not any(Path(f"/proc/{decoder}").exists() for decoder in decoders))
     local = prepare(files, near)
     _, err = local.communicate(timeout=PATIENCE)
     assert local.returncode == 0, err
