@@ -3,12 +3,13 @@
 pydicom calls the decoders. Three things it lacks are added here: JPEG Extended of 12 bits by GDCM, HTJ2K by Pillow, and
 the syntaxes whose frames are plain pixels, deflated or not, within fragments (PS3.5 A.4.11 and A.4.13).
 
-JPEG 2000 and JPEG baseline can also leave out resolution while they decode, which `decode_reduced` does.
+JPEG 2000 and JPEG baseline can also leave out resolution while they decode, which `reductions` does.
 """
 
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -37,7 +38,9 @@ PREFERRED = ("pylibjpeg", "pyjpegls", "pillow", "gdcm", "gdcm_12_bit", "pillow_h
 """Decoders in the order of trial, the fastest first; each knows some transfer syntaxes."""
 ENCAPSULATED_UNCOMPRESSED = UID("1.2.840.10008.1.2.1.98")
 DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")
-CELLS_OF_JPEG_2000 = 1.75  # fewest cells per pixel of the sample that are left to the antialiased resize
+PARTIAL_RANGE = np.array([[0.2568, 0.5041, 0.0979], [-0.1482, -0.2910, 0.4392], [0.4392, -0.3678, -0.0714]])
+CELLS_OF_JPEG_2000 = 1.85  # fewest cells per pixel of the sample that are left to the antialiased resize
+ALIASES_BELOW = 3.0  # such cells: with fewer of them sharp edges alias
 CELLS_OF_JPEG = {8: 3.0, 4: 3.0, 2: 2.6}  # the same, by scale of the DCT
 
 
@@ -46,11 +49,16 @@ class Reduced:
     """Stored values of one frame at a lower resolution.
 
     Cell k of `stored` (H', W') lies on the original's pixels from (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`.
+    `rounding` is how far the codec's own rounding may move values on average: the integer wavelet of JPEG 2000 rounds
+    up, by a quarter in each direction of each level. With fewer cells per pixel of the sample than `aliases_below`,
+    sharp edges alias.
     """
 
     stored: np.ndarray
     scale: int
     edge: float = 0.0
+    rounding: float = 0.0
+    aliases_below: float = 0.0
 
 
 def decode(header: Dataset, frame: int) -> np.ndarray:
@@ -81,14 +89,26 @@ def decode(header: Dataset, frame: int) -> np.ndarray:
 
 
 def _attempt(decoder: Decoder, header: Dataset, frame: int, plugin: str) -> np.ndarray:
+    options: dict[str, Any] = {"view_only": True, "correct_unused_bits": False} if decoder.is_native else {}
+    partial = str(header.PhotometricInterpretation).startswith("YBR_PARTIAL")
+    if partial:  # retired, and unknown to pydicom
+        options |= {
+            "photometric_interpretation": header.PhotometricInterpretation.replace("PARTIAL", "FULL"),
+            "raw": True,
+        }
     try:
-        native = {"view_only": True, "correct_unused_bits": False} if decoder.is_native else {}
-        stored, _ = decoder.as_array(header, index=frame, decoding_plugin=plugin, **native)
+        stored, _ = decoder.as_array(header, index=frame, decoding_plugin=plugin, **options)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # decoders raise almost anything on damaged data, panics of Rust included
         raise Rejected("broken_pixels", type(error).__name__) from error
-    return stored
+    return _from_partial_range(stored) if partial else stored
+
+
+def _from_partial_range(stored: np.ndarray) -> np.ndarray:
+    """YBR_PARTIAL of 8 bits (..., 3), whose luminance goes from 16 to 235, to RGB (PS3.3 C.7.6.3.1.2 of 2016)."""
+    colour = (stored - np.array([16, 128, 128])) @ np.linalg.inv(PARTIAL_RANGE).T
+    return np.rint(np.clip(colour, 0, 255)).astype(np.uint8)
 
 
 def compressed_frame(header: Dataset, frame: int) -> bytes:
@@ -131,7 +151,7 @@ def frame_bits(header: Dataset) -> int:
     samples = (
         whole_number(header, "Rows") * whole_number(header, "Columns") * whole_number(header, "SamplesPerPixel", 1)
     )
-    if header.get("PhotometricInterpretation") == "YBR_FULL_422":
+    if header.get("PhotometricInterpretation") in ("YBR_FULL_422", "YBR_PARTIAL_422"):
         samples = samples * 2 // 3
     return samples * whole_number(header, "BitsAllocated", 8)
 
@@ -229,36 +249,38 @@ def _refuse_other_sizes(header: Dataset, stream: bytes) -> None:
 # ------------------------------------------------------------------------------------------------- reduced decoding
 
 
-def decode_reduced(header: Dataset, frame: int, size: int) -> Reduced | None:
-    """A grey frame at the lowest resolution that is enough for a sample of `size` pixels a side.
+def reductions(header: Dataset, frame: int, size: int) -> Iterator[Reduced]:
+    """A grey frame at lower resolutions that are enough for a sample of `size` pixels a side, the lowest first.
 
-    None where the codec cannot reduce, the picture is small, or the stream is not quite what the header says.
+    None at all where the codec cannot reduce, the picture is small, or the stream is not quite what the header says.
     """
     syntax = header.file_meta.TransferSyntaxUID
     if syntax not in JPEG2000TransferSyntaxes and syntax not in (JPEGBaseline8Bit, JPEGExtended12Bit):
-        return None
-    side = max(whole_number(header, "Rows"), whole_number(header, "Columns"))
-    if side < 2 * size or whole_number(header, "SamplesPerPixel", 1) != 1:
-        return None
+        return
+    ratio = max(whole_number(header, "Rows"), whole_number(header, "Columns")) / size
+    if ratio < 2 or whole_number(header, "SamplesPerPixel", 1) != 1:
+        return
     stream = compressed_frame(header, frame)
     _refuse_other_sizes(header, stream)
     try:
         if syntax in JPEG2000TransferSyntaxes:
-            return _reduced_jpeg_2000(header, stream, side / size)
-        return _reduced_jpeg(header, stream, side / size)
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+            lowest = int(np.log2(ratio / CELLS_OF_JPEG_2000))
+            for level in range(lowest, max(0, lowest - 2), -1):
+                yield _reduced_jpeg_2000(header, stream, level)
+        else:
+            yield _reduced_jpeg(header, stream, jpeg_scale(ratio))
+    except (KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit):
         raise
     except BaseException:  # whatever it is, decoding the whole frame will say it
-        return None
+        return
 
 
-def _reduced_jpeg_2000(header: Dataset, stream: bytes, ratio: float) -> Reduced | None:
+def _reduced_jpeg_2000(header: Dataset, stream: bytes, level: int) -> Reduced:
     """The low-pass band of a wavelet level; its filter has odd length, so cell k is centred on pixel k · 2**level."""
     siz = _siz(stream)
     bits, signed = whole_number(header, "BitsStored"), bool(whole_number(header, "PixelRepresentation"))
-    level = int(np.log2(ratio / CELLS_OF_JPEG_2000))
-    if siz is None or not siz.plain or (siz.bits, siz.signed) != (bits, signed) or bits > 16 or level < 1:
-        return None
+    if siz is None or not siz.plain or (siz.bits, siz.signed) != (bits, signed) or bits > 16:
+        raise ValueError("the stream is not what the header says")
     scale = 2**level
     with Image.open(io.BytesIO(stream), formats=["JPEG2000"]) as image:
         size = (-(-siz.columns // scale), -(-siz.rows // scale))
@@ -273,17 +295,16 @@ def _reduced_jpeg_2000(header: Dataset, stream: bytes, ratio: float) -> Reduced 
     stored = np.right_shift(stored, container - bits)  # Pillow fills the container's high bits
     if signed:  # and stores signed values above the middle of the range
         stored = stored.astype(np.int32) - 2 ** (bits - 1)
-    return Reduced(stored, scale, 0.5 - 0.5 / scale)
+    return Reduced(stored, scale, 0.5 - 0.5 / scale, rounding=0.5 * level, aliases_below=ALIASES_BELOW)
 
 
-def _reduced_jpeg(header: Dataset, stream: bytes, ratio: float) -> Reduced | None:
+def _reduced_jpeg(header: Dataset, stream: bytes, scale: int) -> Reduced:
     """Blocks of 8 × 8 pixels decoded to 4 × 4, 2 × 2 or 1 × 1 by a smaller inverse cosine transform."""
-    scale = jpeg_scale(ratio)
     if scale == 1 or whole_number(header, "BitsStored") != 8 or whole_number(header, "PixelRepresentation"):
-        return None
+        raise ValueError("nothing to leave out, or not plain 8 bits")
     with Image.open(io.BytesIO(stream), formats=["JPEG"]) as image:
         if image.mode != "L":
-            return None
+            raise ValueError("not grey")
         image.draft("L", (image.width // scale, image.height // scale))
         return Reduced(np.asarray(image), scale)
 
@@ -297,7 +318,7 @@ def jpeg_scale(ratio: float) -> int:
 
 DECODER_DEPENDENCIES = dict.fromkeys(
     (JPEGExtended12Bit, HTJ2KDecoder.UID, HTJ2KLosslessDecoder.UID, HTJ2KLosslessRPCLDecoder.UID),
-    ("pillow>=10.3", "python-gdcm>=3.0.24"),
+    ("pillow>=11.1", "python-gdcm>=3.0.24"),
 )
 
 

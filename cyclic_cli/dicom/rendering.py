@@ -24,8 +24,10 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 HOUNSFIELD = {"lung": (-600, 1500), "bone": (400, 1800), "brain": (40, 80), "mediastinum": (40, 400)}
 """Centre and width of the windows with a name, in Hounsfield units: they are for CT."""
 STRIP = 2**18  # bytes of a strip of rows as float32; it stays in the cache
-MEAN_BOUND, TAIL_BOUND, TAIL = 0.2, 2.0, 99.9
-"""What clipping may cost where values are averaged before it: grey levels of 255 on average, and at this percentile."""
+MEAN_BOUND, TAIL_BOUND, TAIL = 0.3, 2.0, 99.9
+"""What averaging before clipping may cost: grey levels of 255 on average, and at this percentile."""
+ROUGHEST = 20.0
+"""Grey levels at that percentile by which cells may differ from their neighbours' mean; a fifth reaches the sample."""
 
 Shades = Callable[[np.ndarray], np.ndarray]
 
@@ -459,6 +461,13 @@ def clips_little(line: Line, cells: np.ndarray) -> bool:
     under = share * np.maximum(-high, 0) + (1 - share) * np.maximum(-low, 0) - np.maximum(-grey, 0)
     error = 255 * np.maximum(over, under)
     return bool(error.mean() <= MEAN_BOUND and np.percentile(error, TAIL) <= TAIL_BOUND)
+
+
+def is_smooth(line: Line, cells: np.ndarray) -> bool:
+    """Whether a reduced frame (H, W) has no edges so sharp that they alias."""
+    grey = np.clip(line(cells), 0, 1)
+    around = (grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]) / 4
+    return bool(255 * np.percentile(np.abs(grey[1:-1, 1:-1] - around), TAIL) <= ROUGHEST)
 
 
 def _around(cells: np.ndarray, choose: Callable[..., np.ndarray]) -> np.ndarray:
