@@ -13,6 +13,7 @@ import hmac
 import os
 import secrets
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import platformdirs
@@ -37,13 +38,18 @@ class Keyer:
 
     def number(self, text: str) -> int:
         """A keyed hash of 64 bits, signed, to compare names by."""
-        key = hashlib.sha256(self.secret).digest()
-        digest = hashlib.blake2b(text.encode(errors="surrogateescape"), key=key, digest_size=8).digest()
+        digest = hashlib.blake2b(text.encode(errors="surrogateescape"), key=_short(self.secret), digest_size=8).digest()
         return int.from_bytes(digest, "little", signed=True)
 
     def check(self) -> str:
         """A value that two keyers share when they have the same secret, and that does not give it away."""
         return self.key("secret check")
+
+
+@lru_cache(maxsize=4)
+def _short(secret: bytes) -> bytes:
+    """A secret of any length as a key of BLAKE2, which takes 64 bytes at most."""
+    return hashlib.sha256(secret).digest()
 
 
 def place(patient_key: str) -> float:

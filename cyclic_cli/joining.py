@@ -34,9 +34,10 @@ CREATE TABLE headers AS SELECT place, min(frame) AS frame, status, patient, stud
 CREATE UNIQUE INDEX headers_place ON headers (place);
 CREATE INDEX headers_instance ON headers (instance);
 CREATE INDEX headers_accession ON headers (accession);
-CREATE TABLE matches (place, number, PRIMARY KEY (place, number)) WITHOUT ROWID;
-CREATE TABLE owners (place, number, patient, study, named, split, line, labels, conflict);
+CREATE TABLE matches (place, number INTEGER, PRIMARY KEY (place, number)) WITHOUT ROWID;
+CREATE TABLE owners (place, number INTEGER, patient, study, named, split, line, labels, conflict);
 CREATE TABLE said (place PRIMARY KEY, text) WITHOUT ROWID;
+CREATE TABLE tellers (number INTEGER, patient);
 CREATE TABLE words (patient, word, PRIMARY KEY (patient, word)) WITHOUT ROWID;
 CREATE TABLE samples ({", ".join(f'"{name}"' for name in INDEX_COLUMNS)}, place, named, line, labels, look);
 """
@@ -105,7 +106,9 @@ class Join:
             """
             CREATE TABLE images AS SELECT DISTINCT "table", image, stem, within, depth, wanted, place
                 FROM reports WHERE image IS NOT NULL;
-            CREATE INDEX images_taken ON images ("table", image);
+            CREATE INDEX images_image ON images ("table", image);
+            CREATE TABLE taken ("table", place, PRIMARY KEY ("table", place)) WITHOUT ROWID;
+            INSERT INTO taken SELECT DISTINCT "table", place FROM images WHERE place IS NOT NULL;
             CREATE TABLE keys AS SELECT place, j.key AS kind, j.value AS key FROM inputs, json_each(names) j
                 WHERE EXISTS (SELECT 1 FROM images);
             CREATE INDEX keys_key ON keys (kind, key);
@@ -143,12 +146,13 @@ class Join:
 
     def _give_found(self, found: str) -> int:
         """Give images that have none yet the inputs that no stricter rule gave to the same table; how many got one."""
-        taken = 'SELECT 1 FROM images o WHERE o."table" = f."table" AND o.place = f.place'
         self.db.execute(
-            f"CREATE TABLE gave AS SELECT f.place, f.row FROM ({found}) f JOIN images i ON i.rowid = f.row "
-            f"WHERE i.place IS NULL AND NOT EXISTS ({taken})"
+            f"""CREATE TABLE gave AS SELECT f.row, f.place, f."table" FROM ({found}) f JOIN images i ON i.rowid = f.row
+                WHERE i.place IS NULL
+                  AND NOT EXISTS (SELECT 1 FROM taken t WHERE t."table" = f."table" AND t.place = f.place)"""
         )
         given = self.db.execute("UPDATE images SET place = gave.place FROM gave WHERE images.rowid = gave.row").rowcount
+        self.db.execute('INSERT OR IGNORE INTO taken SELECT "table", place FROM gave')
         self.db.execute("DROP TABLE gave")
         return given
 
@@ -191,7 +195,7 @@ class Join:
         self.db.executescript(
             """
             CREATE UNIQUE INDEX owners_place ON owners (place);
-            CREATE TABLE tellers AS SELECT m.number, o.patient FROM matches m JOIN owners o USING (place)
+            INSERT INTO tellers SELECT m.number, o.patient FROM matches m JOIN owners o USING (place)
                 UNION SELECT number, patient FROM owners WHERE number IS NOT NULL;
             CREATE INDEX tellers_number ON tellers (number);
             """

@@ -28,7 +28,7 @@ from cyclic_cli.identity import NO_PATIENT, Keyer
 from cyclic_cli.scrub import fingerprints
 from cyclic_cli.sources import Input, beside, walk
 from cyclic_cli.storage import FRAME_COLUMNS, INPUT_COLUMNS, REPORT_COLUMNS, StoredDataset
-from cyclic_cli.text import SIDE_CAR, Report, as_text, base_name
+from cyclic_cli.text import SIDE_CAR, TABLE_SUFFIXES, Report, as_text, base_name
 
 TABLE, BESIDE, OF_STUDY, STRUCTURED = range(4)
 """Where a report comes from. What the first says counts; what it leaves open is filled by the next."""
@@ -82,6 +82,7 @@ class Offer:
         self.notes: list[Note] = []
         self.report_files = 0  # tables and side-cars of this call
         self._digest = hashlib.sha256(json.dumps(as_plain(config), sort_keys=True).encode() + keyer.check().encode())
+        self._sources = sources
         self._roots = [f"{os.path.abspath(source)}/" for source in sources if source.is_dir()]
         self._find(sources, out)
         self.layout = layouts.resolve(config.layout, (row[0] for row in self.db.execute("SELECT relative FROM found")))
@@ -145,7 +146,7 @@ class Offer:
 
     def _take_texts(self, tables: list[Path] | None) -> list[Input]:
         """The tables and other texts of the layout, which are no inputs: those named, else those found."""
-        named = tables or []
+        named = [*(tables or []), *(source for source in self._sources if _is_table(source))]
         for table in named:
             if not table.is_file():
                 raise CyclicError(f"There is no table {table}.", "Check --reports.")
@@ -171,11 +172,14 @@ class Offer:
         """Number the inputs that are new, in the order of their sources; how many there are."""
         number, waiting = self.first, self._found()
         with ThreadPoolExecutor(READERS) as threads:
-            while some := list(islice(waiting, 1024)):
-                for item, ends in zip(some, threads.map(Input.ends, some), strict=True):
-                    self._digest.update(item.source.encode() + b"\0" + ends)
-                    number += self._take_input(item, hashlib.sha256(ends).hexdigest(), number)
-        return number - self.first
+            while True:
+                some = [list(islice(waiting, 64)) for _ in range(READERS)]
+                for items, ends in zip(some, threads.map(_ends, some), strict=True):
+                    for item, digest in zip(items, ends, strict=True):
+                        self._digest.update(item.source.encode() + digest)
+                        number += self._take_input(item, digest.hex(), number)
+                if not some[-1]:
+                    return number - self.first
 
     def _take_input(self, item: Input, ends: str, number: int) -> bool:
         """Note one input. False when it is known already: the same content under the same path of its source."""
@@ -305,6 +309,15 @@ class Offer:
         values = [json.dumps(value) if isinstance(value, list | dict) else value for value in row.values()]
         marks = ", ".join("?" * len(values))
         self.db.execute(f"INSERT {otherwise} INTO {table} ({names}) VALUES ({marks})", values)
+
+
+def _ends(items: list[Input]) -> list[bytes]:
+    return [hashlib.sha256(item.ends()).digest() for item in items]
+
+
+def _is_table(source: Path) -> bool:
+    """Whether a source that the user named is a table of reports."""
+    return source.name.lower().endswith(TABLE_SUFFIXES) and source.is_file()
 
 
 def _side_car(image: Path, member: str, name: str) -> Input:

@@ -111,6 +111,8 @@ def prepare(
     start = time.monotonic()
     if config.already_deidentified and salt_file is not None:
         raise UsageError("--already-deidentified uses no secret, but --salt-file gives one.", "Leave one of them out.")
+    if work.merge and work.part:
+        raise UsageError("--part writes a part, --merge joins all of them.", "Say one at a time.")
     keyer = Keyer(b"" if config.already_deidentified else find_secret(salt_file))
     known = _to_update(out, config) if work.update else None
     offer = Offer(sources, tables, out, config, keyer, known)
@@ -177,7 +179,7 @@ def _already_done(out: Path, request: dict[str, Any], start: float) -> PrepareSu
             f"{out} is a finished data set of another request: {storage.difference(facts.request, request)}.",
             "Add files to it with --update, or name another --out.",
         )
-    DatasetDraft(out).clear()  # a kill may have come just before that
+    DatasetDraft(out).clear_finished()
     return _summary(out, facts.counts, time.monotonic() - start)
 
 

@@ -34,7 +34,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 
 DATASET_FORMAT = 2
 CHECKPOINT_FORMAT = 1
-ROW_GROUP = 8192  # rows of a Parquet table that are in memory at once
+ROW_GROUP = 8192  # rows of a Parquet table that are written together
+ROWS_AT_ONCE = 512  # of them as Python objects, which need ten times the memory
 STATES_KEPT = 2  # the newest saved state and the one before it
 
 # ---------------------------------------------------------------------------------------------- whole files
@@ -112,8 +113,10 @@ def write_parquet(path: Path, columns: dict[str, str], rows: Iterable[dict[str, 
     schema = pa.schema([pa.field(name, _arrow_type(kind)) for name, kind in columns.items()])
     waiting = iter(rows)
     with replacing(path) as draft, pa.parquet.ParquetWriter(draft, schema, compression="zstd") as writer:
-        while group := list(islice(waiting, ROW_GROUP)):
-            writer.write_table(pa.Table.from_pylist(group, schema))
+        batches = iter(lambda: pa.RecordBatch.from_pylist(list(islice(waiting, ROWS_AT_ONCE)), schema), None)
+        filled = takewhile(lambda batch: batch.num_rows, batches)
+        while group := list(islice(filled, ROW_GROUP // ROWS_AT_ONCE)):
+            writer.write_table(pa.Table.from_batches(group))
 
 
 def read_parquet(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -123,8 +126,8 @@ def read_parquet(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]
 
     try:
         with pa.parquet.ParquetFile(path) as file:
-            for group in file.iter_batches(ROW_GROUP, columns=list(columns)):
-                yield from group.to_pylist()
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(columns)):
+                yield from batch.to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise CyclicError(f"{path} is damaged.", "Make the data set again.") from error
 
@@ -284,6 +287,7 @@ class DatasetDraft:
             CyclicError: the folder holds something else, or the unfinished work of other inputs or settings.
         """
         mark = self.unfinished / "request.json"
+        self.clear_finished()
         if not mark.exists():
             foreign = self.folder.exists() and not is_dataset(self.folder) and _holds_more_than_drafts(self.folder)
             if foreign or (self.folder.exists() and not self.folder.is_dir()):
@@ -315,6 +319,12 @@ class DatasetDraft:
         self.clear()
         with suppress(OSError):  # not empty: it holds something that is not ours, or a finished data set
             self.folder.rmdir()
+
+    def clear_finished(self) -> None:
+        """Remove what a kill left between the last file of a data set and the end."""
+        mark = self.unfinished / "request.json"
+        if mark.exists() and is_dataset(self.folder) and StoredDataset(self.folder).facts.request == _read_json(mark):
+            self.clear()
 
     def clear(self) -> None:
         """Remove the rows of shards, which a whole data set no longer needs."""
