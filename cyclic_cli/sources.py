@@ -46,14 +46,14 @@ class Input:
 
     def open(self) -> BinaryIO:
         """The file as a stream of bytes. Raises OSError, and zipfile.BadZipFile for a damaged archive."""
-        return cast(BinaryIO, _archive(str(self.path)).open(self.member)) if self.member else self.path.open("rb")
+        return cast(BinaryIO, _archive(self.path).open(self.member)) if self.member else self.path.open("rb")
 
     def read(self) -> bytes:
         """The file's content. Raises Rejected: missing, unreadable, empty, broken_archive, too_large."""
         if not self.member:
             return images.content_of(self.path)
         try:
-            archive = _archive(str(self.path))
+            archive = _archive(self.path)
             if archive.getinfo(self.member).file_size > LARGEST_MEMBER:
                 raise Rejected("too_large", f"more than {LARGEST_MEMBER // 2**30} GiB unpacked")
             content = archive.read(self.member)
@@ -71,7 +71,7 @@ class Input:
         """Size, first and last bytes, which tell it from others of its name; empty where it cannot be read."""
         try:
             if self.member:
-                found = _archive(str(self.path)).getinfo(self.member)
+                found = _archive(self.path).getinfo(self.member)
                 return b"%d %d" % (found.file_size, found.CRC)
             if not self.path.is_file():
                 return b""
@@ -84,8 +84,12 @@ class Input:
             return b""
 
 
+def _archive(path: Path) -> zipfile.ZipFile:
+    return _opened(os.path.abspath(path), path.stat().st_mtime_ns)
+
+
 @lru_cache(maxsize=1)  # the files of an archive come one after another
-def _archive(path: str) -> zipfile.ZipFile:
+def _opened(path: str, _: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
@@ -148,7 +152,7 @@ def _files_in(folder: Path, out: Path, prefix: str) -> Iterator[Input]:
 def _offered(path: Path, relative: str, beside_it: str, prefix: str = "") -> Iterator[Input]:
     """A file as an input; of a zip archive or a named DICOMDIR the files within, if it can be read."""
     if path.suffix.lower() == ".zip" and zipfile.is_zipfile(path):
-        members = [info.filename for info in _archive(str(path)).infolist() if not info.is_dir()]
+        members = [info.filename for info in _archive(path).infolist() if not info.is_dir()]
         folders: dict[str, set[str]] = {}
         for member in members:
             folders.setdefault(os.path.dirname(member), set()).add(os.path.basename(member))

@@ -87,7 +87,7 @@ def test_a_signal_ends_prepare_with_its_code() -> None:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits SIG_IGN
         )  # fmt: skip
         deadline = time.monotonic() + 60
-        while not Path(out, ".unfinished", "request").exists() and time.monotonic() < deadline:
+        while not Path(out, ".unfinished", "request.json").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.2)
         process.send_signal(number)

@@ -133,7 +133,7 @@ def test_a_cut_or_missing_shard_is_refused(dataset: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format": 2}, "knows up to 1"),
+        ({"format": 3}, "knows up to 2"),
         ({"format": "x"}, "damaged"),
         ({"surprise": 1}, "surprise"),
         ({"shards": "x"}, "shards"),
@@ -145,6 +145,28 @@ def test_facts_that_cannot_be_are_refused(dataset: Path, changes: dict[str, obje
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
     with pytest.raises(CyclicError, match=said):
         StoredDataset(dataset)
+
+
+def test_facts_of_the_first_format_are_read(dataset: Path) -> None:
+    """As version 0.1.0 wrote them; such a data set trains, and is not updated."""
+    path = dataset / "dataset.yaml"
+    now = yaml.safe_load(path.read_text())
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "format": 1, "tool": "cyclic 0.1.0", "preprocessing": {"size": 32, "bits": 8, "window": "auto"},
+                "channels": 1, "split": now["split"], "labels": [], "counts": now["counts"], "shards": now["shards"],
+                "request": "0123456789abcdef", "fingerprint": now["fingerprint"],
+            }
+        )
+    )  # fmt: skip
+    for name in ("inputs.parquet", "reports.parquet", "duplicates.jsonl"):
+        (dataset / name).unlink()
+    stored = StoredDataset(dataset)
+    assert stored.facts.request == {"fingerprint": "0123456789abcdef"}
+    assert stored.facts.preprocessing.frames == "middle"
+    assert not stored.can_be_updated
+    assert len(stored.select("train")) > 0
 
 
 def test_a_damaged_index_is_refused(dataset: Path) -> None:
