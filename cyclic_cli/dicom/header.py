@@ -1,11 +1,22 @@
-"""What of a DICOM header may be kept (an allow-list, of it only defined terms), and whom the header names."""
+"""What of a DICOM header may be kept (an allow-list, of it only defined terms), and whom the header names.
+
+Whom it names is read from every text of the data set, at any depth, private attributes and file meta information
+included. Values of attributes that are about persons, their numbers, addresses and dates are `names`, every other text
+is a remark: somebody may have typed a name into it. Numbers that measure something, UIDs and pixels are neither.
+"""
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import pydicom.multival
+from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
+from pydicom.values import convert_SQ
 
 from cyclic_cli.errors import Rejected
 from cyclic_cli.scrub import Identifying
@@ -24,6 +35,41 @@ BODY_PARTS = set(
 )  # PS3.16 annex L
 PHOTOMETRIC = {"MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420",
                "YBR_ICT", "YBR_RCT"}  # fmt: skip  # PS3.3 C.7.6.3.1.2
+
+
+NAMING = frozenset(
+    tag_for_keyword(keyword)
+    for keyword in (
+        "PatientID IssuerOfPatientID OtherPatientIDs PatientAddress PatientTelephoneNumbers PatientTelecomInformation "
+        "PatientInstitutionResidence CurrentPatientLocation InsurancePlanIdentification MedicalRecordLocator "
+        "AccessionNumber StudyID AdmissionID IssuerOfAdmissionID ServiceEpisodeID RequestedProcedureID "
+        "ScheduledProcedureStepID PerformedProcedureStepID PlacerOrderNumberImagingServiceRequest "
+        "FillerOrderNumberImagingServiceRequest PlacerOrderNumberProcedure FillerOrderNumberProcedure "
+        "InstitutionName InstitutionAddress ResponsibleOrganization RequestingService VerifyingOrganization "
+        "ReferringPhysicianAddress ReferringPhysicianTelephoneNumbers PersonAddress PersonTelephoneNumbers "
+        "PersonTelecomInformation OrderCallbackPhoneNumber OrderCallbackTelecomInformation OrderEntererLocation "
+        "DeviceSerialNumber StationName CassetteID PlateID DetectorID GantryID "
+        "ClinicalTrialSponsorName ClinicalTrialProtocolID ClinicalTrialProtocolName ClinicalTrialSiteID "
+        "ClinicalTrialSiteName ClinicalTrialSubjectID ClinicalTrialSubjectReadingID "
+        "ClinicalTrialCoordinatingCenterName ContainerIdentifier SpecimenIdentifier ResultsID InterpretationID"
+    ).split()
+)
+"""Attributes with text, not of VR PN, that name somebody or their place (of those in PS3.15 table E.1-1)."""
+NAMING_VRS = {"PN", "DA", "DT", "TM"}
+REMARK_VRS = {"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"}
+BINARY_VRS = {"OB", "UN"}
+NO_REMARKS = frozenset(map(tag_for_keyword, ("SpecificCharacterSet", "TextValue", "Modality")))
+"""Text Value is what a structured report says: the report itself, not a remark about it."""
+
+MOST_ELEMENTS = 5000  # of a header, nested ones included
+MOST_ITEMS = 32  # of a sequence: per-frame functional groups repeat themselves
+MOST_BYTES = 4096  # of a value; a longer one is no name
+DEEPEST = 8  # sequences within sequences
+ITEM = b"\xfe\xff\x00\xe0"  # a sequence of unknown VR begins with this tag
+
+
+LARGEST_BITS = 64
+SMALLEST_SPACING, LARGEST_SPACING = 1e-5, 50.0  # mm
 
 
 @dataclass(frozen=True)
@@ -57,6 +103,12 @@ class Identities:
 
 
 def facts_of(header: Dataset, shape: tuple[int, ...]) -> Facts:
+    """What may be kept of a header. A number that is none for what it should measure, and so might be anybody's, is 0.
+
+    Args:
+        header: The data set.
+        shape: Rows and columns.
+    """
     spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
     sex = str(header.get("PatientSex") or "").strip().upper()
     return Facts(
@@ -66,11 +118,18 @@ def facts_of(header: Dataset, shape: tuple[int, ...]) -> Facts:
         sex=sex if sex in {"", "M", "F", "O"} else "other",
         age=_age_band(str(header.get("PatientAge") or "")),
         photometric=_term(header, "PhotometricInterpretation", PHOTOMETRIC),
-        bits=whole_number(header, "BitsStored", 0),
-        pixel_spacing=first_number(spacing) or 0.0,
+        bits=bits if 1 <= (bits := whole_number(header, "BitsStored", 0)) <= LARGEST_BITS else 0,
+        pixel_spacing=_plausible_spacing(first_number(spacing)),
         height=shape[0],
         width=shape[1],
     )
+
+
+def _plausible_spacing(spacing: float | None) -> float:
+    """Millimetres, to four digits: from a microscope's to a gamma camera's, else 0."""
+    if spacing is None or not SMALLEST_SPACING <= spacing <= LARGEST_SPACING:
+        return 0.0
+    return float(f"{spacing:.4g}")
 
 
 def _term(header: Dataset, name: str, defined: set[str]) -> str:
@@ -80,7 +139,7 @@ def _term(header: Dataset, name: str, defined: set[str]) -> str:
 
 def _age_band(age: str) -> str:
     """PatientAge (`045Y`, `006M`) as a band of five years; everybody from 90 on is together."""
-    found = re.fullmatch(r"(\d{3})([DWMY])", age.strip())
+    found = re.fullmatch(r"([0-9]{3})([DWMY])", age.strip())
     if not found:
         return ""
     years = int(found[1]) if found[2] == "Y" else int(found[1]) // {"D": 365, "W": 52, "M": 12}[found[2]]
@@ -88,15 +147,109 @@ def _age_band(age: str) -> str:
 
 
 def identities_of(header: Dataset) -> Identities:
+    """Whom a header names. What of it is damaged names nobody; nothing is raised."""
+
     def text(name: str) -> str:
-        return str(header.get(name) or "").strip()
+        try:
+            value = header.get(name)
+        except Exception:  # a damaged value makes the parser raise almost anything
+            return ""
+        return "" if value is None else str(value).strip()
 
     patient = (text("PatientID"), text("IssuerOfPatientID"))
     return Identities(
         patient=tuple(part for part in patient if part) if patient[0] else (),
         study=text("StudyInstanceUID"),
         instance=text("SOPInstanceUID"),
+        accession=text("AccessionNumber"),
+        identifying=_identifying_of(header),
     )
+
+
+def _identifying_of(header: Dataset) -> Identifying:
+    names: dict[str, None] = {}  # each once, in their order
+    remarks: dict[str, None] = {}
+    for left, (tag, vr, text) in zip(range(MOST_ELEMENTS), _every_text(header), strict=False):  # noqa: B007
+        for value in filter(None, map(str.strip, text.split("\\"))):
+            if tag in NAMING or vr in NAMING_VRS:
+                names[value[:6] if vr == "TM" else value] = None
+            elif tag not in NO_REMARKS:
+                remarks[value] = None
+    return Identifying(tuple(names), tuple(remarks))
+
+
+def _every_text(header: Dataset) -> Iterator[tuple[int, str, str]]:
+    """Tag, VR and text of every element that holds text, at any depth."""
+    file_meta = getattr(header, "file_meta", None)
+    if file_meta is not None:
+        yield from _texts(file_meta, ["iso8859"], 0)
+    yield from _texts(header, ["iso8859"], 0)
+
+
+def _texts(data: Dataset, encodings: list[str], depth: int) -> Iterator[tuple[int, str, str]]:
+    encodings = _encodings(data, encodings)
+    for tag in list(data.keys()):
+        if tag.group == 0x7FE0:  # pixels
+            continue
+        try:
+            element = data.get_item(tag)
+            vr = element.VR or _dictionary_vr(tag)
+            if vr == "SQ":
+                yield from _nested(data[tag].value, encodings, depth)
+            elif vr in NAMING_VRS or vr in REMARK_VRS:
+                yield tag, vr, _text(element.value, encodings)
+            elif vr in BINARY_VRS and isinstance(element.value, bytes):
+                yield from _in_bytes(tag, element.value, encodings, depth)
+        except Exception:  # a damaged element makes the parser raise almost anything, and names nobody
+            continue
+
+
+def _dictionary_vr(tag: BaseTag) -> str:
+    """The VR of an element whose file does not say it (implicit VR)."""
+    try:
+        return "UN" if tag.is_private else dictionary_VR(tag)
+    except KeyError:
+        return "UN"
+
+
+def _encodings(data: Dataset, otherwise: list[str]) -> list[str]:
+    """Specific Character Set (0008,0005) of a data set or item, as Python's encodings."""
+    try:
+        value = data.get(0x00080005)
+        return convert_encodings(value.value) if value is not None and value.value else otherwise
+    except Exception:
+        return otherwise
+
+
+def _nested(items: Any, encodings: list[str], depth: int) -> Iterator[tuple[int, str, str]]:
+    if depth < DEEPEST:
+        for item in items[:MOST_ITEMS]:
+            yield from _texts(item, encodings, depth + 1)
+
+
+def _in_bytes(tag: int, value: bytes, encodings: list[str], depth: int) -> Iterator[tuple[int, str, str]]:
+    """What a value of unknown VR holds: a sequence (in implicit little endian, PS3.5 6.2.2), or perhaps text."""
+    if value.startswith(ITEM):
+        yield from _nested(convert_SQ(value, True, True, encodings), encodings, depth)
+        return
+    value = value.rstrip(b"\0 ")
+    if 0 < len(value) <= MOST_BYTES and not any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in value):
+        yield tag, "UN", _text(value, encodings)
+
+
+def _text(value: Any, encodings: list[str]) -> str:
+    """A value's text, several values between backslashes. Bytes that may be UTF-8 and do not say so are read twice."""
+    if isinstance(value, bytes):
+        value = value[:MOST_BYTES].rstrip(b"\0 ")
+        if value.isascii() and b"\x1b" not in value:
+            return value.decode("ascii")
+        readings = {decode_bytes(value, encodings, {"\\", "^", "=", "\n", "\r", "\t", "\f"})}
+        with suppress(UnicodeDecodeError):
+            readings.add(value.decode("utf-8"))
+        return "\\".join(sorted(readings))
+    if isinstance(value, pydicom.multival.MultiValue | list | tuple):
+        return "\\".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def whole_number(header: Dataset, name: str, default: int = 0) -> int:
