@@ -144,10 +144,10 @@ def _open_dicom(content: bytes, preprocessing: Preprocessing, allow_burned_in: b
 
 
 def _open_pillow(content: bytes, preprocessing: Preprocessing, _: bool) -> Scan:
-    with _pillow(content) as image:
-        count = (
-            getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-        )  # what else is in a JPEG file is a preview
+    count = 1  # what else is in a JPEG file is a preview
+    if file_format(content) == "tiff":
+        with _pillow(content) as image:
+            count = getattr(image, "n_frames", 1)
     frames = dicom.select_frames(count, preprocessing.frames)
     return Scan(frames, Identities(), partial(_shown_by_pillow, content, preprocessing))
 
@@ -177,7 +177,7 @@ def _shown_by_pillow(content: bytes, preprocessing: Preprocessing, frame: int) -
         image.seek(frame)
         scale = 1
         if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-            if not (preprocessing.exact or stretched or image.getexif().get(ORIENTATION, 1) != 1):
+            if not (preprocessing.exact or stretched or _is_turned(image)):
                 scale = jpeg_scale(max(image.size) / preprocessing.size)
             width, height = image.size
             image.draft("L", (width // scale, height // scale))
@@ -191,6 +191,10 @@ def _shown_by_pillow(content: bytes, preprocessing: Preprocessing, frame: int) -
     if white_is_zero:  # Pillow sees to 8 bits, not to 16
         pixels = 1 - pixels
     return Shown(pixels, Facts(bits=bits, height=height, width=width), scale * factor)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return "exif" in image.info and image.getexif().get(ORIENTATION, 1) != 1
 
 
 def _grey(image: Image.Image) -> tuple[np.ndarray, int]:
@@ -287,8 +291,8 @@ class _Lie:
 
     The cells are put at `image` into `cells` cells of which the square takes those from `begin` to `end`: it begins
     within one, since the letterbox is as wide as it is. `covered` (n,) is the share of each of the picture's cells that
-    the original covers, since those at its edges may reach into the letterbox. `correction` (size,) is what each row of the sample
-    must be multiplied with to be as white as if a white picture had never been reduced.
+    the original covers, since those at its edges may reach into the letterbox. `correction` (size,) is what each row of
+    the sample must be multiplied with to be as white as if a white picture had never been reduced.
     """
 
     cells: int

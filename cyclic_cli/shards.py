@@ -38,6 +38,7 @@ from cyclic_cli.scrub import fingerprints, scrub
 from cyclic_cli.similar import look
 from cyclic_cli.sources import Input
 from cyclic_cli.storage import DatasetDraft, ShardDraft
+from cyclic_cli.workers import keep_freed_memory
 
 Row = dict[str, Any]
 
@@ -227,6 +228,7 @@ def serve() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the watcher gets them too, and decides
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    keep_freed_memory()
     answers = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # what libraries print is no answer, and may quote a header

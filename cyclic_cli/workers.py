@@ -3,18 +3,20 @@
 Neither an interrupt nor the death of their parent leaves a worker process running.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.synchronize import Event
 
 from cyclic_cli.errors import CyclicError
 
 LOOK_EVERY = 1.0  # seconds between two looks for the parent
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 @contextmanager
@@ -33,6 +35,18 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         raise
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory it frees, up to 256 MiB, for its next picture.
+
+    By itself the C library gives large blocks back to the system, whose fresh pages cost a reader of films up to half of
+    its time. Where it knows no `mallopt`, nothing is changed.
+    """
+    with suppress(OSError, AttributeError):
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(M_MMAP_THRESHOLD, 2**25)
+        allocator.mallopt(M_TRIM_THRESHOLD, 2**28)
 
 
 def _begin(parent: int, stop: Event) -> None:

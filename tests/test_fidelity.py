@@ -20,7 +20,7 @@ from pydicom.pixels import get_decoder
 
 from cyclic_cli import images
 from cyclic_cli.config import Preprocessing
-from cyclic_cli.dicom import decoding, rendering
+from cyclic_cli.dicom import decoding, strips
 from cyclic_cli.errors import InputError
 from cyclic_cli.phantom import write_demo
 
@@ -391,4 +391,4 @@ def test_quantiles_of_many_values_are_those_of_numpy(share: float, count: int) -
     values[generator.random(count) < share] = 0
     values[generator.random(count) < share] = 4095
     for ordered in (values, np.sort(values), values.astype(np.float32)):
-        assert rendering.quantiles(ordered) == pytest.approx(np.percentile(ordered, rendering.PERCENTILES))
+        assert strips.quantiles(ordered, 0.5, 99.5) == pytest.approx(np.percentile(ordered, (0.5, 99.5)))

@@ -1,9 +1,8 @@
 """Stored values of one frame → grey levels in [0, 1], as a viewer shows them: steps 2 to 7 of the package's list.
 
-`Rendering` reads what the header says of a frame, once; `Rendering.shown` turns stored values into grey. Films are
-large and caches small, so a frame goes through the whole chain in strips of rows, and is reduced strip by strip where
-only a small sample of it is wanted. A chain that is no straight line is first run over every stored value there can be,
-and then looked up: the same code, over fewer values.
+`Rendering` reads what the header says of a frame, once; `Rendering.shown` turns stored values into grey, and averages
+them where only a small sample is wanted. A chain that is no straight line is first run over every stored value there
+is, and then looked up: the same code, over fewer values.
 """
 
 from collections.abc import Callable
@@ -17,19 +16,18 @@ from pydicom.uid import ExplicitVRBigEndian
 
 from cyclic_cli.config import check_window
 from cyclic_cli.dicom.header import first_number, whole_number
+from cyclic_cli.dicom.strips import Shades, cell_means, in_strips, looked_up, quantiles
 from cyclic_cli.errors import Rejected
 
 PERCENTILES = (0.5, 99.5)  # of the pixels that are not padding, where the file states no window
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 HOUNSFIELD = {"lung": (-600, 1500), "bone": (400, 1800), "brain": (40, 80), "mediastinum": (40, 400)}
 """Centre and width of the windows with a name, in Hounsfield units: they are for CT."""
-STRIP = 2**18  # bytes of a strip of rows as float32; it stays in the cache
+INVISIBLE = 0.05  # grey levels of 255
 MEAN_BOUND, TAIL_BOUND, TAIL = 0.3, 2.0, 99.9
 """What averaging before clipping may cost: grey levels of 255 on average, and at this percentile."""
 ROUGHEST = 20.0
 """Grey levels at that percentile by which cells may differ from their neighbours' mean; a fifth reaches the sample."""
-
-Shades = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -92,13 +90,13 @@ class Rendering:
             (⌈H / factor⌉, ⌈W / factor⌉) float32 in [0, 1], 0 black.
         """
         if stored.ndim == 3:
-            return _in_strips(stored, self._colour(stored), factor)
+            return in_strips(stored, self._colour(stored), factor)
         if self._photometric == "PALETTE COLOR":
-            return _in_strips(stored, _looked_up(stored, self._palette), factor)
+            return in_strips(stored, looked_up(stored, self._palette), factor)
         padding = self._padding(stored)
         grey = self._grey(stored, padding)
         if padding is None:
-            return _show_line(stored, grey, factor) if isinstance(grey, Line) else _in_strips(stored, grey, factor)
+            return _show_line(stored, grey, factor) if isinstance(grey, Line) else in_strips(stored, grey, factor)
         low, high = padding
         curve = _clipped(grey) if isinstance(grey, Line) else grey
 
@@ -107,7 +105,7 @@ class Rendering:
             shades[(strip >= low) & (strip <= high)] = 0
             return shades
 
-        return _in_strips(stored, masked, factor)
+        return in_strips(stored, masked, factor)
 
     # ------------------------------------------------------------------------------------------------ grey
 
@@ -119,7 +117,7 @@ class Rendering:
         if isinstance(chosen, Line) and self._modality:
             return chosen.after(self._modality)
         curve = _clipped(chosen) if isinstance(chosen, Line) else chosen
-        return _looked_up(stored, lambda values: curve(self._meaning(values)))
+        return looked_up(stored, lambda values: curve(self._meaning(values)))
 
     def _meaning(self, stored: np.ndarray) -> np.ndarray:
         """Step 3: what stored values mean (Hounsfield units, optical density ...), as float32."""
@@ -275,7 +273,7 @@ def _ends(values: np.ndarray, setting: object) -> tuple[float, float]:
     """Lowest and highest of finite values (`full`), else robust percentiles."""
     if values.size == 0:
         raise Rejected("blank")
-    low, high = quantiles(values) if setting != "full" else (0.0, 0.0)
+    low, high = quantiles(values, *PERCENTILES) if setting != "full" else (0.0, 0.0)
     if high <= low:  # nearly everything has one value: a mark on an empty field
         low, high = float(values.min()), float(values.max())
     return low, high
@@ -293,11 +291,15 @@ def _clipped(line: Line) -> Shades:
 
 
 def _show_line(stored: np.ndarray, line: Line, factor: int) -> np.ndarray:
-    """A frame by a line that is clipped. Where nothing of it is, the line of a mean is the mean of the line."""
+    """A frame by a line that is clipped. The line of a mean is the mean of the line, once its values are clipped.
+
+    Integers are clipped and averaged as they are, at whole values: half a stored value must not show.
+    """
     few_bits = stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2
-    if factor > 1 and few_bits and not _leaves_range(line(np.array([stored.min(), stored.max()]))):
-        return np.clip(line(_in_strips(stored, np.asarray, factor)), 0, 1)
-    return _in_strips(stored, _clipped(line), factor)
+    if factor > 1 and few_bits and 0 < abs(line.slope) * 255 / 2 <= INVISIBLE:
+        low, high = sorted((end - line.intercept) / line.slope for end in (0, 1))
+        return np.clip(line(cell_means(stored, factor, low, high)), 0, 1)
+    return in_strips(stored, _clipped(line), factor)
 
 
 def _leaves_range(grey: np.ndarray) -> bool:
@@ -335,87 +337,6 @@ def _luminance(colour: np.ndarray, largest: int) -> np.ndarray:
     return np.clip(red, 0, 1, out=red)
 
 
-# ------------------------------------------------------------------------------------------------ many values at once
-
-
-def _looked_up(stored: np.ndarray, shades: Shades) -> Shades:
-    """The same shades, from a table of every value between the frame's lowest and highest where it has few bits."""
-    if stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
-        return shades
-    low, high = int(stored.min()), int(stored.max())
-    table = shades(np.arange(low, high + 1).astype(stored.dtype))
-    return lambda strip: table.take(np.subtract(strip, low, dtype=np.intp))
-
-
-def _in_strips(stored: np.ndarray, shades: Shades, factor: int) -> np.ndarray:
-    """`shades(stored)` as float32, or its means over cells of `factor` × `factor` pixels."""
-    height, width = stored.shape[:2]
-    rows = factor * max(1, STRIP // (4 * width * factor))
-    result = np.empty((-(-height // factor), -(-width // factor)), dtype=np.float32)
-    for top in range(0, height, rows):
-        strip = shades(stored[top : top + rows])
-        part = result[top // factor : (top + rows) // factor]
-        part[...] = strip if factor == 1 else cell_sums(strip, factor)
-    if factor > 1:
-        result /= cell_sizes(height, factor)[:, None] * cell_sizes(width, factor)
-    return result
-
-
-def cell_sums(values: np.ndarray, factor: int) -> np.ndarray:
-    """(H, W) to the sums of cells of `factor` × `factor`, in a kind that holds them."""
-    kind: Any = values.dtype
-    if kind.kind in "iu":
-        largest = max(abs(int(values.min())), int(values.max())) * factor**2 if values.size else 0
-        kind = np.min_scalar_type(-largest - 1 if kind.kind == "i" else largest)
-    across = values[::factor].astype(kind)
-    for row in range(1, factor):
-        part = values[row::factor]
-        across[: len(part)] += part
-    sums = across[:, ::factor].copy()
-    for column in range(1, factor):
-        part = across[:, column::factor]
-        sums[:, : part.shape[1]] += part
-    return sums
-
-
-def cell_sizes(length: int, factor: int) -> np.ndarray:
-    """How many of `length` pixels lie in each cell of `factor`: (⌈length / factor⌉,) float32."""
-    return np.minimum(factor, length - factor * np.arange(-(-length // factor))).astype(np.float32)
-
-
-def quantiles(values: np.ndarray) -> tuple[float, float]:
-    """`PERCENTILES` of an array, as `np.percentile` gives them.
-
-    Of many values only the few beyond a bound can matter, and a sample of them tells the bound.
-    """
-    flat = values.ravel()
-    if flat.size < 2**18:
-        low, high = np.percentile(flat, PERCENTILES)
-        return float(low), float(high)
-    sample = np.sort(flat[:: flat.size // 2**16])
-    low = _rank(flat, sample, PERCENTILES[0] / 100)
-    high = _rank(flat, sample, PERCENTILES[1] / 100)
-    return low, high
-
-
-def _rank(flat: np.ndarray, sample: np.ndarray, share: float) -> float:
-    """The value below which `share` of an array lies, interpolated between neighbours."""
-    place = share * (flat.size - 1)
-    whole = int(place)
-    if share < 0.5:
-        bound = sample[min(int(share * 2 * sample.size) + 1, sample.size - 1)]
-        few, skipped = flat[flat <= bound], 0
-    else:
-        bound = sample[max(int((1 - (1 - share) * 2) * sample.size) - 1, 0)]
-        few = flat[flat >= bound]
-        skipped = flat.size - few.size
-    first = whole - skipped
-    if first < 0 or first + 1 >= few.size:  # the sample was no fair one
-        return float(np.percentile(flat, 100 * share))
-    below, above = np.partition(few, (first, first + 1))[[first, first + 1]].astype(np.float64)
-    return float(below + (place - whole) * (above - below))
-
-
 def plain_shades(stored: np.ndarray, bits: int | None, setting: str, factor: int) -> np.ndarray:
     """Numbers without a DICOM header as grey.
 
@@ -432,7 +353,7 @@ def plain_shades(stored: np.ndarray, bits: int | None, setting: str, factor: int
         return _show_line(stored, Line(1 / (2**bits - 1)), factor)
     asked = check_window(setting)
     if isinstance(asked, tuple):
-        return _in_strips(stored, lambda values: window(values, *asked), factor)
+        return in_strips(stored, lambda values: window(values, *asked), factor)
     finite = stored[np.isfinite(stored)] if stored.dtype.kind == "f" else stored
     return _show_line(stored, _range_line(*_ends(finite, asked), inverse=False), factor)
 
