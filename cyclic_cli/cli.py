@@ -72,6 +72,7 @@ JsonLines = Annotated[bool, typer.Option("--json", help="Put one JSON object a s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but warnings and errors.")]
 Strict = Annotated[bool, typer.Option(help="Exit with 8 when some inputs could not be used.")]
 Null = Annotated[bool, typer.Option("-0", "--null", help="Paths on stdin end with a NUL byte, not a line end.")]
+PIXELS, REPORTS, PATIENTS, LARGE = "Pixels", "Reports", "Patients and privacy", "Large data"  # panels of `prepare -h`
 Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes.", show_default="the cores it may use")]
 Sources = Annotated[
     list[str],
@@ -132,68 +133,127 @@ def prepare(
     out: Annotated[Path, typer.Option(help="The data set's folder.")] = Path("dataset"),
     reports: Annotated[
         list[Path] | None,
-        typer.Option(help="A table of reports or labels (CSV, JSON Lines); may be repeated.", show_default=False),
+        typer.Option(
+            help="A table of reports or labels (CSV, JSON Lines); may be repeated.",
+            show_default=False,
+            rich_help_panel=REPORTS,
+        ),
     ] = None,
     layout: Annotated[
-        str, typer.Option(help="How files and reports lie: auto, tables, mimic-cxr, mimic-cxr-jpg, openi or roco.")
+        str,
+        typer.Option(
+            help="How files and reports lie: auto, tables, mimic-cxr, mimic-cxr-jpg, openi or roco.",
+            rich_help_panel=REPORTS,
+        ),
     ] = PrepareConfig.layout,
-    size: Annotated[int, typer.Option(min=8, max=8192, help="Pixels of a side.")] = Preprocessing.size,
-    bits: Annotated[int, typer.Option(help="Stored per pixel: 8 or 16.")] = Preprocessing.bits,
+    size: Annotated[
+        int, typer.Option(min=8, max=8192, help="Pixels of a side.", rich_help_panel=PIXELS)
+    ] = Preprocessing.size,
+    bits: Annotated[int, typer.Option(help="Stored per pixel: 8 or 16.", rich_help_panel=PIXELS)] = Preprocessing.bits,
     window: Annotated[
         str,
         typer.Option(
-            help="auto (as the file says), full, percentile, CENTER/WIDTH, or for CT lung, bone, brain, mediastinum."
+            help="auto (as the file says), full, percentile, CENTER/WIDTH, or for CT lung, bone, brain, mediastinum.",
+            rich_help_panel=PIXELS,
         ),
     ] = Preprocessing.window,
     frames: Annotated[
-        str, typer.Option(help="Of many: middle, first, all, or a number from 1.")
+        str, typer.Option(help="Of many: middle, first, all, or a number from 1.", rich_help_panel=PIXELS)
     ] = Preprocessing.frames,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Decode whole and resize, even where a codec can reduce while decoding.")
+        bool,
+        typer.Option(
+            "--exact",
+            help="Decode whole and resize, even where a codec can reduce while decoding.",
+            rich_help_panel=PIXELS,
+        ),
     ] = False,
     allow_burned_in: Annotated[
-        bool, typer.Option("--allow-burned-in", help="Take images that are marked as having text in their pixels.")
+        bool,
+        typer.Option(
+            "--allow-burned-in",
+            help="Take images that are marked as having text in their pixels.",
+            rich_help_panel=PIXELS,
+        ),
     ] = False,
-    split: Annotated[str, typer.Option(help="Shares of the patients: train/val/test.")] = "80/10/10",
+    split: Annotated[
+        str, typer.Option(help="Shares of the patients: train/val/test.", rich_help_panel=PATIENTS)
+    ] = "80/10/10",
     image_column: Annotated[
-        str | None, typer.Option(help="Column that names the image.", show_default="recognised")
+        str | None,
+        typer.Option(help="Column that names the image.", show_default="recognised", rich_help_panel=REPORTS),
     ] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the report.", show_default="recognised")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column of the report.", show_default="recognised", rich_help_panel=REPORTS)
+    ] = None,
     patient_column: Annotated[
-        str | None, typer.Option(help="Column of the patient.", show_default="recognised")
+        str | None, typer.Option(help="Column of the patient.", show_default="recognised", rich_help_panel=PATIENTS)
     ] = None,
     label_column: Annotated[
         list[str] | None,
-        typer.Option(help="Column to keep as a label; may be repeated.", show_default="known sets"),
+        typer.Option(
+            help="Column to keep as a label; may be repeated.", show_default="known sets", rich_help_panel=REPORTS
+        ),
     ] = None,
     patient_pattern: Annotated[
         str | None,
-        typer.Option(help="Regular expression that finds the patient in a path, where nothing else names one."),
+        typer.Option(
+            help="Regular expression that finds the patient in a path, where nothing else names one.",
+            rich_help_panel=PATIENTS,
+        ),
     ] = None,
     already_deidentified: Annotated[
         bool,
-        typer.Option("--already-deidentified", help="Hash patients without a secret: everyone gets the same split."),
+        typer.Option(
+            "--already-deidentified",
+            help="Hash patients without a secret: everyone gets the same split.",
+            rich_help_panel=PATIENTS,
+        ),
     ] = False,
     salt_file: Annotated[
         Path | None,
-        typer.Option(help="Secret behind the patient keys.", show_default="$CYCLIC_SALT, else the user's own"),
+        typer.Option(
+            help="Secret behind the patient keys.",
+            show_default="$CYCLIC_SALT, else the user's own",
+            rich_help_panel=PATIENTS,
+        ),
     ] = None,
     paths: Annotated[
-        bool, typer.Option("--paths/--no-paths", help="Keep relative source paths in the data set.")
+        bool,
+        typer.Option(
+            "--paths/--no-paths", help="Keep relative source paths in the data set.", rich_help_panel=PATIENTS
+        ),
     ] = True,
     update: Annotated[
-        bool, typer.Option("--update", help="Take the files into a finished data set; nobody's split moves.")
+        bool,
+        typer.Option(
+            "--update", help="Take the files into a finished data set; nobody's split moves.", rich_help_panel=LARGE
+        ),
     ] = False,
     part: Annotated[
         str | None,
-        typer.Option(help="Do a part of the work, such as 3/10; slurm reads it from an array job.", show_default=False),
+        typer.Option(
+            help="Do a part of the work, such as 3/10; slurm reads it from an array job.",
+            show_default=False,
+            rich_help_panel=LARGE,
+        ),
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Join what the parts have written; decode nothing.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Join what the parts have written; decode nothing.", rich_help_panel=LARGE)
+    ] = False,
     cluster: Annotated[
-        str | None, typer.Option(help="A Dask scheduler whose workers decode: tcp://HOST:8786.", show_default=False)
+        str | None,
+        typer.Option(
+            help="A Dask scheduler whose workers decode: tcp://HOST:8786.", show_default=False, rich_help_panel=LARGE
+        ),
     ] = None,
-    time_limit: Annotated[float, typer.Option(min=1, help="Seconds that reading one file may take.")] = 300,
-    workers: Workers = None,
+    time_limit: Annotated[
+        float, typer.Option(min=1, help="Seconds that reading one file may take.", rich_help_panel=LARGE)
+    ] = 300,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Worker processes.", show_default="the cores it may use", rich_help_panel=LARGE),
+    ] = None,
     null: Null = False,
     strict: Strict = False,
     json: Json = False,
