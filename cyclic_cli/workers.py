@@ -40,8 +40,8 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 def keep_freed_memory() -> None:
     """Let this process keep the memory it frees, up to 256 MiB, for its next picture.
 
-    By itself the C library gives large blocks back to the system, whose fresh pages cost a reader of films up to half of
-    its time. Where it knows no `mallopt`, nothing is changed.
+    By itself the C library gives large blocks back to the system, and the fresh pages it then asks for cost a reader of
+    films up to half of its time. Where it knows no `mallopt`, nothing is changed.
     """
     with suppress(OSError, AttributeError):
         allocator = ctypes.CDLL(None)

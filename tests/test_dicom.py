@@ -1,5 +1,9 @@
 """DICOM as a viewer shows it: a table of flavours with known grey levels, and DCMTK as an independent viewer."""
 
+import io
+import re
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ from conftest import make_dicom
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import apply_windowing
 from pydicom.sequence import Sequence
 
@@ -17,7 +22,7 @@ from cyclic_cli import dicom
 from cyclic_cli.config import Preprocessing
 from cyclic_cli.dicom import rendering
 from cyclic_cli.dicom.header import Facts, Identities
-from cyclic_cli.errors import Rejected, Skipped
+from cyclic_cli.errors import InputError, Rejected, Skipped, UsageError
 
 
 def read(path: Path, **settings: Any) -> tuple[np.ndarray, Facts, Identities]:
@@ -112,6 +117,43 @@ FLAVOURS: dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]] = {
         (RAMP // 16) / 255,
     ),
     "middle frame": (np.stack([RAMP * 0, RAMP, RAMP[::-1]]), WINDOW, linear),
+    "a window of width one is a threshold": (
+        RAMP,
+        {"WindowCenter": 1000, "WindowWidth": 1},
+        (RAMP > 999.5).astype(float),
+    ),
+    "a presentation shape says anew which end is white": (
+        RAMP,
+        {**WINDOW, "PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "IDENTITY"},
+        linear,
+    ),
+    "a presentation shape never inverts twice": (
+        RAMP,
+        {**WINDOW, "PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"},
+        1 - linear,
+    ),
+    "bits above those stored are no part of the value": (RAMP | 0x3000, WINDOW, linear),
+    "bits above those stored of signed values are not either": (
+        ((RAMP.astype(np.int16) - 2048) & 0x0FFF) | 0x5000,
+        {"WindowCenter": 0, "WindowWidth": 4096},
+        np.clip((RAMP - 2048.0 + 0.5) / 4095 + 0.5, 0, 1),
+    ),
+    "an old high bit": (RAMP << 4, {**WINDOW, "HighBit": 15}, linear),
+    "32 bits": (
+        RAMP.astype(np.uint32) * 2**19,
+        {"bits": 32, "WindowCenter": 2048 * 2.0**19, "WindowWidth": 4096 * 2.0**19},
+        RAMP / 4096,
+    ),
+    "a falling rescale": (
+        RAMP,
+        {"RescaleSlope": -1, "RescaleIntercept": 4080, "WindowCenter": 2048, "WindowWidth": 4096},
+        np.clip((4080 - RAMP - 2047.5) / 4095 + 0.5, 0, 1),
+    ),
+    "a falling rescale without a window": (
+        RAMP,
+        {"RescaleSlope": -2, "RescaleIntercept": 7},
+        1 - np.clip((RAMP - np.percentile(RAMP, 0.5)) / np.subtract(*np.percentile(RAMP, (99.5, 0.5))), 0, 1),
+    ),
 }
 
 
@@ -250,3 +292,257 @@ def test_a_file_without_preamble_is_dicom_too(tmp_path: Path) -> None:
     assert dicom.looks_like_dicom(bare.read_bytes()[:132])
     np.testing.assert_allclose(read(bare)[0], linear, atol=2e-6)
     assert not dicom.looks_like_dicom(b"\x08\x00then something quite else" + bytes(132))
+
+
+# ---------------------------------------------------------------------------------------------------------- settings
+
+HOUNSFIELD = {"RescaleSlope": 1, "RescaleIntercept": -1024, "Modality": "CT"}
+
+
+@pytest.mark.parametrize(
+    ("window", "center", "width"),
+    [
+        ("40/400", 40, 400), ("-600/1500.5", -600, 1500.5), ("lung", -600, 1500), ("bone", 400, 1800),
+        ("brain", 40, 80), ("mediastinum", 40, 400),
+    ],
+)  # fmt: skip
+def test_a_window_of_the_users_is_in_hounsfield_units(tmp_path: Path, window: str, center: float, width: float) -> None:
+    path = make_dicom(tmp_path / "x.dcm", RAMP, **HOUNSFIELD, **WINDOW, VOILUTFunction="SIGMOID")
+    expected = np.clip((RAMP - 1024.0 - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
+    np.testing.assert_allclose(read(path, window=window)[0], expected, atol=2e-6)
+
+
+def test_named_windows_are_for_ct_alone(tmp_path: Path) -> None:
+    path = make_dicom(tmp_path / "x.dcm", RAMP, **WINDOW, Modality="MR")
+    np.testing.assert_allclose(read(path, window="lung")[0], linear, atol=2e-6)
+
+
+def test_full_and_percentile_look_at_the_values_outside_padding(tmp_path: Path) -> None:
+    padded = np.where(RAMP < 800, 0, RAMP).astype(np.uint16)
+    header = {**WINDOW, "PixelPaddingValue": 0, "PhotometricInterpretation": "MONOCHROME1"}
+    path = make_dicom(tmp_path / "x.dcm", padded, **header)
+    for window, low, high in (("full", 800, 4080), ("percentile", LOW, HIGH)):
+        expected = np.where(RAMP < 800, 0, 1 - np.clip((RAMP - low) / (high - low), 0, 1))
+        np.testing.assert_allclose(read(path, window=window)[0], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("window", ["", "wide", "40", "40/0", "40/-5", "a/b", "40/400/1", "nan/1"])
+def test_a_window_that_cannot_be_is_refused(window: str) -> None:
+    with pytest.raises(UsageError):
+        Preprocessing(window=window)
+
+
+@pytest.mark.parametrize("frames", ["", "last", "0", "-1", "1.5", "1-3", "12345678901"])
+def test_frames_that_cannot_be_are_refused(frames: str) -> None:
+    with pytest.raises(UsageError):
+        Preprocessing(frames=frames)
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"), [("middle", [2]), ("first", [0]), ("all", [0, 1, 2, 3]), ("1", [0]), ("4", [3])]
+)
+def test_frames_are_selected(tmp_path: Path, frames: str, expected: list[int]) -> None:
+    pixels = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1], RAMP.T])
+    film = dicom.Film(make_dicom(tmp_path / "x.dcm", pixels, **WINDOW).read_bytes(), Preprocessing(frames=frames))
+    assert film.frames == expected
+    for frame in expected:
+        np.testing.assert_allclose(film.shown(frame).pixels, (pixels[frame] - 2047.5) / 4095 + 0.5, atol=2e-6)
+
+
+def test_a_frame_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    content = make_dicom(tmp_path / "x.dcm", np.stack([RAMP, RAMP])).read_bytes()
+    with pytest.raises(Rejected) as caught:
+        dicom.Film(content, Preprocessing(frames="3"))
+    assert caught.value.reason == "no_frame"
+
+
+# ------------------------------------------------------------------------------------------------------------ colour
+
+COLOUR = np.stack([RAMP // 16, RAMP[::-1] // 16, RAMP.T // 16], axis=-1).astype(np.uint8)
+GREY_OF_COLOUR = COLOUR @ np.array([0.299, 0.587, 0.114]) / 255
+
+
+def ycbcr(colour: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(colour).convert("YCbCr"))
+
+
+def test_planes_of_colour_lie_apart_or_together(tmp_path: Path) -> None:
+    planes = make_dicom(
+        tmp_path / "x.dcm", COLOUR, bits=8, PlanarConfiguration=1, PixelData=np.moveaxis(COLOUR, -1, 0).tobytes()
+    )
+    np.testing.assert_allclose(read(planes)[0], GREY_OF_COLOUR, atol=1e-6)
+
+
+def test_ybr_of_every_packing_becomes_luminance(tmp_path: Path) -> None:
+    smooth = np.repeat(COLOUR, 2, axis=1)  # neighbours share their chroma
+    ybr = ycbcr(smooth)
+    halved = np.stack([ybr[:, 0::2, 0], ybr[:, 1::2, 0], ybr[:, 0::2, 1], ybr[:, 0::2, 2]], axis=-1)
+    partial = np.array([[0.2568, 0.5041, 0.0979], [-0.1482, -0.2910, 0.4392], [0.4392, -0.3678, -0.0714]])
+    narrow = np.rint(smooth @ partial.T + [16, 128, 128]).astype(np.uint8)
+    halved_narrow = np.stack([narrow[:, 0::2, 0], narrow[:, 1::2, 0], narrow[:, 0::2, 1], narrow[:, 0::2, 2]], axis=-1)
+    for photometric, content in (
+        ("YBR_FULL", ybr), ("YBR_FULL_422", halved), ("YBR_PARTIAL_422", halved_narrow),
+    ):  # fmt: skip
+        path = make_dicom(
+            tmp_path / "x.dcm", smooth, bits=8, PhotometricInterpretation=photometric, PixelData=content.tobytes()
+        )
+        got = read(path)[0]
+        np.testing.assert_allclose(got, np.repeat(GREY_OF_COLOUR, 2, axis=1), atol=2.5 / 255, err_msg=photometric)
+
+
+def test_a_palette_may_come_in_segments(tmp_path: Path) -> None:
+    """Two segments: sixteen single entries, then a straight line to the top (PS3.3 C.7.9.2)."""
+    words = np.array([0, 16, *range(0, 256, 16), 1, 240, 65535], "<u2").tobytes()
+    table = np.concatenate([np.arange(0, 256, 16), 240 + (65535 - 240) / 240 * np.arange(1, 241)]) / 65535
+    palette = {f"Segmented{colour}PaletteColorLookupTableData": words for colour in ("Red", "Green", "Blue")}
+    palette |= {f"{colour}PaletteColorLookupTableDescriptor": [256, 0, 16] for colour in ("Red", "Green", "Blue")}
+    indices = (RAMP // 16).astype(np.uint8)
+    path = make_dicom(tmp_path / "x.dcm", indices, bits=8, PhotometricInterpretation="PALETTE COLOR", **palette)
+    np.testing.assert_allclose(read(path)[0], table[indices], atol=1.5 / 65535)
+
+
+def test_one_bit_and_eight_bits_in_big_endian_words(tmp_path: Path) -> None:
+    bits = (RAMP // 16 % 3 == 0).astype(np.uint8)
+    path = make_dicom(tmp_path / "x.dcm", bits, bits=1, WindowCenter=0.5, WindowWidth=1, VOILUTFunction="LINEAR_EXACT")
+    header = pydicom.dcmread(path)
+    header.BitsAllocated = 1
+    header.PixelData = np.packbits(bits, bitorder="little").tobytes()
+    header.save_as(path)
+    np.testing.assert_allclose(read(path)[0], bits, atol=1e-6)
+    words = (RAMP // 16).astype(np.uint8)
+    path = make_dicom(
+        tmp_path / "y.dcm", words, bits=8, syntax="1.2.840.10008.1.2.2", WindowCenter=128, WindowWidth=256,
+        PixelData=words.view("<u2").byteswap().tobytes(),
+    )  # fmt: skip
+    header = pydicom.dcmread(path)
+    header["PixelData"].VR = "OW"
+    header.save_as(path)
+    np.testing.assert_allclose(read(path)[0], words / 255, atol=1e-6)
+
+
+def test_doubles_are_rendered(tmp_path: Path) -> None:
+    path = make_dicom(tmp_path / "x.dcm", RAMP, **WINDOW)
+    header = pydicom.dcmread(path)
+    del header.PixelData, header.BitsStored, header.HighBit, header.PixelRepresentation
+    header.DoubleFloatPixelData = RAMP.astype(np.float64).tobytes()
+    header.BitsAllocated = 64
+    header.save_as(path)
+    np.testing.assert_allclose(read(path)[0], linear, atol=2e-6)
+
+
+def test_what_old_files_leave_out_has_its_usual_value(tmp_path: Path) -> None:
+    path = make_dicom(tmp_path / "x.dcm", RAMP, **WINDOW)
+    header = pydicom.dcmread(path)
+    del header.SamplesPerPixel, header.PhotometricInterpretation, header.PixelRepresentation, header.HighBit
+    header.save_as(path)
+    np.testing.assert_allclose(read(path)[0], linear, atol=2e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------- refusals
+
+
+def refusal(path: Path, **settings: Any) -> Rejected:
+    with pytest.raises(Rejected) as caught:
+        read(path, **settings)
+    return caught.value
+
+
+def as_stream(path: Path, stream: bytes, syntax: str, **header: Any) -> Path:
+    """A file of `RAMP` whose pixel data are one fragment with `stream`."""
+    dataset = pydicom.dcmread(make_dicom(path, RAMP, **header))
+    dataset.PixelData = encapsulate([stream])
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ({"Rows": 65535, "Columns": 65535, "NumberOfFrames": 9999}, "too_large"),
+        ({"Rows": 1, "Columns": 16385}, "too_large"),
+        ({"Rows": 16384, "Columns": 16384}, "broken_pixels"),
+        ({"NumberOfFrames": 9999}, "broken_pixels"),
+        ({"NumberOfFrames": 2147483647}, "broken_pixels"),
+        ({"Rows": 0}, "broken_header"),
+        ({"BitsAllocated": 24, "BitsStored": 24}, "broken_pixels"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("frames", ["middle", "all"])
+def test_absurd_headers_are_refused_at_once(tmp_path: Path, header: dict[str, Any], reason: str, frames: str) -> None:
+    path = make_dicom(tmp_path / "x.dcm", RAMP, **header)
+    tracemalloc.start()
+    assert refusal(path, frames=frames).reason == reason
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10 * 2**20
+
+
+@pytest.mark.parametrize("frames", [9999, 2147483647])
+def test_more_frames_than_fragments_can_hold_are_refused(tmp_path: Path, frames: int) -> None:
+    path = as_stream(
+        tmp_path / "x.dcm", b"\xff\x4f\xff\x51" + bytes(100), "1.2.840.10008.1.2.4.90", NumberOfFrames=frames
+    )
+    assert refusal(path, frames="all").reason == "broken_pixels"
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90"])
+def test_a_stream_of_another_size_is_refused_before_it_is_decoded(tmp_path: Path, syntax: str) -> None:
+    out = io.BytesIO()
+    picture = Image.fromarray((RAMP // 16).astype(np.uint8)).resize((300, 200))
+    if syntax.endswith("80"):
+        stream = b"\xff\xd8\xff\xf7\x00\x0b\x08\xff\xff\xff\xff\x01\x01\x11\x00" + bytes(50)
+    else:
+        picture.save(out, "JPEG" if syntax.endswith("50") else "JPEG2000", no_jp2=True)
+        stream = out.getvalue()
+    error = refusal(as_stream(tmp_path / "x.dcm", stream, syntax, bits=8))
+    assert (error.reason, "another size" in error.message) == ("broken_pixels", True)
+
+
+def test_every_decoder_says_why_it_failed(tmp_path: Path) -> None:
+    error = refusal(as_stream(tmp_path / "x.dcm", b"\xff\x4f\xff\x51 Miller", "1.2.840.10008.1.2.4.90"))
+    assert error.reason == "broken_pixels"
+    assert {"pylibjpeg", "pillow", "gdcm"} <= set(re.findall(r"(\w+): \w+", error.message))
+    assert "Miller" not in error.message
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.100", "1.2.840.113619.5.2", "1.2.3"])
+def test_a_syntax_without_a_decoder_has_its_reason(tmp_path: Path, syntax: str) -> None:
+    path = make_dicom(tmp_path / "x.dcm", RAMP, **WINDOW)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"1.2.840.10008.1.2.1\0", syntax.encode().ljust(24, b"\0")[:20], 1))
+    if len(syntax) > 20:
+        as_stream(path, b"anything", syntax)
+    assert refusal(path).reason == "no_decoder"
+
+
+def test_burned_in_annotation_is_refused_unless_allowed(tmp_path: Path) -> None:
+    path = make_dicom(tmp_path / "x.dcm", RAMP, **WINDOW, BurnedInAnnotation="YES", PatientID="7")
+    error = refusal(path)
+    assert error.reason == "burned_in"
+    assert error.identities.patient == ("7",)  # type: ignore[attr-defined]
+    film = dicom.Film(path.read_bytes(), Preprocessing(), allow_burned_in=True)
+    np.testing.assert_allclose(film.shown(0).pixels, linear, atol=2e-6)
+
+
+def test_a_structured_report_brings_its_text_and_whom_it_names() -> None:
+    with pytest.raises(Skipped) as caught:
+        read(bundled("test-SR.dcm"))
+    assert caught.value.text
+    assert caught.value.identities.study  # type: ignore[attr-defined]
+
+
+def test_an_error_knows_whom_the_header_names(tmp_path: Path) -> None:
+    path = as_stream(tmp_path / "x.dcm", b"nothing", "1.2.840.10008.1.2.4.90", PatientID="7", StudyInstanceUID="1.2")
+    identities = refusal(path).identities
+    assert identities.patient == ("7",)  # type: ignore[attr-defined]
+    assert identities.study == "1.2"  # type: ignore[attr-defined]
+
+
+def test_libraries_complaints_stay_off_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("JPEG2000-embedded-sequence-delimiter.dcm", "badVR.dcm", "MR_truncated.dcm", "JPGExtended.dcm"):
+        with suppress(InputError):
+            read(bundled(name))
+    assert capfd.readouterr() == ("", "")

@@ -1,5 +1,6 @@
 """Formats told by content, depth, orientation, letterbox."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from conftest import make_dicom, make_png, smooth_image
 from PIL import Image
 
-from cyclic_cli import images
+from cyclic_cli import images, nifti
 from cyclic_cli.config import Preprocessing
 from cyclic_cli.dicom.header import Facts, Identities
 from cyclic_cli.errors import REASONS, Rejected, Terminated
@@ -162,3 +163,130 @@ def test_the_image_area_holds_no_letterbox_and_all_else_does(shape: tuple[int, i
     outside = fitted.copy()
     outside[max(0, rows.start - 2) : rows.stop + 2, max(0, columns.start - 2) : columns.stop + 2] = 0
     assert outside.max() == 0
+
+
+@pytest.mark.parametrize("window", ["full", "percentile"])
+def test_plain_pictures_are_stretched_only_when_asked(tmp_path: Path, window: str) -> None:
+    dull = GREY // 3 + 40
+    path = make_png(tmp_path / "x.png", dull)
+    np.testing.assert_allclose(read(path).pixels, dull / 255, atol=1e-6)
+    np.testing.assert_allclose(read(path, window="lung").pixels, dull / 255, atol=1e-6)
+    low, high = (dull.min(), dull.max()) if window == "full" else np.percentile(dull, (0.5, 99.5))
+    np.testing.assert_allclose(read(path, window=window).pixels, np.clip((dull - low) / (high - low), 0, 1), atol=1e-6)
+
+
+def test_pages_are_frames(tmp_path: Path) -> None:
+    pages = [Image.fromarray(smooth_image(number, 30, 30)) for number in range(3)]
+    pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
+    scan = images.open_scan((tmp_path / "x.tif").read_bytes(), Preprocessing(frames="all"))
+    assert scan.frames == [0, 1, 2]
+    for frame in scan.frames:
+        np.testing.assert_allclose(scan.picture(frame).pixels, np.asarray(pages[frame]) / 255, atol=1e-6)
+
+
+def test_a_turned_jpeg_is_turned_before_it_is_reduced(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide = Image.fromarray(smooth_image(4, 500, 800))
+    wide.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    picture = read(tmp_path / "a.jpg", size=64)
+    assert (picture.facts.height, picture.facts.width) == (800, 500)
+    upright = images.fit(read(tmp_path / "a.jpg", size=64, exact=True), Preprocessing(size=64))
+    assert np.abs(images.fit(picture, Preprocessing(size=64)).astype(int) - upright).max() <= 2
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (301, 200), (7, 300), (223, 225)], ids=str)
+@pytest.mark.parametrize(("scale", "edge"), [(3, 0.0), (4, 0.375), (2, 0.25)])
+def test_a_reduced_picture_fills_the_same_area(shape: tuple[int, int], scale: int, edge: float) -> None:
+    """White stays white up to the letterbox, however the cells lie; so nothing is moved, stretched or cut."""
+    facts = Facts(height=shape[0], width=shape[1])
+    counts = [int(np.ceil((length / scale) + edge - 1e-9)) for length in shape]
+    reduced = images.Picture(np.ones(counts, np.float32), facts, Identities(), 0, scale, edge)
+    whole = picture_of(np.ones(shape, np.float32))
+    fitted = [images.fit(picture, Preprocessing(size=32, bits=16))[0] / 65535 for picture in (reduced, whole)]
+    np.testing.assert_allclose(fitted[0], fitted[1], atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------ NIfTI
+
+
+def volume(shape: tuple[int, ...] = (20, 24, 9)) -> np.ndarray:
+    """Values in the order right to left, anterior to posterior, feet to head: none equals a neighbour's."""
+    return np.random.default_rng(0).integers(-1000, 1000, shape).astype(np.int16)
+
+
+def make_nifti(path: Path, values: np.ndarray, affine: np.ndarray, slope: float = 1.0, kind: str = "1") -> Path:
+    nibabel = pytest.importorskip("nibabel")
+    made = (nibabel.Nifti1Image if kind == "1" else nibabel.Nifti2Image)(values, affine)
+    made.header.set_slope_inter(slope, 0)
+    made.to_filename(path)
+    return path
+
+
+ORIENTATIONS = {  # how stored axes run → what turns (x to the left, y to the back, z up) into that order
+    "LPS": (np.diag([-1.0, -1.5, 3, 1]), lambda values: values),
+    "RAS": (np.diag([1.0, 1.5, 3, 1]), lambda values: values[::-1, ::-1]),
+    "LPI": (np.diag([-1.0, -1.5, -3, 1]), lambda values: values[:, :, ::-1]),
+    "SRA": (
+        np.array([[0, 1.0, 0, 0], [0, 0, 1.5, 0], [3.0, 0, 0, 0], [0, 0, 0, 1]]),
+        lambda values: values[::-1, ::-1].transpose(2, 0, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("kind", ["1", "2"])
+def test_a_volume_shows_its_slices_as_a_viewer_does(tmp_path: Path, name: str, orientation: str, kind: str) -> None:
+    """Row 0 is anterior and column 0 the patient's right, however the axes are stored."""
+    values = volume()
+    affine, stored = ORIENTATIONS[orientation]
+    path = make_nifti(tmp_path / name, np.ascontiguousarray(stored(values)), affine, kind=kind)
+    assert images.file_format(path.read_bytes()) == "nifti"
+    scan = images.open_scan(path.read_bytes(), Preprocessing(frames="all", window="full"))
+    assert scan.frames == list(range(9))
+    for frame in (0, 4, 8):
+        expected = values[:, :, frame].T.astype(float)
+        expected = (expected - expected.min()) / (expected.max() - expected.min())
+        picture = scan.picture(frame)
+        np.testing.assert_allclose(picture.pixels, expected, atol=1e-6)
+        assert picture.facts.pixel_spacing == 1.5
+
+
+def test_a_volume_is_scaled_and_windowed(tmp_path: Path) -> None:
+    values = volume((20, 24, 9, 2))
+    path = make_nifti(tmp_path / "x.nii", values, ORIENTATIONS["LPS"][0], slope=0.5)
+    expected = np.clip((values[:, :, 4, 0].T * 0.5 - 39.5) / 399 + 0.5, 0, 1)
+    np.testing.assert_allclose(read(path, window="40/400").pixels, expected, atol=1e-6)
+    low, high = np.percentile(values[:, :, 4, 0] * 0.5, (0.5, 99.5))
+    expected = np.clip((values[:, :, 4, 0].T * 0.5 - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(read(path).pixels, expected, atol=1e-5)
+
+
+def test_damaged_volumes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_nifti(tmp_path / "x.nii", volume(), ORIENTATIONS["LPS"][0])
+    whole = path.read_bytes()
+    flat = make_nifti(tmp_path / "y.nii", volume((20, 24)), ORIENTATIONS["LPS"][0]).read_bytes()
+    packed = make_nifti(tmp_path / "z.nii.gz", volume(), ORIENTATIONS["LPS"][0]).read_bytes()
+    for content, reason in (
+        (whole[: len(whole) // 2], "broken_pixels"),
+        (whole[:360], "broken_pixels"),
+        (flat, "broken_header"),
+        (packed[: len(packed) // 2], "broken_header"),
+    ):
+        with pytest.raises(Rejected) as caught:
+            images.read(content, Preprocessing())
+        assert caught.value.reason == reason
+    monkeypatch.setattr(nifti, "LARGEST_VOLUME", 1000)
+    with pytest.raises(Rejected) as caught:
+        images.read(packed, Preprocessing())
+    assert caught.value.reason == "too_large"
+
+
+def test_without_nibabel_the_way_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = (348).to_bytes(4, "little") + bytes(340) + b"n+1\0" + bytes(100)
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(Rejected) as caught:
+        images.read(content, Preprocessing())
+    assert caught.value.reason == "no_decoder"
+    assert "cyclic-cli[nifti]" in caught.value.message
