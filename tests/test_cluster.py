@@ -54,7 +54,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     local = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(known)]
     with ExitStack() as processes:
         processes.enter_context(started(["scheduler", "--port", "0", *local], folder / "scheduler.log"))
-        wait_until(known.exists)
+        wait_until(lambda: known.exists() and known.stat().st_size)
         alone = ["--no-nanny", "--nthreads", "1", "--local-directory", str(folder)]
         workers = [
             processes.enter_context(started(["worker", *local, *alone], folder / f"worker{number}.log"))
