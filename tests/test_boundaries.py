@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cyclic_cli"
 LAYERS = [  # from the ground up; within a layer a module may import those named before it
     ["__init__"],
-    ["errors", "registry", "events", "identity", "scrub", "config", "lease", "workers"],
+    ["errors", "registry", "events", "identity", "shapes", "scrub", "config", "lease", "workers"],
     ["metrics", "storage", "nifti", "dicom", "images", "similar", "panels", "text", "layouts", "sources", "phantom"],
     ["objectives", "models", "data", "distributed"],
     ["offer", "shards", "joining", "prepare", "training", "inference"],
