@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import pydicom.multival
@@ -40,28 +41,28 @@ PHOTOMETRIC = {"MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR", "YBR_FULL",
 NAMING = frozenset(
     tag_for_keyword(keyword)
     for keyword in (
-        "PatientID IssuerOfPatientID OtherPatientIDs PatientAddress PatientTelephoneNumbers PatientTelecomInformation "
-        "PatientInstitutionResidence CurrentPatientLocation InsurancePlanIdentification MedicalRecordLocator "
+        "PatientID IssuerOfPatientID OtherPatientIDs PatientAddress PatientTelephoneNumbers "
+        "PatientTelecomInformation PatientInstitutionResidence InsurancePlanIdentification MedicalRecordLocator "
         "AccessionNumber StudyID AdmissionID IssuerOfAdmissionID ServiceEpisodeID RequestedProcedureID "
         "ScheduledProcedureStepID PerformedProcedureStepID PlacerOrderNumberImagingServiceRequest "
         "FillerOrderNumberImagingServiceRequest PlacerOrderNumberProcedure FillerOrderNumberProcedure "
-        "InstitutionName InstitutionAddress ResponsibleOrganization RequestingService VerifyingOrganization "
+        "InstitutionName InstitutionAddress ResponsibleOrganization VerifyingOrganization "
         "ReferringPhysicianAddress ReferringPhysicianTelephoneNumbers PersonAddress PersonTelephoneNumbers "
-        "PersonTelecomInformation OrderCallbackPhoneNumber OrderCallbackTelecomInformation OrderEntererLocation "
-        "DeviceSerialNumber StationName CassetteID PlateID DetectorID GantryID "
-        "ClinicalTrialSponsorName ClinicalTrialProtocolID ClinicalTrialProtocolName ClinicalTrialSiteID "
-        "ClinicalTrialSiteName ClinicalTrialSubjectID ClinicalTrialSubjectReadingID "
-        "ClinicalTrialCoordinatingCenterName ContainerIdentifier SpecimenIdentifier ResultsID InterpretationID"
+        "PersonTelecomInformation OrderCallbackPhoneNumber OrderCallbackTelecomInformation DeviceSerialNumber "
+        "CassetteID PlateID DetectorID GantryID ClinicalTrialProtocolID ClinicalTrialSiteID "
+        "ClinicalTrialSubjectID ClinicalTrialSubjectReadingID ClinicalTrialCoordinatingCenterName "
+        "ContainerIdentifier SpecimenIdentifier ResultsID InterpretationID "
     ).split()
 )
-"""Attributes with text, not of VR PN, that name somebody or their place (of those in PS3.15 table E.1-1)."""
+"""Attributes with text, beside those of VR PN, that name somebody or an institution (of those in PS3.15 table E.1-1).
+Where departments, stations, wards and trials are named in clinical words, these must stay: they are remarks."""
 NAMING_VRS = {"PN", "DA", "DT", "TM"}
 REMARK_VRS = {"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"}
 BINARY_VRS = {"OB", "UN"}
-NO_REMARKS = frozenset(map(tag_for_keyword, ("SpecificCharacterSet", "TextValue", "Modality")))
-"""Text Value is what a structured report says: the report itself, not a remark about it."""
+TEXT_VALUE = 0x0040A160  # what a structured report says: the report itself, no remark about it
+STRUCTURED_REPORTS = "1.2.840.10008.5.1.4.1.1.88."
 
-MOST_ELEMENTS = 5000  # of a header, nested ones included
+MOST_ELEMENTS = 20_000  # of a header, nested ones included
 MOST_ITEMS = 32  # of a sequence: per-frame functional groups repeat themselves
 MOST_BYTES = 4096  # of a value; a longer one is no name
 DEEPEST = 8  # sequences within sequences
@@ -169,11 +170,12 @@ def identities_of(header: Dataset) -> Identities:
 def _identifying_of(header: Dataset) -> Identifying:
     names: dict[str, None] = {}  # each once, in their order
     remarks: dict[str, None] = {}
-    for left, (tag, vr, text) in zip(range(MOST_ELEMENTS), _every_text(header), strict=False):  # noqa: B007
+    is_report = str(header.get("SOPClassUID", "")).startswith(STRUCTURED_REPORTS)
+    for tag, vr, text in islice(_every_text(header), MOST_ELEMENTS):
         for value in filter(None, map(str.strip, text.split("\\"))):
             if tag in NAMING or vr in NAMING_VRS:
                 names[value[:6] if vr == "TM" else value] = None
-            elif tag not in NO_REMARKS:
+            elif tag != TEXT_VALUE or not is_report:
                 remarks[value] = None
     return Identifying(tuple(names), tuple(remarks))
 
@@ -188,11 +190,9 @@ def _every_text(header: Dataset) -> Iterator[tuple[int, str, str]]:
 
 def _texts(data: Dataset, encodings: list[str], depth: int) -> Iterator[tuple[int, str, str]]:
     encodings = _encodings(data, encodings)
-    for tag in list(data.keys()):
-        if tag.group == 0x7FE0:  # pixels
-            continue
+    for element in list(data.values()):  # as they stand in the file: most need no parsing
+        tag = element.tag
         try:
-            element = data.get_item(tag)
             vr = element.VR or _dictionary_vr(tag)
             if vr == "SQ":
                 yield from _nested(data[tag].value, encodings, depth)
@@ -232,8 +232,8 @@ def _in_bytes(tag: int, value: bytes, encodings: list[str], depth: int) -> Itera
     if value.startswith(ITEM):
         yield from _nested(convert_SQ(value, True, True, encodings), encodings, depth)
         return
-    value = value.rstrip(b"\0 ")
-    if 0 < len(value) <= MOST_BYTES and not any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in value):
+    value = value.rstrip(b"\0 ") if len(value) <= MOST_BYTES else b""
+    if value and not any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in value):
         yield tag, "UN", _text(value, encodings)
 
 
