@@ -39,12 +39,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pydicom
 import pydicom.config
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from cyclic_cli.config import Preprocessing, check_frames
 from cyclic_cli.dicom.decoding import Reduced, decode, frame_bits, is_encapsulated, reductions
@@ -62,6 +69,7 @@ CELLS = 3  # fewest cells per pixel of a sample, along a side, that are left to 
 SMALLEST_FRAGMENT = 16  # bytes of a compressed frame with its item header
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+PIXEL_TAGS = {(0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009)}
 
 NOT_IMAGES = {
     "1.2.840.10008.1.3.10": "DICOMDIR",
@@ -150,8 +158,8 @@ class Film:
         line, size = rendering.straight, self._preprocessing.size
         if self._preprocessing.exact or line is None:
             return None
-        for reduced in reductions(self._header, frame, size):
-            if reduced.rounding * abs(line.slope) * 255 > MEAN_BOUND or not clips_little(line, reduced.stored):
+        for reduced in reductions(self._header, frame, size, MEAN_BOUND / 255 / max(abs(line.slope), 1e-9)):
+            if not clips_little(line, reduced.stored):
                 return None
             if max(reduced.stored.shape) >= reduced.aliases_below * size or is_smooth(line, reduced.stored):
                 return reduced
@@ -206,8 +214,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _parse(content: bytes) -> Dataset:
+    """The header, with pixel data that are a view of the content."""
+    stream = io.BytesIO(content)
     try:
-        header = pydicom.dcmread(io.BytesIO(content), force=True)
+        header = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
+        if not _attach_pixels(header, content, stream.tell()):
+            header = pydicom.dcmread(io.BytesIO(content), force=True)
     except Exception as error:  # a damaged file makes the parser raise almost anything
         raise Rejected("broken_header", f"the file cannot be parsed ({type(error).__name__})") from error
     if "TransferSyntaxUID" not in header.file_meta:  # no file meta: it is what the parser found it to be
@@ -224,6 +236,24 @@ def _parse(content: bytes) -> Dataset:
             if header.get(name) is None:
                 setattr(header, name, value)
     return header
+
+
+def _attach_pixels(header: Dataset, content: bytes, place: int) -> bool:
+    """Put the element of pixel data at a place of the content into a header. False where none is found there."""
+    implicit, little = header.original_encoding
+    order: Literal["little", "big"] = "little" if little else "big"
+    group, element = (int.from_bytes(content[place + at : place + at + 2], order) for at in (0, 2))
+    deflated = header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+    if deflated or (group, element) not in PIXEL_TAGS:
+        return False
+    representation = "OW" if implicit else content[place + 4 : place + 6].decode("latin-1")
+    begin = place + (8 if implicit else 12)
+    length = int.from_bytes(content[begin - 4 : begin], order)
+    if representation not in ("OB", "OW", "OF", "OD", "UN"):
+        return False
+    view = content[begin:] if length == 0xFFFFFFFF else memoryview(content)[begin : begin + length]
+    header[group, element] = DataElement((group, element), representation, view, already_converted=True)
+    return True
 
 
 def _refuse_what_is_no_image(header: Dataset) -> None:

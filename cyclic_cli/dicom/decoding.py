@@ -40,6 +40,7 @@ ENCAPSULATED_UNCOMPRESSED = UID("1.2.840.10008.1.2.1.98")
 DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")
 PARTIAL_RANGE = np.array([[0.2568, 0.5041, 0.0979], [-0.1482, -0.2910, 0.4392], [0.4392, -0.3678, -0.0714]])
 CELLS_OF_JPEG_2000 = 1.85  # fewest cells per pixel of the sample that are left to the antialiased resize
+ROUNDING = 0.5  # by which each level of JPEG 2000's integer wavelet moves values on average: a quarter a direction
 ALIASES_BELOW = 3.0  # such cells: with fewer of them sharp edges alias
 CELLS_OF_JPEG = {8: 3.0, 4: 3.0, 2: 2.6}  # the same, by scale of the DCT
 
@@ -49,15 +50,12 @@ class Reduced:
     """Stored values of one frame at a lower resolution.
 
     Cell k of `stored` (H', W') lies on the original's pixels from (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`.
-    `rounding` is how far the codec's own rounding may move values on average: the integer wavelet of JPEG 2000 rounds
-    up, by a quarter in each direction of each level. With fewer cells per pixel of the sample than `aliases_below`,
-    sharp edges alias.
+    With fewer cells per pixel of the sample than `aliases_below`, sharp edges alias.
     """
 
     stored: np.ndarray
     scale: int
     edge: float = 0.0
-    rounding: float = 0.0
     aliases_below: float = 0.0
 
 
@@ -249,10 +247,12 @@ def _refuse_other_sizes(header: Dataset, stream: bytes) -> None:
 # ------------------------------------------------------------------------------------------------- reduced decoding
 
 
-def reductions(header: Dataset, frame: int, size: int) -> Iterator[Reduced]:
+def reductions(header: Dataset, frame: int, size: int, tolerance: float) -> Iterator[Reduced]:
     """A grey frame at lower resolutions that are enough for a sample of `size` pixels a side, the lowest first.
 
-    None at all where the codec cannot reduce, the picture is small, or the stream is not quite what the header says.
+    Of JPEG 2000 at most two, whose values are on average no more than `tolerance` away from those that the whole frame
+    has. None at all where the codec cannot reduce, the picture is small, or the stream is not quite what the header
+    says.
     """
     syntax = header.file_meta.TransferSyntaxUID
     if syntax not in JPEG2000TransferSyntaxes and syntax not in (JPEGBaseline8Bit, JPEGExtended12Bit):
@@ -264,7 +264,7 @@ def reductions(header: Dataset, frame: int, size: int) -> Iterator[Reduced]:
     _refuse_other_sizes(header, stream)
     try:
         if syntax in JPEG2000TransferSyntaxes:
-            lowest = int(np.log2(ratio / CELLS_OF_JPEG_2000))
+            lowest = min(int(np.log2(ratio / CELLS_OF_JPEG_2000)), int(tolerance / ROUNDING))
             for level in range(lowest, max(0, lowest - 2), -1):
                 yield _reduced_jpeg_2000(header, stream, level)
         else:
@@ -295,7 +295,7 @@ def _reduced_jpeg_2000(header: Dataset, stream: bytes, level: int) -> Reduced:
     stored = np.right_shift(stored, container - bits)  # Pillow fills the container's high bits
     if signed:  # and stores signed values above the middle of the range
         stored = stored.astype(np.int32) - 2 ** (bits - 1)
-    return Reduced(stored, scale, 0.5 - 0.5 / scale, rounding=0.5 * level, aliases_below=ALIASES_BELOW)
+    return Reduced(stored, scale, 0.5 - 0.5 / scale, aliases_below=ALIASES_BELOW)
 
 
 def _reduced_jpeg(header: Dataset, stream: bytes, scale: int) -> Reduced:

@@ -42,15 +42,18 @@ def cell_means(stored: np.ndarray, factor: int, low: float, high: float) -> np.n
     """
     limits = np.iinfo(stored.dtype)
     low, high = (int(min(max(round(end), limits.min), limits.max)) for end in (low, high))
-    kind = np.min_scalar_type(-max(-low, high) * factor**2 if limits.min < 0 else high * factor**2)
+    kind = np.min_scalar_type(-max(-low, high) * factor**2 - 1 if limits.min < 0 else high * factor**2)
     rows = [np.clip(stored[row::factor], low, high).astype(kind, copy=False) for row in range(factor)]
-    return np.divide(_cell_sums(rows, factor), _cell_sizes(*stored.shape, factor), dtype=np.float32)
+    sizes = _cell_sizes(stored.shape[0], stored.shape[1], factor)
+    return np.divide(_cell_sums(rows, factor), sizes, dtype=np.float32)
 
 
 def _cell_sums(rows: list[np.ndarray], factor: int) -> np.ndarray:
-    """The sums of cells of `factor` × `factor`: `rows` are each `factor`-th row from the first, from the second ..."""
-    across = rows[0].copy()
-    for row in rows[1:]:
+    """The sums of cells of `factor` × `factor`. `rows` are each `factor`-th row from the first, from the second and so
+    on; the first of them is overwritten.
+    """
+    across, *others = rows
+    for row in others:
         across[: len(row)] += row
     sums = across[:, ::factor].copy()
     for column in range(1, factor):
