@@ -22,13 +22,14 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 STARTED_WITHIN = 30.0  # seconds
 NOT_ENDED = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED"}
+# Without EnableIPv6 nothing, not even 127.0.0.1, is resolved where loopback is the only interface.
 # How long a requeued job waits is cred_expire, in seconds; how long an ended one is remembered, MinJobAge.
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}
-CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny,EnableIPv6
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
@@ -103,6 +104,7 @@ def cluster(cpus: int = 2) -> Iterator[Cluster]:
         started = Cluster(folder, environment)
         socket_file = folder / "munge.socket"
         munged = ["munged", "--foreground", "--force", f"--socket={socket_file}", f"--key-file={folder}/munge.key"]
+        # --force: the socket is for root alone, since others do not reach its folder
         munged += [f"--{kind}-file={folder}/munge.{kind}" for kind in ("pid", "log", "seed")]
         daemons.enter_context(_daemon(munged, started))
         _until(socket_file.exists, "munged does not start")

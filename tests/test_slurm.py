@@ -76,13 +76,14 @@ def test_a_task_whose_time_is_nearly_over_is_queued_again(
     files.mkdir()
     for number in range(400):  # some ten seconds of work, of which one picture is kept
         (files / f"{number:03d}.png").symlink_to(large)
-    array, merge = submit(cluster, "--array=0", SOURCE=files, REPORTS="", OUT=tmp_path / "parts")
+    array, merge = submit(cluster, "--array=0-1", SOURCE=files, REPORTS="", OUT=tmp_path / "parts")
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("parts/.unfinished/*.pixels")) and time.monotonic() < deadline:
+    while len(list(tmp_path.glob("parts/.unfinished/*.pixels"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.2)
-    cluster.run("scancel", "--signal=USR1", "--batch", array)  # as Slurm does two minutes before the time is over
+    cluster.run("scancel", "--signal=USR1", "--batch", f"{array}_1")  # as Slurm does before the time is over
     assert cluster.wait(array) == cluster.wait(merge) == {"COMPLETED"}
-    assert cluster.show(array, "Restarts") == ["1"]
+    assert cluster.show(f"{array}_0", "Restarts") == ["0"]
+    assert cluster.show(f"{array}_1", "Restarts") == ["1"]
     monkeypatch.setenv("CYCLIC_SALT", "salt")
     assert cyclic("prepare", files, "--out", tmp_path / "whole").code == 0
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
