@@ -50,7 +50,7 @@ OUTSIDE_SIGNALS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What a shard is made of. Holds the secret; it goes through pipes alone."""
+    """What a shard is made of. Holds the secret: it goes through pipes, and to the workers of a cluster, never to a disk."""
 
     folder: str  # of the data set
     shard: int
