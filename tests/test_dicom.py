@@ -501,6 +501,20 @@ def test_a_stream_of_another_size_is_refused_before_it_is_decoded(tmp_path: Path
     assert (error.reason, "another size" in error.message) == ("broken_pixels", True)
 
 
+CUT = ["JPEG2000.dcm", "SC_rgb_jpeg_dcmtk.dcm", "MR_small_RLE.dcm", "SC_rgb_jls_lossy_line.dcm", "JPGExtended.dcm",
+       "CT_small.dcm", "image_dfl.dcm"]  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.4, 0.7, 0.95])
+@pytest.mark.parametrize("name", CUT)
+def test_a_file_that_is_cut_short_is_refused(name: str, share: float, tmp_path: Path) -> None:
+    content = bundled(name).read_bytes()
+    if name == "CT_small.dcm":  # what follows its pixel data is no part of the image
+        content = content[: content.index(b"\xe0\x7f\x10\x00") + 12 + 2 * 128 * 128]
+    (tmp_path / "x.dcm").write_bytes(content[: int(len(content) * share)])
+    assert refusal(tmp_path / "x.dcm").reason in ("broken_pixels", "no_pixels", "broken_header")
+
+
 def test_every_decoder_says_why_it_failed(tmp_path: Path) -> None:
     error = refusal(as_stream(tmp_path / "x.dcm", b"\xff\x4f\xff\x51 Miller", "1.2.840.10008.1.2.4.90"))
     assert error.reason == "broken_pixels"

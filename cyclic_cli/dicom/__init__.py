@@ -249,11 +249,19 @@ def _attach_pixels(header: Dataset, content: bytes, place: int) -> bool:
     representation = "OW" if implicit else content[place + 4 : place + 6].decode("latin-1")
     begin = place + (8 if implicit else 12)
     length = int.from_bytes(content[begin - 4 : begin], order)
-    if representation not in ("OB", "OW", "OF", "OD", "UN"):
+    end = _end_of_fragments(content, begin) if length == 0xFFFFFFFF else begin + length
+    if representation not in ("OB", "OW", "OF", "OD", "UN") or end is None:
         return False
-    view = content[begin:] if length == 0xFFFFFFFF else memoryview(content)[begin : begin + length]
+    view = content[begin:end] if length == 0xFFFFFFFF else memoryview(content)[begin:end]
     header[group, element] = DataElement((group, element), representation, view, already_converted=True)
     return True
+
+
+def _end_of_fragments(content: bytes, place: int) -> int | None:
+    """Where the items of encapsulated pixel data end (PS3.5 A.4). None where they are cut short."""
+    while content[place : place + 4] == b"\xfe\xff\x00\xe0":
+        place += 8 + int.from_bytes(content[place + 4 : place + 8], "little")
+    return place if content[place : place + 4] == b"\xfe\xff\xdd\xe0" else None
 
 
 def _refuse_what_is_no_image(header: Dataset) -> None:
