@@ -110,6 +110,7 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 _UMLAUTS: dict[int, str] = {ord("ä"): "ae", ord("ö"): "oe", ord("ü"): "ue"}
 _PUNCTUATION = re.compile(r"[\W_]")
 _DIGIT = re.compile(r"\d")
+_IN_NUMBER = re.compile(r"(?:(?<=\d)[^\W\d_]{4,}|[^\W\d_]{4,}(?=\d))")  # of a number made of a name: OKONKWO01
 _CLINICAL = re.compile(r"[a-z]{1,2}[1-9]\d?|\d{1,2}[a-z]{1,2}")  # T1, L45, 3D
 
 
@@ -168,6 +169,7 @@ def _composed(text: str) -> str:
 def _of_name(value: str, memory: _Memory) -> Iterator[str]:
     words = _letters(value)
     whole = {spelling for word in words for spelling in _spellings(word)} | _joined(value, words)
+    whole |= {fold(word) for word in _IN_NUMBER.findall(value)}
     yield from (memory.of("word", word) + WORD for word in whole if _is_telling(word))
     yield from _pairs(words, memory)
     yield from (memory.of("number", number) + WORD for number in _numbers(value))
