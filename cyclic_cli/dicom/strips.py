@@ -1,6 +1,6 @@
 """Arithmetic on large frames: films have many pixels and caches hold few, so they are taken strip by strip."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ def in_strips(stored: np.ndarray, shades: Shades, factor: int) -> np.ndarray:
     for top in range(0, height, rows):
         strip = shades(stored[top : top + rows])
         part = result[top // factor : (top + rows) // factor]
-        part[...] = strip if factor == 1 else _cell_sums([strip[row::factor] for row in range(factor)], factor)
+        part[...] = strip if factor == 1 else _cell_sums((strip[row::factor] for row in range(factor)), factor)
     return result if factor == 1 else result / _cell_sizes(height, width, factor)
 
 
@@ -43,17 +43,17 @@ def cell_means(stored: np.ndarray, factor: int, low: float, high: float) -> np.n
     limits = np.iinfo(stored.dtype)
     low, high = (int(min(max(round(end), limits.min), limits.max)) for end in (low, high))
     kind = np.min_scalar_type(-max(-low, high) * factor**2 - 1 if limits.min < 0 else high * factor**2)
-    rows = [np.clip(stored[row::factor], low, high).astype(kind, copy=False) for row in range(factor)]
+    rows = (np.clip(stored[row::factor], low, high).astype(kind, copy=False) for row in range(factor))
     sizes = _cell_sizes(stored.shape[0], stored.shape[1], factor)
     return np.divide(_cell_sums(rows, factor), sizes, dtype=np.float32)
 
 
-def _cell_sums(rows: list[np.ndarray], factor: int) -> np.ndarray:
+def _cell_sums(rows: Iterator[np.ndarray], factor: int) -> np.ndarray:
     """The sums of cells of `factor` × `factor`. `rows` are each `factor`-th row from the first, from the second and so
     on; the first of them is overwritten.
     """
-    across, *others = rows
-    for row in others:
+    across = next(rows)
+    for row in rows:
         across[: len(row)] += row
     sums = across[:, ::factor].copy()
     for column in range(1, factor):
