@@ -77,8 +77,9 @@ def scrub(text: str, fingerprints: Collection[str], keyer: Keyer) -> str:
     memory = _memory(keyer)
     known = {fingerprint[:-1]: fingerprint[-1] for fingerprint in fingerprints}
     dated = DAY in known.values()
-    text = without_ages(_composed(text))
+    text = _composed(text)
     while True:  # what is cut may leave a neighbour that is only then seen for what it is
+        text = without_ages(text)
         words = set(_TOKEN.findall(text))
         spans = [*telling_spans(text, [word for word in words if memory[word][1]])]
         if dated:
@@ -104,8 +105,9 @@ def _without(text: str, spans: list[Span]) -> str:
 # ------------------------------------------------------------------------------------------------------------ words
 
 _TOKEN = re.compile(r"[^\W_]+")
-_JOINT = re.compile(r"['’ʼ´`./:^_‐‑-](?<=[^\W_].)(?:[^\W_]|\s*\n\s*[^\W_])")
-_CHAIN = re.compile(r"[^\W_]+(?:(?:['’ʼ´`./:^_‐‑-]|[-‐]\s*\n\s*)[^\W_]+)+")  # O'Brien, 12-345/6, Okon-⏎kwo
+_JOINT = re.compile(r"['’ʼ´`./_‐‑-](?<=[^\W_].)(?:[^\W_]|\s*\n\s*[^\W_])")
+_WORDS = re.compile(r"[^\W\d_]+(?:(?:['’ʼ´`‐‑-]|[-‐]\s*\n\s*)[^\W\d_]+)+(?![^\W_])")  # O'Brien, Okon-⏎kwo
+_NUMBER = re.compile(r"[^\W_]+(?:[./_-][^\W_]+)+")  # 12-345/6
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 _UMLAUTS: dict[int, str] = {ord("ä"): "ae", ord("ö"): "oe", ord("ü"): "ue"}
 _PUNCTUATION = re.compile(r"[\W_]")
@@ -118,7 +120,7 @@ _CLINICAL = re.compile(r"[a-z]{1,2}[1-9]\d?|\d{1,2}[a-z]{1,2}")  # T1, L45, 3D
 def ordinary_words() -> frozenset[str]:
     """Words that stand in reports for what they mean, folded."""
     lines = (files("cyclic_cli") / "assets" / "ordinary_words.txt").read_text(encoding="ascii")
-    return frozenset(lines[lines.rindex("#") :].split("\n")[1:])
+    return frozenset(lines[lines.rindex("#") :].split("\n")[1:-1])
 
 
 class _Memory(dict[str, tuple[str, bool]]):
@@ -168,7 +170,7 @@ def _composed(text: str) -> str:
 
 def _of_name(value: str, memory: _Memory) -> Iterator[str]:
     words = _letters(value)
-    whole = {spelling for word in words for spelling in _spellings(word)} | _joined(value, words)
+    whole = {spelling for word in words for spelling in _spellings(word)} | _joined(value)
     whole |= {fold(word) for word in _IN_NUMBER.findall(value)}
     yield from (memory.of("word", word) + WORD for word in whole if _is_telling(word))
     yield from _pairs(words, memory)
@@ -206,11 +208,11 @@ def _spellings(word: str) -> set[str]:
     return {word, plain} if len(plain) > SHORTEST else {word}
 
 
-def _joined(value: str, words: list[str]) -> set[str]:
+def _joined(value: str) -> set[str]:
     """Words of a name written as one: smithjones, obrien, vandyke; and Müller with two letters for its umlaut."""
-    chains = (_PUNCTUATION.sub("", chain) for chain in _CHAIN.findall(_composed(value)))
-    found = {fold(chain) for chain in chains if chain.isalpha()}
-    found |= {first + second for first, second in pairwise(words) if first in PARTICLES}
+    tokens = [fold(token) for token in _TOKEN.findall(_composed(value))]
+    found = {_PUNCTUATION.sub("", fold(chain)) for chain in _WORDS.findall(_composed(value))}
+    found |= {first + second for first, second in pairwise(tokens) if first in PARTICLES}
     if not value.isascii():
         spelt = _composed(value).lower().translate(_UMLAUTS)
         found |= set(_letters(spelt))
@@ -227,7 +229,7 @@ def _numbers(value: str) -> set[str]:
 
     tails = re.findall(r"\d[\d/._-]*\d", value)
     whole = {plain(token) for token in (value[:LONGEST_NUMBER], *value.split())}
-    parts = {plain(token) for token in (*_TOKEN.findall(value), *_CHAIN.findall(value), *tails)}
+    parts = {plain(token) for token in (*_TOKEN.findall(value), *_NUMBER.findall(value), *tails)}
     found = whole | {part for part in parts if len(part) > SHORTEST}
     return {number for number in found if len(number) >= SHORTEST and _is_number(number)}
 
@@ -239,8 +241,10 @@ def _is_number(number: str) -> bool:
 # ---------------------------------------------------------------------------------------------------- names in a text
 
 _GAP = re.compile(r"[ \t]*(?:\r?\n)?[ \t]*|\s?[,^=/\\&_'’‐‑-]{1,3}\s?")  # between two words of one name
-_GAP_AFTER_DOT = re.compile(r"\.?[ \t]*-?|[,^]\s?")  # after an initial or a title
+_GAP_AFTER_DOT = re.compile(r"\.?[ \t]*-?|[,^]\s?|['’]")  # after an initial or a title
 _ENDS_NAME = re.compile(r"\.|\s*(?:[,;:)^\n]|$)")
+_BEFORE_SHORT = re.compile(r"\d(?:[.,/:-]| ?[x×] ?)$", re.IGNORECASE)
+_AFTER_SHORT = re.compile(r"[.,/:-]\d")
 _NEXT_WORD = re.compile(r"[^\W_]+[ \t]+[^\W_]+")
 _INITIAL, _TITLE = "initial", "title"
 
@@ -266,7 +270,8 @@ def _chains(text: str) -> Iterator[re.Match[str]]:
         start = joint.start()
         while start and text[start - 1].isalnum():
             start -= 1
-        if match := _CHAIN.match(text, start):
+        match = _WORDS.match(text, start) or _NUMBER.match(text, start)
+        if match:
             end = match.end()
             digits = len(_DIGIT.findall(match[0]))
             if not digits or (digits >= SHORTEST_CHAIN and not re.fullmatch(r"\d+\.\d+", match[0])):
@@ -319,9 +324,11 @@ class _Names:
 
     def _is_whole_number(self, start: int, end: int) -> bool:
         """Whether a number of an identity stands for itself: it is no part of a decimal, and a short one no measure."""
-        before, after = self.text[max(0, start - 2) : start], self.text[end : end + 2]
-        decimal = re.fullmatch(r"\d[.,]", before) or re.fullmatch(r"[.,]\d", after)
-        return not decimal and not (end - start < SHORTEST_CHAIN and is_measure(self.text, end))
+        before, after = self.text[max(0, start - 4) : start], self.text[end : end + 2]
+        if end - start < SHORTEST_CHAIN:
+            in_measure = _BEFORE_SHORT.search(before) or _AFTER_SHORT.match(after) or is_measure(self.text, end)
+            return not in_measure
+        return not (re.search(r"\d[.,]$", before) or re.match(r"[.,]\d", after))
 
     def _initials(self, index: int) -> Iterator[int]:
         """Initials that belong to a name: `J. R. Okonkwo`, `Okonkwo, J.`"""

@@ -21,8 +21,9 @@ MONTHS = (
     "junho julho setembro outubro novembro dezembro"
 ).split()
 AMBIGUOUS_MONTHS = {"may", "mar", "mars", "march", "oct"}  # other things too: a verb, a sea, a planet, a modality
-ANNOUNCING = frozenset(
-    "accession acc mrn pid ssn nhs dob patientid tel telephone telefon phone fax mobile pager beeper ext extension".split()
+ANNOUNCING = set(
+    "accession acc mrn pid ssn nhs dob patientid tel telephone telefon phone fax mobile pager beeper ext "
+    "extension".split()
 )
 """Words after which even a short number is somebody's."""
 
@@ -92,12 +93,14 @@ _OLD = re.compile(
 _UNIT = re.compile(
     r"\s?(?:[mcdk]?m[²³23]?|[mdcµu]?[lLgG]|kg|mcg|cc|%|°|HU|k[vV]p?|m?A|mAs|[mcµ]?(?:Sv|Gy)|[MkG]?(?:Bq|Hz)|m?Ci|m?T|"
     r"m?s|msec|sec\w*|mins?|minutes?|hours?|hrs?|h|days?|weeks?|wks?|months?|mos?|years?|yrs?|tage?|wochen|jahren?|"
-    r"jours?|ans|mmHg|bpm|IU|units?|mmol|slices?|x|×|fold|degrees?|french|fr|gauge|percent)" + _END
+    r"jours?|ans|mmHg|bpm|IU|units?|mmol|slices?|x|×|fold|degrees?|french|fr|gauge|percent)" + _END,
+    re.IGNORECASE,
 )
 _CLUSTER = re.compile(r"\d[\d ()./-]{2,}\d")  # no shape of digits alone has fewer than four
 _COUNTING = frozenset(
     "image images series slice slices from between rib ribs rippe rippen segment segments level levels teeth tooth "
-    "zone zones ray rays digit digits toe toes finger fingers cote cotes costilla costillas frame frames grade score".split()
+    "zone zones ray rays digit digits toe toes finger fingers cote cotes costilla costillas frame frames grade "
+    "score".split()
 )
 _ANNOUNCING_DAY = frozenset(
     "on from date dated of since exam study until till between and to with by am vom zum bis seit le du el del al "
@@ -149,7 +152,7 @@ def days(text: str) -> Iterator[tuple[Span, set[str]]]:
         padded = match[1] == "/" and len(first) == len(second) == 2 and "0" in (first[0], second[0])
         if not padded and _word_before(text, match.start()) not in _ANNOUNCING_DAY:
             continue
-        if not is_measure(text, match.end()) and not text.startswith(" of ", match.end()):
+        if not is_measure(text, match.end()) and text[match.end() : match.end() + 4].lower() != " of ":
             yield match.span(), _readings(first, second)
 
 
@@ -178,7 +181,7 @@ def _is_counted(text: str, start: int) -> bool:
 
 
 def _word_before(text: str, place: int) -> str:
-    return fold(text[max(0, place - 16) : place].rstrip(" \t\n:#(").rpartition(" ")[2])
+    return fold("".join(text[max(0, place - 16) : place].rstrip(" \t\n:#(").split()[-1:]))
 
 
 def places(text: str, word: str) -> Iterator[int]:
