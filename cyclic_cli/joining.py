@@ -186,10 +186,10 @@ class Join:
                 ORDER BY r."table", 1, r.number"""
         )
         for _, group in groupby(alone, lambda row: row[:2]):
-            rows = list(group)
-            merged = self._merged([(TABLE, *row[7:]) for row in rows])
-            texts = {row[4] for row in rows if row[4]}
-            for _, _, number, image, text, words, *_ in rows[:1] if len(texts) == 1 else []:
+            told = list(group)
+            merged = self._merged([(TABLE, *row[7:]) for row in told])
+            texts = {row[4]: row for row in told if row[4]}
+            for _, _, number, image, text, words, *_ in texts.values() if len(texts) == 1 else []:
                 own = self.keyer.key("text", str(image), scrub(text, json.loads(words or "[]"), self.keyer))
                 self._add_owner(None, number, merged, "", "", own, "", "")
         self.db.executescript(
@@ -207,8 +207,9 @@ class Join:
         for _, same in groupby(rows, lambda row: row[0]):
             said: Report | None = Report()
             for _, patient, study, split, labels, line in same:
-                named = {"patient": patient or "", "study": study or "", "split": split or "", "line": line or ""}
-                said = said and merge(said, Report(**named, labels=json.loads(labels)))
+                names = (patient or "", study or "", split or "", line or "")
+                new = Report(patient=names[0], study=names[1], split=names[2], line=names[3], labels=json.loads(labels))
+                said = said and merge(said, new)
             if said is None:
                 return None
             self.text_labels |= {name for name, value in said.labels.items() if isinstance(value, str)}

@@ -50,7 +50,7 @@ OUTSIDE_SIGNALS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What a shard is made of. Holds the secret: it goes through pipes, and to the workers of a cluster, never to a disk."""
+    """What a shard is made of. The secret in it goes through pipes, and to a cluster's workers, never to a disk."""
 
     folder: str  # of the data set
     shard: int
@@ -168,9 +168,7 @@ class _Decoder:
         # -P: a file called numpy.py in the working folder is not what is meant
         command = [sys.executable, "-P", "-m", "cyclic_cli.shards"]
         quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # processes share the cores, not threads
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | quiet
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | quiet)
         self._rest = b""
         self._patience = START  # seconds, beside the time limit, until it is known to have started
 
@@ -277,8 +275,9 @@ def _worth(
         scan = images.open_scan(content, job.preprocessing, job.allow_burned_in)
     except InputError as error:
         return [_refused(number, 0, _better_said(error, item), keyer)], []
-    digest = hashlib.blake2b(content).hexdigest()
-    rows, fitted = [], []
+    digest = hashlib.sha256(content).hexdigest()  # what processors have an instruction for
+    rows: list[Row] = []
+    fitted: list[np.ndarray] = []
     keys = _header_keys(scan.identities, keyer)
     for frame in scan.frames:
         try:

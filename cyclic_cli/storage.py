@@ -31,7 +31,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
@@ -344,7 +344,7 @@ class DatasetDraft:
             for line in lines:
                 yield from json.loads(line)["rows"]
 
-    def finish(self, facts: DatasetFacts, tables: dict[str, Iterable[dict[str, Any]]], texts: set[str]) -> None:
+    def finish(self, facts: DatasetFacts, tables: Mapping[str, Iterable[dict[str, Any]]], texts: set[str]) -> None:
         """Write the tables and, last, the facts; the data set is whole from then on.
 
         Args:

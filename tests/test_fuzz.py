@@ -15,7 +15,8 @@ from pydicom.data import get_testdata_file
 
 FILES = 5000
 SMALL = (  # of the files that come with pydicom, one for each way to code pixels
-    "CT_small.dcm", "MR_small_RLE.dcm", "JPEG2000.dcm", "JPEG-lossy.dcm", "SC_rgb_jpeg_dcmtk.dcm", "examples_palette.dcm",
+    "CT_small.dcm", "MR_small_RLE.dcm", "JPEG2000.dcm", "JPEG-lossy.dcm", "SC_rgb_jpeg_dcmtk.dcm",
+    "examples_palette.dcm",
     "MR_small_jpeg_ls_lossless.dcm", "J2K_pixelrep_mismatch.dcm", "SC_rgb_jls_lossy_line.dcm", "image_dfl.dcm",
     "MR_small_bigendian.dcm", "SC_rgb_small_odd_jpeg.dcm", "liver_1frame.dcm", "test-SR.dcm", "no_meta.dcm",
 )  # fmt: skip
