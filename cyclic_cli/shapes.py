@@ -20,6 +20,7 @@ MONTHS = (
     "diciembre gennaio febbraio aprile maggio giugno luglio settembre ottobre dicembre janeiro fevereiro março maio "
     "junho julho setembro outubro novembro dezembro"
 ).split()
+FEWEST_DIGITS = 4  # of a shape of digits alone: 1/2/24
 AMBIGUOUS_MONTHS = {"may", "mar", "mars", "march", "oct"}  # other things too: a verb, a sea, a planet, a modality
 ANNOUNCING = set(
     "accession acc mrn pid ssn nhs dob patientid tel telephone telefon phone fax mobile pager beeper ext "
@@ -96,7 +97,7 @@ _UNIT = re.compile(
     r"jours?|ans|mmHg|bpm|IU|units?|mmol|slices?|x|×|fold|degrees?|french|fr|gauge|percent)" + _END,
     re.IGNORECASE,
 )
-_CLUSTER = re.compile(r"\d[\d ()./-]{2,}\d")  # no shape of digits alone has fewer than four
+_CLUSTER = re.compile(r"\d[\d ()./-]{2,}\d")
 _COUNTING = frozenset(
     "image images series slice slices from between rib ribs rippe rippen segment segments level levels teeth tooth "
     "zone zones ray rays digit digits toe toes finger fingers cote cotes costilla costillas frame frames grade "
@@ -122,7 +123,7 @@ def telling_spans(text: str, openings: list[str]) -> Iterator[Span]:
         yield from (match.span() for match in _EMAIL.finditer(text))
     if "://" in text or "www." in text.lower():
         yield from (match.span() for match in _URL.finditer(text))
-    if _CLUSTER.search(text):
+    if any(sum(map(str.isdigit, cluster)) >= FEWEST_DIGITS for cluster in _CLUSTER.findall(text)):
         yield from _numbers(text)
         yield from _dates(text)
     if openings:
