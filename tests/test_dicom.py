@@ -111,6 +111,11 @@ FLAVOURS: dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]] = {
         {"PixelPaddingValue": 0, "PhotometricInterpretation": "MONOCHROME1", **WINDOW},
         np.where(RAMP < 800, 0, 1 - linear),
     ),
+    "padding that ends at zero": (
+        signed,
+        {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": 0, "bits": 16, "WindowCenter": 0, "WindowWidth": 4096},
+        np.where(signed <= 0, 0, np.clip((signed + 0.5) / 4095 + 0.5, 0, 1)),
+    ),
     "eight bits": (
         (RAMP // 16).astype(np.uint8),
         {"bits": 8, "WindowCenter": 128, "WindowWidth": 256},
@@ -428,6 +433,33 @@ def test_doubles_are_rendered(tmp_path: Path) -> None:
     header.BitsAllocated = 64
     header.save_as(path)
     np.testing.assert_allclose(read(path)[0], linear, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["Float", "DoubleFloat"])
+@pytest.mark.parametrize(
+    ("value", "limit", "padded"), [(-1e6, None, -1e6), (-1e6, 0, -3), (0, -1e6, -3), (np.nan, None, np.nan)]
+)  # fmt: skip
+def test_padding_of_floats_is_black(
+    tmp_path: Path, kind: str, value: float, limit: float | None, padded: float
+) -> None:
+    """With a window, and in the percentiles; each by itself and averaged."""
+    values = np.linspace(1, 2, 4096).reshape(64, 64)
+    values[:33] = padded
+    path = make_dicom(tmp_path / "x.dcm", RAMP, Rows=64, Columns=64)
+    header = pydicom.dcmread(path)
+    del header.PixelData, header.BitsStored, header.HighBit, header.PixelRepresentation
+    header.BitsAllocated = 32 if kind == "Float" else 64
+    setattr(header, f"{kind}PixelData", values.astype(f"f{header.BitsAllocated // 8}").tobytes())
+    setattr(header, f"{kind}PixelPaddingValue", value)
+    if limit is not None:
+        setattr(header, f"{kind}PixelPaddingRangeLimit", limit)
+    low, high = np.percentile(values[33:], (0.5, 99.5))
+    for window, expected in (("auto", (values - low) / (high - low)), ("0/11", (values + 0.5) / 10 + 0.5)):
+        header.save_as(path)
+        expected = np.where(np.arange(64)[:, None] < 33, 0, np.clip(expected, 0, 1))
+        np.testing.assert_allclose(read(path, window=window, exact=True)[0], expected, atol=2e-6)
+        means = expected.reshape(32, 2, 32, 2).mean(axis=(1, 3))
+        np.testing.assert_allclose(read(path, window=window, size=10)[0], means, atol=2e-6)
 
 
 def test_what_old_files_leave_out_has_its_usual_value(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from benchmarks.fidelity import compare
 from conftest import make_dicom, smooth_image
 from PIL import Image
 from pydicom.data.data_manager import DATA_ROOT
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
+from pydicom.sequence import Sequence
 
 from cyclic_cli import images
 from cyclic_cli.config import Preprocessing
@@ -95,6 +97,44 @@ def test_dcmtk_agrees_on_which_end_is_white(tmp_path: Path, photometric: str, sh
     if shape:
         header["PresentationLUTShape"] = shape
     assert compare(make_dicom(tmp_path / "x.dcm", smooth_image(3), bits=8, **header)).apart <= 1.01
+
+
+TABLES = {  # bits, entries, first value that is mapped, whether two entries share a word
+    "16 bits": (16, 4096, 0, False),
+    "16 bits of signed values": (16, 4096, -2048, False),
+    "12 bits": (12, 4096, 0, False),
+    "8 bits in words": (8, 256, 0, False),
+    "8 bits in bytes": (8, 256, 0, True),
+    "8 bits in an odd number of bytes": (8, 255, 0, True),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("sequence", ["ModalityLUTSequence", "VOILUTSequence"])
+@pytest.mark.parametrize(("syntax", "vr"), [("", "OW"), (".1", "OW"), (".1", "US"), (".2", "OW"), (".2", "US")])
+def test_a_table_is_read_in_the_order_of_its_file(
+    tmp_path: Path, syntax: str, sequence: str, table: str, vr: str
+) -> None:
+    bits, entries, first, packed = TABLES[table]
+    order = ">" if syntax == ".2" else "<"
+    curve = (np.linspace(0, 1, entries) ** 2 * (2**bits - 1)).round().astype("<u2")
+    words = np.resize(curve.astype("u1"), entries + entries % 2).view("<u2") if packed else curve
+    item = Dataset()
+    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [entries, first, bits])
+    item.add_new("ModalityLUTType", "LO", "US")
+    item.add_new("LUTData", vr, words.astype(order + "u2").tobytes() if vr == "OW" else words.tolist())
+    values = np.resize(np.arange(entries), (64, 64) if entries > 256 else (16, 16))
+    stored = (values + first).astype(order + ("i2" if first < 0 else "u2" if entries > 256 else "u1"))
+    header: dict[str, Any] = {sequence: Sequence([item])}
+    if sequence == "ModalityLUTSequence":
+        header |= {"WindowCenter": 2 ** (bits - 1), "WindowWidth": 2**bits}
+    path = make_dicom(
+        tmp_path / "x.dcm", stored, bits=16 if entries > 256 else 8, syntax="1.2.840.10008.1.2" + syntax, **header
+    )
+    shown = images.read(path.read_bytes(), Preprocessing(exact=True)).pixels
+    np.testing.assert_allclose(shown, curve[values] / (2**bits - 1), atol=2e-6)
+    if shutil.which("dcm2pnm"):
+        assert compare(path).apart <= 1.01
 
 
 # ---------------------------------------------------------------------------------------------------------- decoders

@@ -3,7 +3,8 @@
 From stored value to grey level in [0, 1], in the order of the standard (PS3.3 C.11, PS3.4 N.2):
 
 1. decode a frame by the first decoder that manages; YBR becomes RGB; bits outside Bits Stored are dropped (PS3.5 8.1.1)
-2. find the padding: Pixel Padding Value up to Pixel Padding Range Limit, in stored values (PS3.3 C.7.5.1.1.2)
+2. find the padding: Pixel Padding Value up to Pixel Padding Range Limit, in stored values (PS3.3 C.7.5.1.1.2); those of
+   float pixel data have attributes of their own (C.7.6.24)
 3. modality transform: Modality LUT, else Rescale Slope and Intercept (PS3.3 C.11.1); for enhanced images of this frame
 4. values of interest: what `--window` asks for; by itself the VOI LUT, else the first window (LINEAR, LINEAR_EXACT or
    SIGMOID, PS3.3 C.11.2), for enhanced images of this frame; else the range from the 0.5th to the 99.5th percentile of

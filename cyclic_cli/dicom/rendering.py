@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import ExplicitVRBigEndian
 
 from cyclic_cli.config import check_window
@@ -28,6 +28,12 @@ MEAN_BOUND, TAIL_BOUND, TAIL = 0.3, 2.0, 99.9
 """What averaging before clipping may cost: grey levels of 255 on average, and at this percentile."""
 ROUGHEST = 20.0
 """Grey levels at that percentile by which cells may differ from their neighbours' mean; a fifth reaches the sample."""
+PADDING = {
+    "PixelData": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    "FloatPixelData": ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
+    "DoubleFloatPixelData": ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
+}
+"""What fills an image up to its rectangle, one end and the other (PS3.3 C.7.5.1.1.2 and C.7.6.24)."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Rendering:
         self._inverse = _is_inverse(header, self._photometric)
         self._window = check_window(window)
         self._modality = _modality_line(self._transform)
+        self._padding_names = next(names for pixels, names in PADDING.items() if pixels in header)
+        self._big_endian = header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
 
     @property
     def straight(self) -> "Line | None":
@@ -74,7 +82,7 @@ class Rendering:
 
         None too where padding has to be kept out, and for colour.
         """
-        if self._photometric not in ("MONOCHROME1", "MONOCHROME2") or "PixelPaddingValue" in self._header:
+        if self._photometric not in ("MONOCHROME1", "MONOCHROME2") or self._padding_names[0] in self._header:
             return None
         window = self._window_line()
         return window.after(self._modality) if window and self._modality else None
@@ -123,7 +131,8 @@ class Rendering:
         """Step 3: what stored values mean (Hounsfield units, optical density ...), as float32."""
         if self._modality:
             return self._modality(stored)
-        return np.asarray(apply_modality_lut(stored, self._transform), dtype=np.float32)
+        table = _table(self._transform.ModalityLUTSequence[0], stored.dtype.kind == "i", self._big_endian)
+        return table(stored)
 
     def _window_line(self) -> Line | None:
         """The window that the user asks for or the file states, with step 6; None where it is no straight line."""
@@ -142,8 +151,8 @@ class Rendering:
         if asked is None and self._asks_for_values:
             return None
         if asked is None and self._has_lut:
-            table = _voi_table(self._stated, signed=float(self._meaning(np.array([stored.min()]))[0]) < 0)
-            return self._turned(table)
+            signed = float(self._meaning(np.array([stored.min()]))[0]) < 0
+            return self._turned(_voi_table(self._stated.VOILUTSequence[0], signed, self._big_endian))
         stated = asked or self._stated_window()
         if stated is None:
             return None
@@ -190,18 +199,18 @@ class Rendering:
 
     def _padding(self, stored: np.ndarray) -> tuple[Any, Any] | None:
         """Step 2: the range of stored values that fills the image up to its rectangle; None where there is none."""
-        if "PixelPaddingValue" not in self._header or stored.dtype.kind == "f":
+        value, limit = (first_number(self._header.get(name)) for name in self._padding_names)
+        if value is None or np.isnan(value):  # what is no number becomes black by itself
             return None
         # US and SS are both possible, and files disagree with themselves: compare in the stored values' own kind.
-        ends = [int(self._header.PixelPaddingValue)]
-        ends.append(int(self._header.get("PixelPaddingRangeLimit") or ends[0]))
-        low, high = sorted(np.array(ends).astype(stored.dtype))
+        ends = np.array([value, value if limit is None else limit])
+        low, high = np.sort((ends if stored.dtype.kind == "f" else ends.astype(np.int64)).astype(stored.dtype))
         return None if low <= stored.min() and stored.max() <= high else (low, high)
 
     # ---------------------------------------------------------------------------------------------- colour
 
     def _palette(self, indices: np.ndarray) -> np.ndarray:
-        if self._header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:
+        if self._big_endian:
             _swap_palette(self._header)
         colour = apply_color_lut(indices, self._header)
         return _luminance(colour, 2 ** (8 * colour.dtype.itemsize) - 1)
@@ -306,17 +315,35 @@ def _leaves_range(grey: np.ndarray) -> bool:
     return bool(grey.min() < -1e-6 or grey.max() > 1 + 1e-6)
 
 
-def _voi_table(stated: Dataset, signed: bool) -> Shades:
-    """PS3.3 C.11.2.1.1: values below the first mapped one take the first entry, above the last one the last."""
-    item = stated.VOILUTSequence[0]
+def _voi_table(item: Dataset, signed: bool, big_endian: bool) -> Shades:
+    """An item of the VOI LUT Sequence; its entries reach up to what the bits of the descriptor hold."""
+    table, largest = _table(item, signed, big_endian), np.float32(2 ** int(item.LUTDescriptor[2]) - 1)
+    return lambda values: np.clip(table(values) / largest, 0, 1)
+
+
+def _table(item: Dataset, signed: bool, big_endian: bool) -> Callable[[np.ndarray], np.ndarray]:
+    """A Modality or VOI LUT (PS3.3 C.11.1.1 and C.11.2.1.1): values of any kind to its entries, as float32.
+
+    Values below the first mapped one take the first entry, above the last one the last.
+
+    Args:
+        item: LUT Descriptor and LUT Data.
+        signed: Whether the values may be negative.
+        big_endian: Byte order of the file: pydicom hands words (OW) out as they stand there.
+    """
     entries, first, bits = (int(number) for number in item.LUTDescriptor)
+    entries = entries or 2**16
     data = item["LUTData"].value
-    table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.atleast_1d(np.asarray(data))
-    table = table.astype(np.uint16)[: entries or 2**16]
+    if isinstance(data, bytes):
+        data = np.frombuffer(data + b"\0" * (len(data) % 2), ">u2" if big_endian else "<u2")
+    words = np.atleast_1d(np.asarray(data)).astype("<u2")
+    if bits <= 8 and 1 < entries <= 2 * len(words) <= entries + 1:  # two to a word, the first in its low byte
+        words = words.view(np.uint8)
+    table = words[:entries].astype(np.float32)
     if first > 2**15 - 1 and signed:
         first -= 2**16  # the descriptor was read unsigned although the values are signed
-    shades = np.clip(table / np.float32(2**bits - 1), 0, 1).astype(np.float32)
-    return lambda values: shades[np.clip(values - first, 0, len(shades) - 1).astype(np.int64)]
+    last = len(table) - 1
+    return lambda values: table[np.clip(np.subtract(values, first, dtype=np.float64), 0, last).astype(np.int64)]
 
 
 def _swap_palette(header: Dataset) -> None:
