@@ -2,12 +2,16 @@
 
 import os
 import sys
+from pathlib import Path
 
 from cyclic_cli.cli import app
 
 
 def main() -> None:
     """Run the command line. A reader that closes the pipe early (`| head`) ends it quietly."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this, as `>&-` does
+            setattr(sys, name, Path(os.devnull).open(mode))
     try:
         app(prog_name="cyclic")
     except SystemExit as end:

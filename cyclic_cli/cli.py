@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from cyclic_cli import config as settings
 from cyclic_cli import console, registry
 from cyclic_cli.config import PrepareConfig, Preprocessing, TrainConfig
-from cyclic_cli.errors import CyclicError, Terminated
+from cyclic_cli.errors import CyclicError, Terminated, UsageError
 
 SOME_LEFT_OUT = 8  # exit code with --strict
 EXIT_CODES = (
@@ -248,7 +248,7 @@ def prepare(
         ),
     ] = None,
     time_limit: Annotated[
-        float, typer.Option(min=1, help="Seconds that reading one file may take.", rich_help_panel=LARGE)
+        float, typer.Option(min=1, help="Seconds that reading one frame may take.", rich_help_panel=LARGE)
     ] = 300,
     workers: Annotated[
         int | None,
@@ -281,7 +281,10 @@ def prepare(
         return
     _show("Data set", asdict(summary), json)
     if not json and not quiet:
-        console.say(f"Next: cyclic train {out}")
+        if summary.rejected or summary.skipped:
+            console.say(f"What was not used, and why, stands in {out / 'rejected.jsonl'}.")
+        if summary.samples > summary.text_only:
+            console.say(f"Next: cyclic train {out}")
     if strict and summary.rejected:
         raise typer.Exit(SOME_LEFT_OUT)
 
@@ -463,6 +466,8 @@ def _paths(sources: list[str], null: bool) -> list[Path]:
     """Sources as paths, with `-` replaced by the list on stdin."""
     found: list[Path] = []
     for source in sources:
+        if not source:  # as a shell gives for a variable that is not set; a path without words would be this folder
+            raise UsageError("A source is empty.", "Check the variable it comes from.")
         if source != "-":
             found.append(Path(source))
             continue

@@ -93,6 +93,6 @@ class Skipped(InputError):
     """A valid input that is not an image to learn from; `kind` says what it is, `text` is what a report says."""
 
     def __init__(self, kind: str, text: str = "") -> None:
-        super().__init__(f"a {kind}, not an image")
+        super().__init__(f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}, not an image")
         self.kind = kind
         self.text = text

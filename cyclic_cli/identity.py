@@ -21,8 +21,22 @@ import platformdirs
 from cyclic_cli.errors import CyclicError, UsageError
 
 SPLITS = ("train", "val", "test")
-NO_PATIENT = {"", "0", "ANON", "ANONYMOUS", "NONE", "UNKNOWN"}
-"""Patient numbers that name nobody (compared in upper case)."""
+NOBODY = {
+    "ANON",
+    "ANONYMIZED",
+    "ANONYMISED",
+    "ANONYMOUS",
+    "DEIDENTIFIED",
+    "NA",
+    "N/A",
+    "NIL",
+    "NONE",
+    "NULL",
+    "UNKNOWN",
+}
+"""What stands for a number that nobody gave (compared in upper case)."""
+SCHEME = 1
+"""Of keys and fingerprints; raised when either is made otherwise, so that data sets of both are not mixed."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,11 @@ class Keyer:
 def _short(secret: bytes) -> bytes:
     """A secret of any length as a key of BLAKE2, which takes 64 bytes at most."""
     return hashlib.sha256(secret).digest()
+
+
+def names_nobody(number: str) -> bool:
+    """Whether a patient's or a study's number is none: empty, zeros, or a word for that."""
+    return not number.strip("0 .-_?*") or number.strip().upper() in NOBODY
 
 
 def place(patient_key: str) -> float:

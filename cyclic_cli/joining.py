@@ -13,29 +13,33 @@ scratch database, so that memory does not grow.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 from cyclic_cli.errors import REASONS, CyclicError
 from cyclic_cli.identity import SPLITS, place, split_of
-from cyclic_cli.offer import BESIDE, ENDING, LONGEST_ENDING, NAME, OF_STUDY, RELATIVE, STEM, STRUCTURED, TABLE, Offer
+from cyclic_cli.offer import BESIDE, ENDING, LONGEST_ENDING, NAME, OF_STUDY, RELATIVE, STEM, STRUCTURED, Offer
 from cyclic_cli.scrub import scrub
 from cyclic_cli.similar import near_duplicates
 from cyclic_cli.storage import FRAME_COLUMNS, INDEX_COLUMNS, INPUT_COLUMNS, REPORT_COLUMNS
 from cyclic_cli.text import Report, merge
 
 Row = dict[str, Any]
+CONTRADICTING = "{} images that were not given have rows that contradict one another: none is kept"
 
 _SAMPLE = [name for name in INDEX_COLUMNS if name not in ("split", "position")]
 _SCHEMA = f"""
-CREATE TABLE headers AS SELECT place, min(frame) AS frame, status, patient, study,
+CREATE TABLE headers AS SELECT place, min(frame) AS frame, status, patient, patient_number, study,
     accession, instance, sample, words FROM frames GROUP BY place;
 CREATE UNIQUE INDEX headers_place ON headers (place);
 CREATE INDEX headers_instance ON headers (instance);
 CREATE INDEX headers_accession ON headers (accession);
 CREATE TABLE matches (place, number INTEGER, PRIMARY KEY (place, number)) WITHOUT ROWID;
-CREATE TABLE owners (place, number INTEGER, patient, study, named, split, line, labels, conflict);
+CREATE TABLE owners (place, number INTEGER, told, header, header_number, path, study, header_study, split, line, labels,
+                     conflict, alone, alone_study, patient, named);
 CREATE TABLE said (place PRIMARY KEY, text) WITHOUT ROWID;
 CREATE TABLE tellers (number INTEGER, patient);
 CREATE TABLE words (patient, word, PRIMARY KEY (patient, word)) WITHOUT ROWID;
@@ -54,7 +58,7 @@ class Join:
         self.offer, self.db, self.keyer, self.config = offer, offer.db, offer.keyer, offer.config
         self.text_labels: set[str] = set()  # that hold words, not numbers
         self.split_given = False
-        self._counts: dict[str, int] = {}  # of what is worth a warning
+        self._counts: Counter[str] = Counter()  # of what is worth a warning
         self._near_pairs: list[tuple[int, int, int]] | None = None
 
     def run(self) -> "Join":
@@ -73,14 +77,18 @@ class Join:
 
     def _match(self) -> None:
         """Fill `matches`: which reports speak of which inputs."""
-        self._drop_shared_side_cars()
         self._match_images()
         self.db.executescript(
-            f"""
+            """
             INSERT OR IGNORE INTO matches SELECT i.place, r.number FROM reports r JOIN images i
                 ON i."table" = r."table" AND i.image = r.image WHERE i.place IS NOT NULL;
             INSERT OR IGNORE INTO matches SELECT h.place, r.number FROM reports r JOIN headers h
                 ON h.instance = r.instance WHERE r.instance != '';
+            """
+        )
+        self._drop_shared_side_cars()
+        self.db.executescript(
+            f"""
             INSERT OR IGNORE INTO matches SELECT i.place, r.number FROM reports r JOIN inputs i
                 ON i.place = r.place WHERE r.rank = {BESIDE};
             CREATE TABLE studies AS
@@ -90,8 +98,12 @@ class Join:
             CREATE INDEX studies_study ON studies (study);
             INSERT OR IGNORE INTO matches SELECT s.place, r.number FROM reports r JOIN studies s
                 ON s.study = r.study WHERE r.rank >= {OF_STUDY} AND r.study != '';
-            INSERT OR IGNORE INTO matches SELECT h.place, r.number FROM reports r JOIN headers h
-                ON h.accession = r.accession WHERE r.rank >= {OF_STUDY} AND r.accession != '';
+            -- A hospital's number: another hospital may have given it to another patient's study.
+            CREATE TABLE accessions AS SELECT accession FROM headers WHERE accession != ''
+                GROUP BY accession HAVING count(DISTINCT patient) = 1 AND count(DISTINCT study) = 1;
+            INSERT OR IGNORE INTO matches SELECT h.place, r.number FROM reports r JOIN accessions a USING (accession)
+                JOIN headers h USING (accession) WHERE r.rank >= {OF_STUDY}
+                AND (r.patient = '' OR h.patient = '' OR r.patient IN (h.patient, h.patient_number));
             CREATE INDEX matches_number ON matches (number);
             """
         )
@@ -116,11 +128,6 @@ class Join:
             """
         )
         self._give("JOIN inputs u ON u.absolute = i.wanted")
-        # What the strictest rule gave stays given, when a later month brings files of the same names.
-        self.db.execute(
-            """UPDATE reports SET place = i.place FROM images i
-               WHERE i."table" = reports."table" AND i.image = reports.image AND i.place IS NOT NULL"""
-        )
         self._give(self._unique("within", RELATIVE))
         self._give(self._unique("image", RELATIVE))
         deepest = self.db.execute("SELECT coalesce(max(depth), 0) FROM images").fetchone()[0]
@@ -133,24 +140,35 @@ class Join:
         if endings:
             self._give_found(" UNION ALL ".join(endings))
         by_name = self._give(f"{self._unique('image', NAME)} AND i.depth = 1")
-        by_name += self._give(f"{self._unique('stem', STEM)} AND i.depth = 1")
+        by_name += self._give(f"{self._unique('stem', STEM)} AND i.depth = 1", alone=True)
         self._counts["{} rows of the tables found their image by its file name alone"] = by_name
+        # What was given stays given, when a later month brings files of the same names.
+        self.db.execute(
+            """UPDATE reports SET place = i.place FROM images i
+               WHERE i."table" = reports."table" AND i.image = reports.image AND i.place IS NOT NULL"""
+        )
 
     def _unique(self, column: str, kind: int) -> str:
         """A join of images with the inputs that alone have such a name."""
         alone = f"SELECT key, min(place) AS place FROM keys WHERE kind = {kind} GROUP BY key HAVING count(*) = 1"
         return f"JOIN ({alone}) u ON u.key = i.{column}"
 
-    def _give(self, join: str) -> int:
-        return self._give_found(f'SELECT i.rowid AS row, u.place, i."table" FROM images i {join}')
+    def _give(self, join: str, alone: bool = False) -> int:
+        return self._give_found(f'SELECT i.rowid AS row, u.place, i."table" FROM images i {join}', alone)
 
-    def _give_found(self, found: str) -> int:
-        """Give images that have none yet the inputs that no stricter rule gave to the same table; how many got one."""
+    def _give_found(self, found: str, alone: bool = False) -> int:
+        """Give images that have none yet the inputs that no stricter rule gave to the same table; how many got one.
+
+        `alone`: not where two images of a table would get one input.
+        """
         self.db.execute(
             f"""CREATE TABLE gave AS SELECT f.row, f.place, f."table" FROM ({found}) f JOIN images i ON i.rowid = f.row
                 WHERE i.place IS NULL
                   AND NOT EXISTS (SELECT 1 FROM taken t WHERE t."table" = f."table" AND t.place = f.place)"""
         )
+        if alone:
+            twice = 'SELECT 1 FROM gave g WHERE g."table" = gave."table" AND g.place = gave.place AND g.row != gave.row'
+            self.db.execute(f"DELETE FROM gave WHERE EXISTS ({twice})")
         given = self.db.execute("UPDATE images SET place = gave.place FROM gave WHERE images.rowid = gave.row").rowcount
         self.db.execute('INSERT OR IGNORE INTO taken SELECT "table", place FROM gave')
         self.db.execute("DROP TABLE gave")
@@ -159,9 +177,12 @@ class Join:
     def _drop_shared_side_cars(self) -> None:
         """A folder's one report belongs to its images only where they are of one study, or at least of one patient."""
         shared = self.db.execute(
-            """SELECT r.shared FROM reports r JOIN headers h USING (place) JOIN frames f USING (place)
-               WHERE r.shared IS NOT NULL AND f.status = 'used'
-               GROUP BY r.shared HAVING count(DISTINCT coalesce(nullif(h.study, ''), h.patient)) > 1"""
+            """WITH known AS (SELECT m.place, max(r.study) AS study, max(r.patient) AS patient
+                   FROM matches m JOIN reports r USING (number) GROUP BY m.place)
+               SELECT r.shared FROM reports r JOIN inputs i USING (place) JOIN headers h USING (place)
+                   LEFT JOIN known k USING (place) WHERE r.shared IS NOT NULL AND h.status = 'used'
+               GROUP BY r.shared HAVING count(DISTINCT coalesce(nullif(k.study, ''), nullif(h.study, ''),
+                   nullif(i.path_study, ''), nullif(k.patient, ''), nullif(h.patient, ''), i.path_patient)) > 1"""
         ).fetchall()
         self.db.executemany("DELETE FROM reports WHERE shared = ?", shared)
         text = "{} report.txt lie beside images of several patients or studies, and were not used"
@@ -171,45 +192,42 @@ class Join:
 
     def _own(self) -> None:
         """Fill `owners`: patient and study of every input, and of every report that speaks of none."""
-        said = "r.rank, r.patient, r.study, r.split, r.labels, r.line"
+        said = "r.rank, r.generation, r.patient, r.study, r.split, r.labels, r.line"
         inputs = self.db.execute(
-            f"""SELECT i.place, h.patient, h.study, h.sample, i.path_patient, i.path_study, {said}
+            f"""SELECT i.place, h.patient, h.patient_number, i.path_patient, h.study, i.path_study, h.sample, {said}
                 FROM inputs i JOIN headers h USING (place) LEFT JOIN matches m USING (place)
-                LEFT JOIN reports r ON r.number = m.number ORDER BY i.place, r.rank, r.number"""
+                LEFT JOIN reports r ON r.number = m.number ORDER BY i.place, r.rank, r.generation DESC, r.number"""
         )
-        for (place_key, *header), rows in groupby(inputs, lambda row: row[:6]):
-            merged = self._merged([row[6:] for row in rows if row[6] is not None])
-            self._add_owner(place_key, None, merged, *header)
-        alone = self.db.execute(
+        for (place_key, *header, sample), rows in groupby(inputs, lambda row: row[:7]):
+            merged = self._merged([row[7:] for row in rows if row[7] is not None])
+            alone = sample or self.keyer.key("text", place_key)
+            self._add_owner(place_key, None, merged, alone, *[value or "" for value in header])
+        reports = self.db.execute(
             f"""SELECT coalesce(r.image, -r.number), r."table", r.number, r.image, r.text, r.words, {said}
                 FROM reports r WHERE r.number NOT IN (SELECT number FROM matches) AND r.rank != {BESIDE}
                 ORDER BY r."table", 1, r.number"""
         )
-        for _, group in groupby(alone, lambda row: row[:2]):
+        for _, group in groupby(reports, lambda row: row[:2]):
             told = list(group)
-            merged = self._merged([(TABLE, *row[7:]) for row in told])
             texts = {row[4]: row for row in told if row[4]}
+            self._counts[CONTRADICTING] += len(texts) > 1
             for _, _, number, image, text, words, *_ in texts.values() if len(texts) == 1 else []:
-                own = self.keyer.key("text", str(image), scrub(text, json.loads(words or "[]"), self.keyer))
-                self._add_owner(None, number, merged, "", "", own, "", "")
-        self.db.executescript(
-            """
-            CREATE UNIQUE INDEX owners_place ON owners (place);
-            INSERT INTO tellers SELECT m.number, o.patient FROM matches m JOIN owners o USING (place)
-                UNION SELECT number, patient FROM owners WHERE number IS NOT NULL;
-            CREATE INDEX tellers_number ON tellers (number);
-            """
-        )
+                alone = self.keyer.key("text", str(image), scrub(text, json.loads(words or "[]"), self.keyer))
+                self._add_owner(None, number, self._merged([row[6:] for row in told]), alone)
+        self._name_patients()
 
     def _merged(self, rows: list[tuple[Any, ...]]) -> Report | None:
-        """What reports of one image say together, but for the text: of one rank they must agree, the next fill gaps."""
+        """What reports of one image say together, but for the text.
+
+        Those of one rank and generation must agree, or there is None; what they leave open is filled by the next.
+        """
         whole = Report()
-        for _, same in groupby(rows, lambda row: row[0]):
+        for _, same in groupby(rows, lambda row: row[:2]):
             said: Report | None = Report()
-            for _, patient, study, split, labels, line in same:
-                names = (patient or "", study or "", split or "", line or "")
-                new = Report(patient=names[0], study=names[1], split=names[2], line=names[3], labels=json.loads(labels))
-                said = said and merge(said, new)
+            for _, _, patient, study, split, labels, line in same:
+                names = (patient or "", study or "", split or "")
+                new = Report(patient=names[0], study=names[1], split=names[2], labels=json.loads(labels))
+                said = said and merge(replace(said, line=said.line or line or ""), new)
             if said is None:
                 return None
             self.text_labels |= {name for name, value in said.labels.items() if isinstance(value, str)}
@@ -221,21 +239,49 @@ class Join:
         return whole
 
     def _add_owner(
-        self, place_key: str | None, number: int | None, said: Report | None, patient: str | None, study: str | None,
-        sample: str | None, path_patient: str, path_study: str,
+        self, place_key: str | None, number: int | None, said: Report | None, alone: str, header: str = "",
+        header_number: str = "", path: str = "", header_study: str = "", path_study: str = "",
     ) -> None:  # fmt: skip
-        """Who an input or a text belongs to: by the table, else the header, the path, the study, or nobody else."""
-        key, report = self.keyer.key, said or Report()
-        alone = sample or key("text", place_key or "")
-        study = report.study or study or path_study
-        patient = report.patient or patient or path_patient
-        named = bool(patient)
-        patient = patient or (key("patient of study", study) if study else key("patient of sample", alone))
-        self.db.execute(
-            "INSERT INTO owners VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (place_key, number, patient, study or key("study of sample", alone), named, report.split, report.line,
-             json.dumps(report.labels), said is None),
+        """All that tells who an input or a text belongs to, and the keys it has where nothing else does."""
+        key, told = self.keyer.key, said or Report()
+        study = told.study or header_study or path_study
+        alone_patient = key("patient of study", study) if study else key("patient of sample", alone)
+        row = (
+            place_key, number, told.patient, header, header_number, path, study or key("study of sample", alone),
+            header_study, told.split, told.line, json.dumps(told.labels), said is None, alone_patient, study != "",
         )  # fmt: skip
+        self.db.execute(f"INSERT INTO owners VALUES ({', '.join('?' * len(row))}, '', 1)", row)
+
+    def _name_patients(self) -> None:
+        """Give every owner its patient: by the table, else the header, the path, the study, or nobody else.
+
+        A person is known by several keys: an issuer may be missing, a table may speak of some images only, a file may
+        have lost its PatientID. Where only one patient can be meant, it is that one: else a study would lie in two
+        splits.
+        """
+        self.db.executescript(
+            """
+            CREATE TABLE issued AS SELECT header_number AS number, min(header) AS patient FROM owners
+                WHERE header != header_number GROUP BY header_number HAVING count(DISTINCT header) = 1;
+            UPDATE owners SET header = issued.patient FROM issued WHERE owners.header = issued.number;
+            CREATE TABLE renamed AS SELECT header, min(told) AS patient FROM owners
+                WHERE told != '' AND header != '' GROUP BY header HAVING count(DISTINCT told) = 1;
+            CREATE UNIQUE INDEX renamed_header ON renamed (header);
+            UPDATE owners SET patient = coalesce(nullif(told, ''),
+                (SELECT patient FROM renamed r WHERE r.header = owners.header), nullif(header, ''), path);
+            CREATE TABLE studied AS SELECT study, min(patient) AS patient FROM
+                    (SELECT study, patient FROM owners UNION SELECT header_study, patient FROM owners)
+                WHERE study != '' AND patient != '' GROUP BY study HAVING count(DISTINCT patient) = 1;
+            CREATE UNIQUE INDEX studied_study ON studied (study);
+            UPDATE owners SET patient = studied.patient FROM studied WHERE owners.patient = ''
+                AND owners.study = studied.study;
+            UPDATE owners SET patient = alone, named = 0 WHERE patient = '';
+            CREATE UNIQUE INDEX owners_place ON owners (place);
+            INSERT INTO tellers SELECT m.number, o.patient FROM matches m JOIN owners o USING (place)
+                UNION SELECT number, patient FROM owners WHERE number IS NOT NULL;
+            CREATE INDEX tellers_number ON tellers (number);
+            """
+        )
 
     # ----------------------------------------------------------------------------------------------- scrub
 
@@ -244,8 +290,11 @@ class Join:
         self.db.executescript(
             """
             CREATE TABLE texted AS SELECT DISTINCT t.patient FROM tellers t JOIN reports r USING (number)
-                WHERE r.text != '';
+                WHERE r.text != '' OR r.labels LIKE '%": "%';
             CREATE UNIQUE INDEX texted_patient ON texted (patient);
+            CREATE TABLE naming AS SELECT DISTINCT o.patient FROM owners o JOIN headers h USING (place)
+                WHERE h.words IS NOT NULL AND h.words != '[]';
+            CREATE UNIQUE INDEX naming_patient ON naming (patient);
             INSERT OR IGNORE INTO words SELECT o.patient, j.value FROM owners o JOIN texted USING (patient)
                 JOIN headers h USING (place), json_each(h.words) j;
             INSERT OR IGNORE INTO words SELECT t.patient, j.value FROM tellers t JOIN reports r USING (number),
@@ -253,28 +302,53 @@ class Join:
             """
         )
         texts = self.db.execute(
-            """SELECT r.number, r.text, (SELECT json_group_array(word) FROM words
-                   WHERE patient IN (SELECT patient FROM tellers t WHERE t.number = r.number))
-               FROM reports r WHERE r.text != '' ORDER BY r.number"""
+            """SELECT (SELECT group_concat(patient, ' ') FROM tellers t WHERE t.number = r.number) AS patients,
+                   r.number, r.text, r.labels
+               FROM reports r WHERE r.text != '' OR r.labels LIKE '%": "%' ORDER BY patients"""
         )
         bare = 0
-        for number, text, words in texts:
-            known = json.loads(words)
-            bare += not known
-            self.db.execute("UPDATE reports SET text = ? WHERE number = ?", (scrub(text, known, self.keyer), number))
+        for patients, rows in groupby(texts, lambda row: row[0]):
+            words = self._words((patients or "").split())
+            for _, number, text, labels in rows:
+                bare += bool(text) and not self._is_naming(patients or "", number)
+                self.db.execute(
+                    "UPDATE reports SET text = ?, labels = ? WHERE number = ?",
+                    (scrub(text, words, self.keyer), self._clean_labels(labels, words), number),
+                )
+        labelled = self.db.execute("SELECT rowid, patient, labels FROM owners WHERE labels LIKE '%\": \"%'")
+        for row, patient, labels in labelled.fetchall():
+            clean = (self._clean_labels(labels, self._words([patient])), row)
+            self.db.execute("UPDATE owners SET labels = ? WHERE rowid = ?", clean)
         if not self.config.already_deidentified:
             only = "dates, phones and long numbers were cut out"
             self._counts[f"of {{}} reports no header or column names anybody: only {only}"] = bare
 
+    def _is_naming(self, patients: str, number: int) -> bool:
+        """Whether a header of the patients, or the report's own row, holds more than numbers that are keys."""
+        known = "SELECT 1 FROM naming WHERE patient = ? UNION SELECT 1 FROM reports WHERE number = ? AND naming"
+        return any(self.db.execute(known, (patient, number)).fetchone() for patient in patients.split())
+
+    def _words(self, patients: list[str]) -> frozenset[str]:
+        """Fingerprints of what the headers and rows of some patients name."""
+        marks = ", ".join("?" * len(patients))
+        rows = self.db.execute(f"SELECT word FROM words WHERE patient IN ({marks})", patients)
+        return frozenset(word for (word,) in rows)
+
+    def _clean_labels(self, labels: str, words: frozenset[str]) -> str:
+        """Labels as JSON; one that is text may hold a name, as a report may."""
+        said = json.loads(labels)
+        clean = {name: scrub(value, words, self.keyer) for name, value in said.items() if isinstance(value, str)}
+        return json.dumps(said | clean)
+
     def _say(self) -> None:
         """Fill `said`: the text of every input. Two texts of one table about one image make a conflict."""
         texts = self.db.execute(
-            """SELECT m.place, r.rank, r.text FROM matches m JOIN reports r USING (number) WHERE r.text != ''
-               ORDER BY m.place, r.rank, r.text"""
+            """SELECT m.place, r.rank, r.generation, r.text FROM matches m JOIN reports r USING (number)
+               WHERE r.text != '' ORDER BY m.place, r.rank, r.generation DESC, r.text"""
         )
         for place_key, rows in groupby(texts, lambda row: row[0]):
-            rank, first = next(groupby(rows, lambda row: row[1]))
-            said = list(dict.fromkeys(row[2] for row in first))
+            (rank, _), first = next(groupby(rows, lambda row: row[1:3]))
+            said = list(dict.fromkeys(row[3] for row in first))
             if len(said) > 1 and rank != STRUCTURED:  # a study has several structured reports, all true
                 self.db.execute("UPDATE owners SET conflict = 1 WHERE place = ?", (place_key,))
             else:
@@ -331,14 +405,17 @@ class Join:
 
     def _split(self) -> None:
         """Give every patient a split, from the table where it gives one."""
-        given = self.db.execute(
-            "SELECT patient, min(split), max(split) FROM samples WHERE split != '' GROUP BY patient"
+        given = self.db.execute(  # of owners, not samples: it holds for the patient, whatever became of the image
+            "SELECT patient, min(split), max(split) FROM owners WHERE split != '' GROUP BY patient"
         )
         self.db.execute("CREATE TABLE splits (patient PRIMARY KEY, split) WITHOUT ROWID")
         for patient, first, last in given:
             if first != last:
+                lines = "SELECT min(line) FROM owners WHERE patient = ? AND split IN (?, ?) GROUP BY split"
+                found = sorted(line for (line,) in self.db.execute(lines, (patient, first, last)) if line)
                 raise CyclicError(
-                    "A table puts one patient into two splits.", f"Patient key {patient}: mend the table."
+                    "A table puts one patient into two splits.",
+                    f"Mend the table: {' and '.join(found)}." if found else f"Patient key {patient}: mend the table.",
                 )
             self.split_given = True
             self.db.execute("INSERT INTO splits VALUES (?, ?)", (patient, first))
@@ -439,15 +516,17 @@ class Join:
 
     def warnings(self) -> list[str]:
         """What the user should know, each with its count."""
-        (imageless,) = self.db.execute(
-            "SELECT count(*) FROM reports WHERE image IS NOT NULL AND number NOT IN (SELECT number FROM matches)"
+        named, imageless = self.db.execute(
+            """SELECT count(*), coalesce(sum(number NOT IN (SELECT number FROM matches)), 0) FROM reports
+               WHERE image IS NOT NULL"""
         ).fetchone()
         (nobody,) = self.db.execute("SELECT count(*) FROM samples WHERE NOT named").fetchone()
         said = self._counts | {
             "{} rows of the tables name an image that was not given": imageless,
             "{} samples name no patient: each study, or sample, counts as a patient of its own": nobody,
         }
-        return [text.format(count) for text, count in said.items() if count]
+        lost = "not one row of the tables found its image: name the folder as source that their paths begin in"
+        return [lost] * (0 < named == imageless) + [text.format(count) for text, count in said.items() if count]
 
     def fingerprint(self) -> str:
         """A hash of the samples."""

@@ -16,15 +16,16 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from cyclic_cli import layouts
+from cyclic_cli import images, layouts
 from cyclic_cli.config import PrepareConfig, as_plain
-from cyclic_cli.errors import CyclicError, Rejected
+from cyclic_cli.errors import CyclicError, Rejected, Skipped
 from cyclic_cli.events import Note
-from cyclic_cli.identity import NO_PATIENT, Keyer
+from cyclic_cli.identity import Keyer, names_nobody
 from cyclic_cli.scrub import fingerprints
 from cyclic_cli.sources import Input, beside, walk
 from cyclic_cli.storage import FRAME_COLUMNS, INPUT_COLUMNS, REPORT_COLUMNS, StoredDataset
@@ -47,8 +48,9 @@ CREATE TABLE inputs ({", ".join(_STORED)}, {", ".join(_IN_MEMORY)}, PRIMARY KEY 
 CREATE INDEX inputs_number ON inputs (number);
 CREATE INDEX inputs_ends ON inputs (ends);
 CREATE TABLE frames (place, {", ".join(FRAME_COLUMNS)}, PRIMARY KEY (place, frame)) WITHOUT ROWID;
-CREATE TABLE reports (number INTEGER PRIMARY KEY, wanted BLOB, line TEXT,
+CREATE TABLE reports (number INTEGER PRIMARY KEY, wanted BLOB, line TEXT, naming INTEGER,
                       {", ".join(f'"{name}"' for name in REPORT_COLUMNS)});
+CREATE INDEX reports_digest ON reports (digest);
 """
 
 
@@ -81,7 +83,7 @@ class Offer:
         self.labels: list[str] = list(known.facts.labels) if known else []
         self.notes: list[Note] = []
         self.report_files = 0  # tables and side-cars of this call
-        self._digest = hashlib.sha256(json.dumps(as_plain(config), sort_keys=True).encode() + keyer.check().encode())
+        self._digest, self._told = hashlib.sha256(), hashlib.sha256()  # of inputs and of reports
         self._sources = sources
         self._roots = [f"{os.path.abspath(source)}/" for source in sources if source.is_dir()]
         self._find(sources, out)
@@ -89,7 +91,11 @@ class Offer:
         texts = self._take_texts(tables)
         if known is not None:
             self._take_known(known)
-        (self.first,) = self.db.execute("SELECT coalesce(max(number) + 1, 0) FROM inputs").fetchone()
+        one = self.db.execute
+        (self.first,) = one("SELECT coalesce(max(number) + 1, 0) FROM inputs").fetchone()
+        (self.next_shard,) = one("SELECT coalesce(max(shard) + 1, 0) FROM frames").fetchone()
+        (generation,) = one("SELECT coalesce(max(generation) + 1, 0) FROM reports").fetchone()
+        self._fresh = {"generation": generation}
         self.new = self._take_inputs()
         self._take_reports(texts)
         self._take_side_cars()
@@ -99,8 +105,10 @@ class Offer:
         (offered,) = self.db.execute("SELECT count(*) FROM found").fetchone()
         return {
             "settings": as_plain(self.config),
+            "secret": self.keyer.check(),
             "inputs": offered,
             "fingerprint": self.keyer.key("request", self._digest.hexdigest()),
+            "reports": self.keyer.key("reports", self._told.hexdigest()),
         }
 
     def has_reports(self) -> bool:
@@ -121,9 +129,20 @@ class Offer:
         for row in rows:
             (place,) = self.db.execute("SELECT place FROM inputs WHERE number = ?", (row["input"],)).fetchone()
             self._insert("frames", {"place": place, **{name: row.get(name) for name in FRAME_COLUMNS}})
-            if row.get("text"):
-                said = {name: row.get(name) for name in ("study", "accession", "patient", "words", "text")}
-                self._insert("reports", {"rank": STRUCTURED, "labels": {}, **said})
+            if row.get("told"):
+                said = {name: row.get(name) for name in ("study", "accession", "patient", "words")}
+                text = self._structured_text(place)
+                self._insert("reports", self._fresh | {"rank": STRUCTURED, "labels": {}, "text": text, **said})
+
+    def _structured_text(self, place: str) -> str:
+        """What a structured report says. It is read here: from where files are decoded it would come by the disk."""
+        path, member = self.db.execute("SELECT path, member FROM inputs WHERE place = ?", (place,)).fetchone()
+        with suppress(Rejected):  # it was there when its shard was written
+            try:
+                images.open_scan(Input(Path(os.fsdecode(path)), "", "", member).read(), self.config.preprocessing)
+            except Skipped as report:
+                return report.text
+        return ""
 
     # ---------------------------------------------------------------------------------------------- inputs
 
@@ -240,7 +259,7 @@ class Offer:
         for item in texts:
             with item.open() as file:
                 while block := file.read(2**20):
-                    self._digest.update(block)
+                    self._told.update(block)
         if not texts:
             return
         stream = self.layout.read(texts, self.config)
@@ -248,13 +267,19 @@ class Offer:
         (first,) = self.db.execute('SELECT coalesce(max("table"), 0) FROM reports').fetchone()
         for number, (_, reports) in enumerate(groupby(stream, lambda report: report.table), first + 1):
             for report in reports:
-                self._insert("reports", self._report(report, number))
+                row = self._report(report, number)
+                if not self._is_known(row):
+                    self._insert("reports", row)
         self.notes += [Note(note) for note in stream.notes]  # now they tell of texts that could not be read, too
 
     def _report(self, report: Report, table: int) -> dict[str, Any]:
         """A report with keys in the place of whatever names somebody."""
         of_image = bool(report.image or report.instance)
-        row = {
+        whole = json.dumps(asdict(replace(report, line="", table="")), sort_keys=True)
+        keys = {report.patient, report.study, report.accession, report.instance, report.image}
+        row = self._fresh | {
+            "digest": self.keyer.number(whole),
+            "naming": bool({*report.identifying.names, *report.identifying.remarks} - keys),
             "table": table,
             "rank": TABLE if of_image or not (report.study or report.accession) else OF_STUDY,
             "instance": self._key("instance", report.instance),
@@ -268,6 +293,12 @@ class Offer:
             "line": report.line,
         }
         return row | (self._image_of(report) if report.image else {})
+
+    def _is_known(self, row: dict[str, Any]) -> bool:
+        """Whether the data set that is updated has the same row, about the same image."""
+        known = """SELECT 1 FROM reports r LEFT JOIN inputs i USING (place)
+                   WHERE r.digest = ? AND r.generation < ? AND (r.image IS NULL OR i.absolute = ?)"""
+        return self.db.execute(known, (row["digest"], row["generation"], row.get("wanted"))).fetchone() is not None
 
     def _image_of(self, report: Report) -> dict[str, Any]:
         """What a report calls its image: see `REPORT_COLUMNS`; `wanted` is where that would be."""
@@ -285,23 +316,31 @@ class Offer:
     def _take_side_cars(self) -> None:
         """The text files beside images; one that was read before may have been written anew."""
         files: set[tuple[str, str]] = set()
+        broken = 0
         query = f"SELECT place, {', '.join(_IN_MEMORY)} FROM inputs WHERE side_car != '' ORDER BY number"
         for place, _, path, member, folder, name in self.db.execute(query).fetchall():
             text = _side_car(Path(os.fsdecode(path)), member, name)
             self.db.execute("DELETE FROM reports WHERE rank = ? AND place = ?", (BESIDE, place))
-            with suppress(Rejected):  # an empty one says nothing
-                content = text.read()
-                self._digest.update(content)
+            try:
+                content = layouts.content_of(text)
+            except Rejected:
+                broken += 1
+            else:
+                self._told.update(content)
                 shared = self.keyer.number(folder) if name == SIDE_CAR else None
                 said = {"text": as_text(content).strip(), "shared": shared}
-                self._insert("reports", {"rank": BESIDE, "place": place, "labels": {}, **said})
+                self._insert("reports", self._fresh | {"rank": BESIDE, "place": place, "labels": {}, **said})
             files.add((text.absolute, text.member))
         self.report_files += len(files)
+        if broken:
+            self.notes.append(
+                Note(f"{broken} text files beside images could not be read, or are too long", warning=True)
+            )
 
     # ------------------------------------------------------------------------------------------------ rows
 
     def _key(self, kind: str, value: str) -> str:
-        return "" if value.upper() in NO_PATIENT else self.keyer.key(kind, value)
+        return "" if names_nobody(value) else self.keyer.key(kind, value)
 
     def _insert(self, table: str, row: dict[str, Any], otherwise: str = "") -> None:
         """One row; lists and tables become JSON."""

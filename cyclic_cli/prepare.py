@@ -114,7 +114,7 @@ def prepare(
     if work.merge and work.part:
         raise UsageError("--part writes a part, --merge joins all of them.", "Say one at a time.")
     keyer = Keyer(b"" if config.already_deidentified else find_secret(salt_file))
-    known = _to_update(out, config) if work.update else None
+    known = _to_update(out, config, keyer) if work.update else None
     offer = Offer(sources, tables, out, config, keyer, known)
     for note in offer.notes:
         report(note)
@@ -125,7 +125,7 @@ def prepare(
         raise CyclicError("There is no file in what was given.", "Name files, folders or patterns that hold images.")
     draft = DatasetDraft(out)
     draft.begin(request)
-    shards = _Shards(draft, offer, config, keyer, work, first=known.facts.shards if known else 0)
+    shards = _Shards(draft, offer, config, keyer, work, first=offer.next_shard)
     with _alone(draft, work.part):
         if work.part is not None:
             return _part_summary(out, work.part, shards.write(report), shards.inputs(), start)
@@ -156,18 +156,19 @@ def demo_dataset(report: Report, workers: int) -> Path:
 # -------------------------------------------------------------------------------------------- what is there already
 
 
-def _to_update(out: Path, config: PrepareConfig) -> StoredDataset | None:
+def _to_update(out: Path, config: PrepareConfig, keyer: Keyer) -> StoredDataset | None:
     """The finished data set in `out`, made with the same settings; None where there is none yet."""
     if not storage.is_dataset(out):
         return None
     known = StoredDataset(out)
     if not known.can_be_updated:
         raise CyclicError(f"{out} was made by an older cyclic.", "Prepare all files anew, into another --out.")
-    settings = {"settings": as_plain(config)}
-    if known.facts.request["settings"] != settings["settings"]:
+    before = known.facts.request
+    asked = before | {"settings": as_plain(config), "secret": keyer.check()}
+    if not storage.differs_in_data_alone(before, asked):
         raise CyclicError(
-            f"{out} was made with other settings: {storage.difference(known.facts.request, settings)}.",
-            "Update it with the settings it was made with.",
+            f"{out} was made otherwise: {storage.difference(before, asked)}.",
+            "Update it with the settings and the secret it was made with.",
         )
     return known
 
@@ -175,9 +176,10 @@ def _to_update(out: Path, config: PrepareConfig) -> StoredDataset | None:
 def _already_done(out: Path, request: dict[str, Any], start: float) -> PrepareSummary:
     facts = StoredDataset(out).facts
     if facts.request != request:
+        alike = storage.differs_in_data_alone(facts.request, request)
         raise CyclicError(
             f"{out} is a finished data set of another request: {storage.difference(facts.request, request)}.",
-            "Add files to it with --update, or name another --out.",
+            "Add files to it with --update, or name another --out." if alike else "Name another --out.",
         )
     DatasetDraft(out).clear_finished()
     return _summary(out, facts.counts, time.monotonic() - start)
@@ -187,14 +189,20 @@ def _already_done(out: Path, request: dict[str, Any], start: float) -> PrepareSu
 def _alone(draft: DatasetDraft, part: tuple[int, int] | None) -> Iterator[None]:
     """Hold the data set, or one part of it, against other processes."""
     name = "part-{}-of-{}".format(*part) if part else "whole"
-    for other in draft.leases.iterdir():
-        of_same_array = part and other.name.endswith(f"-of-{part[1]}") and other.name != name
-        if other.name != name and not other.name.startswith(".") and not of_same_array and lease.is_held(other):
-            raise CyclicError(f"{draft.folder} is being prepared by another process.", "Wait for it, or end it.")
+    _refuse_beside(draft, name, part)
     with lease.hold(draft.leases / name, f"{draft.folder} is being prepared"):
+        _refuse_beside(draft, name, part)  # one that looked before this lease was there, as this one did
         if part is None:
             draft.sweep()
         yield
+
+
+def _refuse_beside(draft: DatasetDraft, name: str, part: tuple[int, int] | None) -> None:
+    """Raise CyclicError when another process is at work here that is no other part of the same array."""
+    for other in draft.leases.iterdir():
+        of_same_array = part and other.name.endswith(f"-of-{part[1]}")
+        if other.name != name and not other.name.startswith(".") and not of_same_array and lease.is_held(other):
+            raise CyclicError(f"{draft.folder} is being prepared by another process.", "Wait for it, or end it.")
 
 
 # ----------------------------------------------------------------------------------------------------------- shards
@@ -296,7 +304,7 @@ def _join(
     counts = joined.counts()
     if not counts["samples"]:
         draft.discard(shards.numbers)
-        raise _nothing_usable(counts)
+        raise _nothing_usable(counts, next(joined.rejected(), None))
     for warning in [*joined.warnings(), *_empty_splits(counts, offer.config)]:
         report(Note(warning, warning=True))
     facts = DatasetFacts(
@@ -320,10 +328,11 @@ def _join(
     return _summary(draft.folder, counts, time.monotonic() - start)
 
 
-def _nothing_usable(counts: dict[str, Any]) -> CyclicError:
+def _nothing_usable(counts: dict[str, Any], first: dict[str, Any] | None) -> CyclicError:
     reasons = Counter(counts["rejected_by_reason"])
     said = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
     said += f"{', ' if said else ''}no image ({counts['skipped']})" if counts["skipped"] else ""
+    said += f". The first is {first['source']}: {first['detail']}" if first else ""
     return CyclicError(f"None of {counts['inputs']} inputs could be used.", f"Reasons: {said}.")
 
 

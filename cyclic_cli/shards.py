@@ -10,6 +10,7 @@ Messages, a line each: the watcher sends a job as JSON; the decoder answers with
 empty line for every frame, and at the end with `done`, or with `failed` and the reason when writing failed.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,8 +35,8 @@ from cyclic_cli import images
 from cyclic_cli.config import Preprocessing
 from cyclic_cli.dicom.header import Identities
 from cyclic_cli.errors import CyclicError, InputError, Rejected, Skipped
-from cyclic_cli.identity import NO_PATIENT, Keyer
-from cyclic_cli.scrub import fingerprints, scrub
+from cyclic_cli.identity import Keyer, names_nobody
+from cyclic_cli.scrub import fingerprints
 from cyclic_cli.similar import look
 from cyclic_cli.sources import Input
 from cyclic_cli.storage import DatasetDraft, ShardDraft
@@ -44,6 +46,7 @@ Row = dict[str, Any]
 
 MEMORY = 4 * 2**30  # bytes a decoder process may hold: the largest picture that is taken needs less
 START = 60.0  # seconds that a process may need to start, on a slow file system
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 KILLS = 3  # times a process may be killed at one input before that counts as the input's fault
 OUTSIDE_SIGNALS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # nobody's fault, at first
 
@@ -79,13 +82,14 @@ class Decoders:
         self._lock = threading.Lock()
         self._waiting: list[_Decoder] = []
         self._all: set[_Decoder] = set()
+        self._starter = ThreadPoolExecutor(1)  # a decoder ends with the thread that started it: see `serve`
         self.stopped = False
 
     def take(self) -> "_Decoder":
         with self._lock:
             if self.stopped:
                 raise CyclicError("The work was stopped.")
-            decoder = self._waiting.pop() if self._waiting else _Decoder()
+            decoder = self._waiting.pop() if self._waiting else self._starter.submit(_Decoder).result()
             self._all.add(decoder)
             return decoder
 
@@ -225,6 +229,8 @@ def serve() -> None:
     """Be a decoder process: do the jobs that stdin brings, and end when it ends, in the middle of anything."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the watcher gets them too, and decides
+    with suppress(OSError, AttributeError):  # `_listen` must wait for a library that keeps the interpreter to itself
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # Linux: with the thread that started this process
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     keep_freed_memory()
     answers = os.dup(1)
@@ -307,19 +313,22 @@ def _better_said(error: InputError, item: Input) -> InputError:
         return error
     if suffix == ".txt":
         return Rejected("text_without_image")
+    if suffix == ".zip":
+        return Rejected("broken_archive", "a zip archive within another is not read" if item.member else "")
     if suffix in (".csv", ".tsv", ".jsonl", ".ndjson"):
         return Rejected("unknown_format", "a table that was not named: give it with --reports")
     return error
 
 
 def _refused(number: int, frame: int, error: InputError, keyer: Keyer) -> Row:
-    """The row of what gives no sample. A structured report is not lost: its text is, without its own identities."""
+    """The row of what gives no sample. Of a structured report it says that there is a text, which the join reads."""
     identities = error.identities if isinstance(error.identities, Identities) else Identities()
     words = fingerprints(identities.identifying, keyer)
     known = _header_keys(identities, keyer) | {"words": words}
     if isinstance(error, Skipped):
-        said = {"text": scrub(error.text, words, keyer)} if error.text else {}
-        return _left_out(number, "skipped", error.kind, error.message, frame) | known | said
+        said = {"told": bool(error.text)}
+        detail = f"{error.message}: its text is taken" if error.text else error.message
+        return _left_out(number, "skipped", error.kind, detail, frame) | known | said
     reason = error.reason if isinstance(error, Rejected) else "unexpected"
     return _left_out(number, "rejected", reason, error.message, frame) | known
 
@@ -332,10 +341,11 @@ def _header_keys(identities: Identities, keyer: Keyer) -> Row:
     """Keys of whom and what a header names; empty where it names none."""
 
     def key(kind: str, *parts: str) -> str:
-        return keyer.key(kind, *parts) if parts and parts[0].upper() not in NO_PATIENT else ""
+        return keyer.key(kind, *parts) if parts and not names_nobody(parts[0]) else ""
 
     return {
         "patient": key("patient", *identities.patient),
+        "patient_number": key("patient", *identities.patient[:1]),
         "study": key("study", identities.study),
         "instance": key("instance", identities.instance),
         "accession": key("accession", identities.accession),

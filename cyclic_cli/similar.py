@@ -12,7 +12,7 @@ from PIL import Image
 CELLS = 16  # of a side
 BANDS = 8  # of 32 bits each: two hashes that differ in fewer bits than there are bands have one of them in common
 NEAR = BANDS - 1  # bits
-NEIGHBOURS = 32  # with which a hash is compared in a band: among very many equal ones not every pair is named
+NEIGHBOURS = 4  # with which a hash is compared in a band: among very many equal ones not every pair is named
 
 
 def look(image: np.ndarray) -> str:

@@ -36,7 +36,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import yaml
@@ -231,6 +231,7 @@ FRAME_COLUMNS = {
     "reason": "string",  # of `errors.REASONS`, or what a skipped input is
     "detail": "string",
     "patient": "string",  # keys of whom the header names
+    "patient_number": "string",  # the same without the number's issuer
     "study": "string",
     "instance": "string",
     "accession": "string",
@@ -251,6 +252,8 @@ INPUT_COLUMNS = {
     **FRAME_COLUMNS,
 }
 REPORT_COLUMNS = {
+    "digest": "int64",  # hash of the row: the same row is read once
+    "generation": "int32",  # number of the update it came with: of rows that contradict one another the newest counts
     "table": "int32",  # number of the table, None for a text that is a file
     "rank": "int8",  # where it comes from: `offer.TABLE` …
     "image": "int64",  # hash of the image's path as the table writes it, and of that in the source
@@ -281,7 +284,8 @@ class DatasetDraft:
         """Start, or continue what the same request left unfinished. Several processes may begin at once.
 
         Args:
-            request: `settings`, number of `inputs`, and a `fingerprint` of both and of the inputs' content.
+            request: `settings`, `secret` (a check of it), number of `inputs`, a `fingerprint` of all that, and one of
+                the `reports`, which may be mended while the work goes on.
 
         Raises:
             CyclicError: the folder holds something else, or the unfinished work of other inputs or settings.
@@ -294,11 +298,13 @@ class DatasetDraft:
                 raise CyclicError(f"{self.folder} exists and holds something else.", "Name another --out.")
             write_text(mark, json.dumps(request))
         known = _read_json(mark)
-        if known != request:
+        if known | {"reports": ""} != request | {"reports": ""}:
             raise CyclicError(
                 f"{self.folder} holds an unfinished data set of another request: {difference(known, request)}.",
-                "Repeat the command that began it, remove the folder, or name another --out.",
+                f"Repeat the command that began it, remove {self.unfinished}, or name another --out.",
             )
+        if known != request:
+            write_text(mark, json.dumps(request))
         self.leases.mkdir(exist_ok=True)
 
     @property
@@ -381,33 +387,53 @@ class ShardDraft:
         self._image_bytes = int(np.prod(image_shape)) * bits // 8
 
     def __enter__(self) -> "ShardDraft":
-        self._rows_file = self._rows.open("a+b")
-        with suppress(OSError):  # a file system without locks; the process of a killed parent ends at once
-            fcntl.flock(self._rows_file, fcntl.LOCK_EX)
+        self._rows_file = self._locked()
+        self._is_finished = self._final_rows.exists()  # by another, while this one waited for the lock
+        if not self._is_finished:
+            if self._final.exists() and not self._pixels.exists():  # killed between the last two steps of `finish`
+                os.replace(self._final, self._pixels)
+            self._pixels_file = self._pixels.open("r+b" if self._pixels.exists() else "w+b")
         self.done, self.images = self._whole()
-        self._pixels_file = self._pixels.open("r+b" if self._pixels.exists() else "w+b")
-        self._pixels_file.truncate(self.HEADER + self.images * self._image_bytes)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._rows_file.close()
-        self._pixels_file.close()
+        if not self._is_finished:
+            self._pixels_file.close()
+
+    def _locked(self) -> BinaryIO:
+        """The file of rows, held against other processes: a retry, or a decoder that outlived its watcher."""
+        while True:
+            file = self._rows.open("a+b")
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if self._final_rows.exists() or os.path.samestat(os.fstat(file.fileno()), self._rows.stat()):
+                    return file
+            file.close()  # it was renamed or removed meanwhile
 
     def _whole(self) -> tuple[set[int], int]:
-        """The numbers of the inputs that are done, and how many images they gave; a half line is cut off."""
-        if self._final.exists() and not self._pixels.exists():  # killed between the last two steps of `finish`
-            os.replace(self._final, self._pixels)
+        """The numbers of the inputs that are done, and how many images they gave; what is not whole is cut off."""
+        if self._is_finished:
+            with self._final_rows.open("rb") as lines:
+                inputs = [json.loads(line) for line in lines]
+            return {known["input"] for known in inputs}, sum(known["images"] for known in inputs)
         done, images, end = set(), 0, 0
-        stored = max(0, self._pixels.stat().st_size - self.HEADER) // self._image_bytes if self._pixels.exists() else 0
+        stored = (os.fstat(self._pixels_file.fileno()).st_size - self.HEADER) // self._image_bytes
         self._rows_file.seek(0)
         for line in self._rows_file:
-            inputs = json.loads(line) if line.endswith(b"\n") else None
-            if inputs is None or images + inputs["images"] > stored:
+            try:
+                inputs = json.loads(line)
+                number, count = int(inputs["input"]), int(inputs["images"])
+            except (ValueError, TypeError, KeyError):  # a lost power supply may leave anything
                 break
-            done.add(inputs["input"])
-            images += inputs["images"]
+            if not line.endswith(b"\n") or images + count > max(0, stored):
+                break
+            done.add(number)
+            images += count
             end += len(line)
         self._rows_file.truncate(end)
+        self._pixels_file.truncate(self.HEADER + images * self._image_bytes)
         return done, images
 
     def append(self, number: int, rows: list[dict[str, Any]], images: list[np.ndarray]) -> None:
@@ -425,6 +451,8 @@ class ShardDraft:
 
     def finish(self) -> None:
         """Give both files their names; the shard is whole from then on."""
+        if self._is_finished:
+            return
         size = self.images * self._image_bytes
         entry = {"dtype": f"U{self._bits}", "shape": [self.images, *self._shape], "data_offsets": [0, size]}
         header = json.dumps({"__metadata__": {"format": str(DATASET_FORMAT)}, "images": entry}).encode()
@@ -448,10 +476,18 @@ def difference(known: dict[str, Any], asked: dict[str, Any]) -> str:
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
     ]
-    if not changed:
-        same = known.get("inputs") == asked.get("inputs")
-        changed = [f"{known.get('inputs')} inputs there, {'other ones' if same else asked.get('inputs')} here"]
-    return "; ".join(changed)
+    if known.get("secret") != asked.get("secret"):
+        changed.append("another secret behind the patient keys")
+    if known.get("inputs") != asked.get("inputs"):
+        changed.append(f"{known.get('inputs')} inputs there, {asked.get('inputs')} here")
+    elif known.get("fingerprint") != asked.get("fingerprint") and not changed:
+        changed.append(f"{known.get('inputs')} inputs there, other ones here")
+    return "; ".join(changed) or "the reports"
+
+
+def differs_in_data_alone(known: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether two requests have the same settings and the same secret."""
+    return all(known.get(name) == asked.get(name) for name in ("settings", "secret"))
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

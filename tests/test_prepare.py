@@ -431,7 +431,7 @@ def test_who_the_patient_is(cyclic: Cyclic) -> None:
         ("files/x_3/d.dcm", {"PatientID": "0", "StudyInstanceUID": "1.4"}),
         ("files/e.dcm", {"PatientID": "", "StudyInstanceUID": "1.5"}),
         ("files/f.dcm", {"StudyInstanceUID": "1.5"}),
-        ("files/g.dcm", {"PatientID": "P1"}),
+        ("files/g.dcm", {"PatientID": "P7"}),
     ]
     for number, (path, header) in enumerate(shots):
         make_dicom(Path(path), smooth_image(number), bits=8, **header)
