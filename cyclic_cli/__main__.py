@@ -2,16 +2,17 @@
 
 import os
 import sys
-from pathlib import Path
 
 from cyclic_cli.cli import app
 
 
 def main() -> None:
     """Run the command line. A reader that closes the pipe early (`| head`) ends it quietly."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started this, as `>&-` does
-            setattr(sys, name, Path(os.devnull).open(mode))
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:  # closed by whoever started this, as `>&-` does: or a file would take its place
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
     try:
         app(prog_name="cyclic")
     except SystemExit as end:

@@ -259,7 +259,7 @@ class Columns:
         said = [f"{what}: {column}" for what, column in parts.items() if column]
         cut = sum(column not in self.keys.values() for column in self.identifying)
         rest = f"{self.dropped} other columns are not read"
-        return "; ".join([*said, f"{rest}, {cut} of them but to be cut out of the reports" if cut else rest])
+        return "; ".join([*said, f"{rest} (of {cut}, what they name is cut out of the reports)" if cut else rest])
 
 
 @lru_cache(maxsize=4096)

@@ -224,9 +224,11 @@ class _Training:
         self.data = Samples.of(dataset, "train", config.fraction)
         self.val_data = Samples.of(dataset, "val")
         if not len(self.data):
-            splits = dataset.facts.counts.get("splits")
+            if not dataset.index(["has_image"])["has_image"].to_numpy().any():
+                raise CyclicError("The data set holds no images, only texts.", "Prepare images with them.")
+            splits = ", ".join(f"{name} {count}" for name, count in dataset.facts.counts.get("splits", {}).items())
             raise CyclicError(
-                f"No training image in {config.fraction:g} of the training patients (samples by split: {splits}).",
+                f"No training image in the first {config.fraction:.3g} of the training patients (samples: {splits}).",
                 "Take a larger --fraction, or prepare the data with another --split.",
             )
         assert config.batch_size is not None

@@ -96,6 +96,17 @@ def test_a_signal_ends_prepare_with_its_code() -> None:
         assert "Traceback" not in said
 
 
+def test_closed_streams_are_no_surprise() -> None:
+    """`>&-` and `2>&-` in a shell."""
+    make_dicom(Path("a.dcm"), smooth_image(0), bits=8)
+    for closed, code in (("1", 0), ("2", 0)):
+        command = f'"{sys.executable}" -m cyclic_cli prepare a.dcm --out ds{closed} --already-deidentified {closed}>&-'
+        ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+        assert ran.returncode == code, ran.stderr
+        assert "Traceback" not in ran.stderr
+        assert Path(f"ds{closed}/dataset.yaml").exists()
+
+
 def test_the_first_two_commands_of_the_documents_work_with_nothing_at_hand(
     cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:

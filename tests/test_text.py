@@ -286,7 +286,7 @@ def test_identities_are_held_beside_the_report_and_long_cells_as_remarks() -> No
     remark = "Seen by " + "somebody " * 20
     path = write("t.csv", f'path,text,patient name,address,kVp\na.png,Clear.,"Doe, Jane",{remark.strip()},120\n')
     reports = stream(path)
-    assert reports.notes[0].endswith("3 other columns are not read, 2 of them but to be cut out of the reports")
+    assert reports.notes[0].endswith("3 other columns are not read (of 2, what they name is cut out of the reports)")
     (report,) = reports
     assert report.identifying == Identifying(("Doe, Jane",), (remark.strip(),))
     assert said(report) == {"image": "a.png", "text": "Clear."}
