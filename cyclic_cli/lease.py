@@ -4,6 +4,7 @@ The lease of a process that was killed is taken over at once on its own host, wh
 after a minute of silence from any other.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -18,6 +19,9 @@ from cyclic_cli.errors import CyclicError
 
 BEAT = 5.0  # seconds between two touches
 SILENCE = 60.0  # seconds after which a holder that cannot be looked for counts as dead
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}  # what a file system without hard links says
+
+_Seen = tuple[float, bytes]  # when a lease was touched, and its content
 
 
 @contextmanager
@@ -31,63 +35,97 @@ def hold(path: Path, work: str) -> Iterator[None]:
     Raises:
         CyclicError: somebody who lives holds it.
     """
-    _take(path, work)
+    own = _take(path, work)
     ended = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, ended), daemon=True)
+    beat = threading.Thread(target=_beat, args=(path, own, ended), daemon=True)
     beat.start()
     try:
         yield
     finally:
         ended.set()
         with suppress(OSError):
-            path.unlink()
+            if path.read_bytes() == own:
+                path.unlink()
 
 
 def is_held(path: Path) -> bool:
     """Whether somebody who lives holds a lease."""
     draft = _draft(path)
     try:
-        return _living_holder(path, draft) is not None
+        return _living_holder(_seen(path), draft) is not None
     finally:
         draft.unlink(missing_ok=True)
 
 
-def _take(path: Path, work: str) -> None:
+def _take(path: Path, work: str) -> bytes:
+    """Take a lease; its content, which no other lease has."""
     draft = _draft(path)
     try:
         while True:
-            try:
-                os.link(draft, path)  # atomic on network file systems too, as open with O_EXCL was not always
-                return
-            except FileExistsError:
-                holder = _living_holder(path, draft)
+            with suppress(FileExistsError):
+                _link(draft, path)
+                return draft.read_bytes()
+            seen = _seen(path)
+            holder = _living_holder(seen, draft)
             if holder is not None:
                 raise CyclicError(
                     f"{work} by another process ({holder}).",
                     f"Wait for it or end it. If it is dead for certain, remove {path}.",
                 )
-            with suppress(FileNotFoundError):  # of several that find it stale one moves it away
-                stale = draft.with_suffix(".stale")
-                os.rename(path, stale)
-                stale.unlink()
+            if seen is not None:
+                _move_away(path, seen, draft.with_suffix(".stale"))
     finally:
         draft.unlink(missing_ok=True)
 
 
+def _link(draft: Path, path: Path) -> None:
+    """Give a file another name, at one stroke. Raises FileExistsError."""
+    try:
+        os.link(draft, path)  # atomic on network file systems too, as open with O_EXCL was not always
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        with path.open("xb") as file:
+            file.write(draft.read_bytes())
+
+
+def _move_away(path: Path, seen: _Seen, stale: Path) -> None:
+    """Remove a lease that was seen to be stale. Another may have taken it over meanwhile: then it is put back."""
+    try:
+        os.rename(path, stale)
+    except FileNotFoundError:
+        return
+    try:
+        if _seen(stale) != seen:
+            with suppress(FileExistsError):
+                _link(stale, path)
+    finally:
+        stale.unlink()
+
+
 def _draft(path: Path) -> Path:
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    draft.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "processes": _process_space()}))
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "processes": _process_space()}
+    draft.write_text(json.dumps(holder | {"token": secrets.token_hex(16)}))
     return draft
 
 
-def _living_holder(path: Path, draft: Path) -> str | None:
-    """Who holds a lease, in words; None where nobody does who lives. `draft` tells the file system's own time."""
+def _seen(path: Path) -> _Seen | None:
     try:
-        silent = draft.stat().st_mtime - path.stat().st_mtime
-        held: dict[str, Any] = json.loads(path.read_text())
-        host, pid = str(held["host"]), int(held["pid"])
+        return path.stat().st_mtime, path.read_bytes()
     except FileNotFoundError:
         return None
+
+
+def _living_holder(seen: _Seen | None, draft: Path) -> str | None:
+    """Who holds a lease, in words; None where nobody does who lives. `draft` tells the file system's own time."""
+    if seen is None:
+        return None
+    touched, content = seen
+    silent = draft.stat().st_mtime - touched
+    try:
+        held: dict[str, Any] = json.loads(content)
+        host, pid = str(held["host"]), int(held["pid"])
     except (ValueError, KeyError, TypeError):
         return None if silent > SILENCE else "its lease is unreadable"
     if host == socket.gethostname() and held.get("processes") == _process_space():
@@ -113,7 +151,8 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _beat(path: Path, ended: threading.Event) -> None:
+def _beat(path: Path, own: bytes, ended: threading.Event) -> None:
     while not ended.wait(BEAT):
         with suppress(OSError):
-            os.utime(path)
+            if path.read_bytes() == own:  # after a long silence it may be another's
+                os.utime(path)

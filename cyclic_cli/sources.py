@@ -1,15 +1,19 @@
 """What the user names, as inputs: files, folders, patterns, zip archives and DICOMDIRs.
 
 A folder is read recursively, but for hidden files and the output itself. The files of a zip archive are read where they
-lie, never unpacked to disk; a DICOMDIR that is named stands for the files it lists. Inputs come one by one, so that a
-million files need no more memory than ten.
+lie, never unpacked to disk; a DICOMDIR that is named stands for the files it lists. One of either that cannot be read
+is an input itself, so that it is rejected by name. Inputs come one by one, so that a million files need no more memory
+than ten.
 """
 
 import glob
+import lzma
 import os
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -20,7 +24,9 @@ from cyclic_cli.errors import Rejected
 from cyclic_cli.text import TABLE_NAMES, side_car
 
 LARGEST_MEMBER = 2**32  # bytes of one file of an archive, unpacked
-BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, KeyError, ValueError)
+BROKEN_ARCHIVE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, LookupError, ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Input:
     path: Path  # the file, or the zip archive that holds it
     source: str  # as UTF-8 text; of several folders each path begins with its folder's name
     relative: str  # the same without that name
-    member: str = ""  # its name within the archive
+    member: str = ""  # its name within the archive, as `_opened` gives it
     side_car: str = ""  # name of the text file in its folder that is its report
 
     @property
@@ -46,17 +52,21 @@ class Input:
 
     def open(self) -> BinaryIO:
         """The file as a stream of bytes. Raises OSError, and zipfile.BadZipFile for a damaged archive."""
-        return cast(BinaryIO, _archive(self.path).open(self.member)) if self.member else self.path.open("rb")
+        if not self.member:
+            return self.path.open("rb")
+        archive, members = _archive(self.path)
+        return cast(BinaryIO, archive.open(members[self.member]))
 
     def read(self) -> bytes:
         """The file's content. Raises Rejected: missing, unreadable, empty, broken_archive, too_large."""
-        if not self.member:
+        if not self.member and not _is_archive(self.path):
             return images.content_of(self.path)
         try:
-            archive = _archive(self.path)
-            if archive.getinfo(self.member).file_size > LARGEST_MEMBER:
+            archive, members = _archive(self.path)
+            found = members[self.member]  # an archive that could not be opened has no member
+            if found.file_size > LARGEST_MEMBER:
                 raise Rejected("too_large", f"more than {LARGEST_MEMBER // 2**30} GiB unpacked")
-            content = archive.read(self.member)
+            content = archive.read(found)
         except OSError as error:
             raise Rejected("unreadable", error.strerror or "") from error
         except RuntimeError as error:  # what zipfile raises for an encrypted file
@@ -71,7 +81,7 @@ class Input:
         """Size, first and last bytes, which tell it from others of its name; empty where it cannot be read."""
         try:
             if self.member:
-                found = _archive(self.path).getinfo(self.member)
+                found = _archive(self.path)[1][self.member]
                 return b"%d %d" % (found.file_size, found.CRC)
             if not self.path.is_file():
                 return b""
@@ -84,13 +94,28 @@ class Input:
             return b""
 
 
-def _archive(path: Path) -> zipfile.ZipFile:
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() == ".zip" and os.path.isfile(path)
+
+
+def _archive(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
     return _opened(os.path.abspath(path), path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=1)  # the files of an archive come one after another
-def _opened(path: str, _: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+def _opened(path: str, _: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """An archive and its files by name; the second file of one name, which a zip may hold, is called `name (2)`."""
+    archive = zipfile.ZipFile(path)
+    members: dict[str, zipfile.ZipInfo] = {}
+    times: Counter[str] = Counter()
+    for found in archive.infolist():
+        name = found.filename
+        while name in members:
+            times[found.filename] += 1
+            name = f"{found.filename} ({times[found.filename] + 1})"
+        if not found.is_dir():
+            members[name] = found
+    return archive, members
 
 
 def walk(sources: list[Path], out: Path) -> Iterator[Input]:
@@ -150,9 +175,12 @@ def _files_in(folder: Path, out: Path, prefix: str) -> Iterator[Input]:
 
 
 def _offered(path: Path, relative: str, beside_it: str, prefix: str = "") -> Iterator[Input]:
-    """A file as an input; of a zip archive or a named DICOMDIR the files within, if it can be read."""
-    if path.suffix.lower() == ".zip" and zipfile.is_zipfile(path):
-        members = [info.filename for info in _archive(path).infolist() if not info.is_dir()]
+    """A file as an input; of a zip archive the files within, if it can be read."""
+    members: dict[str, zipfile.ZipInfo] | None = None
+    if _is_archive(path):
+        with suppress(OSError, *BROKEN_ARCHIVE):
+            _, members = _archive(path)
+    if members is not None:
         folders: dict[str, set[str]] = {}
         for member in members:
             folders.setdefault(os.path.dirname(member), set()).add(os.path.basename(member))
