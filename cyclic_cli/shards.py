@@ -314,7 +314,7 @@ def _better_said(error: InputError, item: Input) -> InputError:
     if suffix == ".txt":
         return Rejected("text_without_image")
     if suffix == ".zip":
-        return Rejected("broken_archive", "a zip archive within another is not read" if item.member else "")
+        return Rejected("broken_archive", "a zip archive within another is not read")
     if suffix in (".csv", ".tsv", ".jsonl", ".ndjson"):
         return Rejected("unknown_format", "a table that was not named: give it with --reports")
     return error

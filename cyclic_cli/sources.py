@@ -229,7 +229,7 @@ def _texts_beside(folder: str) -> set[str]:
 
 def _is_hidden(name: str) -> bool:
     """What file managers leave behind, such as .DS_Store, is no input."""
-    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini", "__MACOSX")
+    return (name.startswith(".") and name not in (".", "..")) or name in ("Thumbs.db", "desktop.ini", "__MACOSX")
 
 
 def _is_same(path: Path, other: Path) -> bool:

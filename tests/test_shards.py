@@ -181,8 +181,7 @@ def test_decoders_outlive_the_thread_that_asked_for_them(tmp_path: Path) -> None
         time.sleep(0.2)  # in which a process would end with the thread
         assert draft.is_done(shard)
         started.append(set(DECODERS._all))
-    assert started[0] == started[1]
-    assert len(started[0]) == 1
+    assert started[0] == started[1] != set()
 
 
 def test_sigterm_ends_at_once_and_the_same_command_continues(reading: object) -> None:

@@ -105,6 +105,16 @@ def test_an_archive_damaged_anywhere_ends_no_walk(tmp_path: Path, seed: int) -> 
             item.read()
 
 
+def test_a_file_of_an_archive_may_have_any_path(cyclic: Cyclic) -> None:
+    """It is read where it lies, so that it leads nowhere."""
+    make_png(Path("a.png"), smooth_image(1))
+    Path("files").mkdir()
+    with zipfile.ZipFile("files/odd.zip", "w") as target:
+        target.write("a.png", "../../a.png")
+    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (said["inputs"], said["used"]) == (1, 1)
+
+
 def test_a_dicomdir_that_is_named_stands_for_its_files(cyclic: Cyclic) -> None:
     directory = Path(get_testdata_file("DICOMDIR"))
     header = pydicom.dcmread(directory)
