@@ -275,6 +275,8 @@ def main() -> None:
         parser.error(f"there is no class {', '.join(unknown)}; there are: {'; '.join(films.KINDS)}")
     everything: dict[str, Results] = {}
     sizes: dict[str, int] = {}
+    if options.work:
+        options.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         bench = Bench(Path(work), 1 if options.quick else options.repeats, options.quick, options.monai)
         drawn = films.draw(4, longest=600 if options.quick else None)
