@@ -167,6 +167,7 @@ class Join:
                   AND NOT EXISTS (SELECT 1 FROM taken t WHERE t."table" = f."table" AND t.place = f.place)"""
         )
         if alone:
+            self.db.execute('CREATE INDEX gave_place ON gave ("table", place)')
             twice = 'SELECT 1 FROM gave g WHERE g."table" = gave."table" AND g.place = gave.place AND g.row != gave.row'
             self.db.execute(f"DELETE FROM gave WHERE EXISTS ({twice})")
         given = self.db.execute("UPDATE images SET place = gave.place FROM gave WHERE images.rowid = gave.row").rowcount
