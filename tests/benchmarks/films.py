@@ -204,7 +204,7 @@ def _resized(film: np.ndarray, factor: float, square: bool = False) -> np.ndarra
 
 NO_JPEG2000, DICOM_ONLY = "no: DCMTK has no JPEG 2000 decoder", "no: reads DICOM only"
 KINDS = {
-    "JPEG originals": Kind(None, suffix=".jpg", dcmtk=DICOM_ONLY),
+    "JPEG originals": Kind(None, files=512, suffix=".jpg", dcmtk=DICOM_ONLY),
     "uncompressed, 12 bits in 16": Kind(_uncompressed),
     "padded, uncompressed": Kind(_padded),
     "deflated": Kind(_deflated),
