@@ -56,8 +56,8 @@ class Keyer:
         return int.from_bytes(digest, "little", signed=True)
 
     def check(self) -> str:
-        """A value that two keyers share when they have the same secret, and that does not give it away."""
-        return self.key("secret check")
+        """A value that two keyers share when they have the same secret and scheme, and that gives neither away."""
+        return self.key("secret check", str(SCHEME))
 
 
 @lru_cache(maxsize=4)

@@ -115,7 +115,7 @@ def reconstruct(
         )
     for first in range(0, len(inputs), BATCH):
         chosen = range(first, min(first + BATCH, len(inputs)))
-        names = {number: printable(inputs[number].path) if paths else str(number + 1) for number in chosen}
+        names = {number: inputs[number].given if paths else str(number + 1) for number in chosen}
         read = dict(_read(inputs, names, model.preprocessing, summary, report))
         if read:
             fitted = np.stack([pixels for pixels, _ in read.values()])
@@ -138,7 +138,7 @@ def _read(
     for number, name in names.items():
         summary.inputs += 1
         try:
-            picture = images.read(images.content_of(inputs[number].path), preprocessing)
+            picture = images.read(inputs[number].read(), preprocessing)
         except InputError as error:
             rejected = hasattr(error, "reason")
             summary.rejected += rejected
@@ -166,7 +166,7 @@ def _written(source: str, output: Path, original: np.ndarray, decoded: np.ndarra
 
 def _output_names(inputs: list[Input], out: Path, form: str, paths: bool) -> list[Path]:
     """One output path an input, no two the same: where scans share a name, their folders' names go before it."""
-    bases = [base_name(item.path) for item in inputs]
+    bases = [base_name(Path(item.name)) for item in inputs]
     counts = Counter(bases)
     names: list[Path] = []
     taken: set[str] = set()

@@ -316,10 +316,12 @@ class Join:
                     "UPDATE reports SET text = ?, labels = ? WHERE number = ?",
                     (scrub(text, words, self.keyer), self._clean_labels(labels, words), number),
                 )
-        labelled = self.db.execute("SELECT rowid, patient, labels FROM owners WHERE labels LIKE '%\": \"%'")
-        for row, patient, labels in labelled.fetchall():
-            clean = (self._clean_labels(labels, self._words([patient])), row)
-            self.db.execute("UPDATE owners SET labels = ? WHERE rowid = ?", clean)
+        labelled = """SELECT patient, rowid, labels FROM owners WHERE labels LIKE '%": "%' ORDER BY patient"""
+        for patient, rows in groupby(self.db.execute(labelled), lambda row: row[0]):
+            words = self._words([patient])
+            for _, row, labels in rows:
+                clean = self._clean_labels(labels, words)
+                self.db.execute("UPDATE owners SET labels = ? WHERE rowid = ?", (clean, row))
         if not self.config.already_deidentified:
             only = "dates, phones and long numbers were cut out"
             self._counts[f"of {{}} reports no header or column names anybody: only {only}"] = bare
@@ -397,10 +399,7 @@ class Join:
                     "sample": self.keyer.key("text sample", patient, study, text), "patient": patient, "study": study,
                     "text": text, "named": named, "split": split, "line": line, "labels": labels,
                 }  # fmt: skip
-                names = ", ".join(f'"{name}"' for name in row)
-                self.db.execute(
-                    f"INSERT INTO samples ({names}) VALUES ({', '.join('?' * len(row))})", list(row.values())
-                )
+                self.offer.insert("samples", row)
 
     # ----------------------------------------------------------------------------------------------- split
 

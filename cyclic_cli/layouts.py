@@ -26,7 +26,7 @@ from xml.etree import ElementTree
 from cyclic_cli.config import PrepareConfig
 from cyclic_cli.errors import Rejected
 from cyclic_cli.registry import check
-from cyclic_cli.text import DAMAGED, SPLITS, TABLE_NAMES, Report, Table, TextFile, absolute, as_text
+from cyclic_cli.text import DAMAGED, SPLITS, TABLE_NAMES, Report, Table, TextFile, as_text
 
 LONGEST_DOCUMENT = 2**24  # bytes; a longer one is no report
 
@@ -171,7 +171,7 @@ class MimicCxr(Layout):
     def document(self, file: TextFile) -> Iterator[Report]:
         patient, study = self.owner(file.relative)
         text = findings_and_impression(as_text(content_of(file)))
-        yield Report(patient=patient, study=study, text=text, line=f"s{study}.txt", table=absolute(file))
+        yield Report(patient=patient, study=study, text=text, line=f"s{study}.txt", table=file.absolute)
 
     def row(self, report: Report, relative: str) -> Report:
         table, image = self._table(relative), PurePosixPath(report.image)
@@ -270,7 +270,7 @@ class OpenI(Layout):
         number = number or name.removesuffix(".xml")
         said = {node.get("Label"): " ".join("".join(node.itertext()).split()) for node in root.iter("AbstractText")}
         text = "\n".join(said[label] for label in self.SECTIONS if said.get(label))
-        yield Report(patient=number, study=number, text=text, line=name, table=absolute(file))
+        yield Report(patient=number, study=number, text=text, line=name, table=file.absolute)
 
 
 def _parsed(text: str) -> ElementTree.Element:
@@ -323,7 +323,7 @@ class Roco(Layout):
 
     def document(self, file: TextFile) -> Iterator[Report]:
         found = self.OF_V1.search(file.relative)
-        split, name, table = SPLITS[found["split"]] if found else "", f"{self._text(file.relative)}.txt", absolute(file)
+        split, name, table = SPLITS[found["split"]] if found else "", f"{self._text(file.relative)}.txt", file.absolute
         for entry in self.ENTRY.finditer(as_text(content_of(file))):
             report = Report(study=entry["study"], split=split, line=f"{name}, {entry['study']}", table=table)
             article = self.ARTICLE.search(entry["rest"])

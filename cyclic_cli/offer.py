@@ -128,11 +128,11 @@ class Offer:
         """What new inputs were worth, as their shard says it. The text of a structured report becomes a report."""
         for row in rows:
             (place,) = self.db.execute("SELECT place FROM inputs WHERE number = ?", (row["input"],)).fetchone()
-            self._insert("frames", {"place": place, **{name: row.get(name) for name in FRAME_COLUMNS}})
+            self.insert("frames", {"place": place, **{name: row.get(name) for name in FRAME_COLUMNS}})
             if row.get("told"):
                 said = {name: row.get(name) for name in ("study", "accession", "patient", "words")}
                 text = self._structured_text(place)
-                self._insert("reports", self._fresh | {"rank": STRUCTURED, "labels": {}, "text": text, **said})
+                self.insert("reports", self._fresh | {"rank": STRUCTURED, "labels": {}, "text": text, **said})
 
     def _structured_text(self, place: str) -> str:
         """What a structured report says. It is read here: from where files are decoded it would come by the disk."""
@@ -182,10 +182,10 @@ class Offer:
     def _take_known(self, known: StoredDataset) -> None:
         """The inputs and reports of the data set that is updated."""
         for row in known.inputs():
-            self._insert("inputs", {name: row[name] for name in _STORED}, "OR IGNORE")  # once for all its frames
-            self._insert("frames", {"place": row["place"], **{name: row[name] for name in FRAME_COLUMNS}})
+            self.insert("inputs", {name: row[name] for name in _STORED}, "OR IGNORE")  # once for all its frames
+            self.insert("frames", {"place": row["place"], **{name: row[name] for name in FRAME_COLUMNS}})
         for row in known.reports():
-            self._insert("reports", {**row, "labels": json.loads(row["labels"])})
+            self.insert("reports", {**row, "labels": json.loads(row["labels"])})
 
     def _take_inputs(self) -> int:
         """Number the inputs that are new, in the order of their sources; how many there are."""
@@ -223,7 +223,7 @@ class Offer:
             "place": place, "number": number, "source": item.source if self.config.paths else None, "ends": ends,
             "names": names, "path_patient": person, "path_study": study,
         }  # fmt: skip
-        self._insert("inputs", stored | dict(zip(_IN_MEMORY, here, strict=True)))
+        self.insert("inputs", stored | dict(zip(_IN_MEMORY, here, strict=True)))
         return True
 
     def _is_taken(self, place: str) -> bool:
@@ -269,7 +269,7 @@ class Offer:
             for report in reports:
                 row = self._report(report, number)
                 if not self._is_known(row):
-                    self._insert("reports", row)
+                    self.insert("reports", row)
         self.notes += [Note(note) for note in stream.notes]  # now they tell of texts that could not be read, too
 
     def _report(self, report: Report, table: int) -> dict[str, Any]:
@@ -329,7 +329,7 @@ class Offer:
                 self._told.update(content)
                 shared = self.keyer.number(folder) if name == SIDE_CAR else None
                 said = {"text": as_text(content).strip(), "shared": shared}
-                self._insert("reports", self._fresh | {"rank": BESIDE, "place": place, "labels": {}, **said})
+                self.insert("reports", self._fresh | {"rank": BESIDE, "place": place, "labels": {}, **said})
             files.add((text.absolute, text.member))
         self.report_files += len(files)
         if broken:
@@ -342,8 +342,8 @@ class Offer:
     def _key(self, kind: str, value: str) -> str:
         return "" if names_nobody(value) else self.keyer.key(kind, value)
 
-    def _insert(self, table: str, row: dict[str, Any], otherwise: str = "") -> None:
-        """One row; lists and tables become JSON."""
+    def insert(self, table: str, row: dict[str, Any], otherwise: str = "") -> None:
+        """Add one row to a table of the database; lists and tables within it become JSON."""
         names = ", ".join(f'"{name}"' for name in row)
         values = [json.dumps(value) if isinstance(value, list | dict) else value for value in row.values()]
         marks = ", ".join("?" * len(values))

@@ -34,7 +34,7 @@ from cyclic_cli.shards import DECODERS, ShardJob, write_shard
 from cyclic_cli.storage import DatasetDraft, DatasetFacts, StoredDataset
 from cyclic_cli.workers import executor
 
-TIME_LIMIT = 300.0  # seconds one input may take
+TIME_LIMIT = 300.0  # seconds one frame may take
 LOOK_EVERY = 0.2  # seconds between two looks at the progress
 
 

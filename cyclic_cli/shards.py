@@ -61,7 +61,7 @@ class ShardJob:
     preprocessing: Preprocessing
     allow_burned_in: bool
     secret: bytes
-    time_limit: float  # seconds an input may take
+    time_limit: float  # seconds a frame may take
 
     def draft(self) -> ShardDraft:
         """The shard on disk."""
@@ -231,7 +231,8 @@ def serve() -> None:
         signal.signal(number, signal.SIG_IGN)  # the watcher gets them too, and decides
     with suppress(OSError, AttributeError):  # `_listen` must wait for a library that keeps the interpreter to itself
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # Linux: with the thread that started this process
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)  # a cluster may allow less
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most), most))
     keep_freed_memory()
     answers = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -45,6 +45,11 @@ class Input:
         return PurePosixPath(self.member).name if self.member else self.path.name
 
     @property
+    def given(self) -> str:
+        """Its path as the user gave it, as text."""
+        return printable(f"{self.path}/{self.member}" if self.member else self.path)
+
+    @property
     def absolute(self) -> str:
         """Where the file is: two names of one file give the same."""
         path = os.path.abspath(self.path)

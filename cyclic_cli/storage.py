@@ -477,7 +477,7 @@ def difference(known: dict[str, Any], asked: dict[str, Any]) -> str:
         if before.get(name) != now.get(name)
     ]
     if known.get("secret") != asked.get("secret"):
-        changed.append("another secret behind the patient keys")
+        changed.append("another secret behind the patient keys, or keys of another version")
     if known.get("inputs") != asked.get("inputs"):
         changed.append(f"{known.get('inputs')} inputs there, {asked.get('inputs')} here")
     elif known.get("fingerprint") != asked.get("fingerprint") and not changed:

@@ -13,7 +13,6 @@ import csv
 import gzip
 import json
 import math
-import os
 import re
 import unicodedata
 import zipfile
@@ -114,6 +113,10 @@ class TextFile(Protocol):
     @property
     def member(self) -> str:
         """Its name within the archive; else empty."""
+
+    @property
+    def absolute(self) -> str:
+        """Where it is, the name within the archive included."""
 
     def open(self) -> BinaryIO:
         """Its bytes."""
@@ -320,7 +323,7 @@ class Table:
         self.columns = Columns.find(self.names, config, also or {})
 
     def __iter__(self) -> Iterator[Report]:
-        table = absolute(self.file)
+        table = self.file.absolute
         for number, row in self._rows():
             yield self._report(row, f"{self.name}, line {number}", table)
 
@@ -462,12 +465,6 @@ class Table:
         except DAMAGED as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or "it is damaged or encrypted"
             raise CyclicError(f"The table {self.name} cannot be read: {reason}.", "Check --reports.") from error
-
-
-def absolute(file: TextFile) -> str:
-    """Where a text file is, as inputs say it: of an archive's file, the archive and the name within."""
-    path = os.path.abspath(file.path)
-    return f"{path}/{file.member}" if file.member else path
 
 
 def _cell(value: Any) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,19 @@ def run(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "conv"
     train(tiny_dataset, folder, TrainConfig(arch="conv", epochs=2))
     return folder
+
+
+def test_scans_of_an_archive_are_reconstructed_where_they_lie(cyclic: Cyclic) -> None:
+    for name in ("1.2.3", "1.2.4"):
+        make_dicom(Path(f"study/{name}"), smooth_image(len(name)), bits=8)
+    with zipfile.ZipFile("study.zip", "w") as archive:
+        for name in ("1.2.3", "1.2.4"):
+            archive.write(f"study/{name}", f"s1/{name}")
+    zipped = cyclic("reconstruct", "study.zip", "--json", "--out", "a").lines
+    plain = cyclic("reconstruct", "study", "--json", "--out", "b").lines
+    assert [line["source"] for line in zipped] == ["study.zip/s1/1.2.3", "study.zip/s1/1.2.4"]
+    assert [Path(line["output"]).name for line in zipped] == ["1.2.3.png", "1.2.4.png"]
+    assert [line["mse"] for line in zipped] == [line["mse"] for line in plain]
 
 
 def test_the_figures_are_those_of_other_libraries_over_the_image_area(run: Path, cyclic: Cyclic) -> None:

@@ -110,6 +110,16 @@ def test_names_in_labels_are_cut_out(cyclic: Cyclic) -> None:
     assert "Quimbleton" not in str(stored)
 
 
+def test_names_in_labels_of_many_images_of_one_patient_are_cut_out(cyclic: Cyclic) -> None:
+    rows = []
+    for number in range(5):
+        film(f"files/{number}.dcm", number, PatientID="ONE", PatientName=f"Okonkwo{'abcde'[number]}^Ada")
+        rows.append(f"{number}.dcm,told by Okonkwoa and Okonkwoe\n")
+    table(Path("files/reports.csv"), "path,fracture\n" + "".join(rows))
+    cyclic("prepare", "files", "--out", "ds", PUBLIC)
+    assert {row["fracture"] for row in index(Path("ds"))} == {"told by ___ and ___"}
+
+
 def test_the_text_of_a_structured_report_waits_on_no_disk(cyclic: Cyclic) -> None:
     """Its own header does not name the physician whom the film's header names."""
     film("files/film.dcm", 1, PatientID="P", StudyInstanceUID="1.5", ReferringPhysicianName="Okonkwo^Ada")

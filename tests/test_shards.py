@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -213,6 +214,17 @@ def test_a_bomb_of_a_header_costs_no_memory_and_no_time() -> None:
     ran = run("--out", "ds")
     assert json.loads(ran.stdout)["rejected"] == 1
     assert time.monotonic() - start < 20
+
+
+def test_a_lower_limit_of_memory_is_respected() -> None:
+    """A cluster may not let a process hold as much as this program would allow it."""
+    some_files(3)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (2**31, 2**31))
+
+    ran = subprocess.run([*PREPARE, "--out", "ds"], capture_output=True, text=True, preexec_fn=limit, check=False)
+    assert json.loads(ran.stdout)["used"] == 3
 
 
 # ---------------------------------------------------------------------------------------------- the shard on disk
