@@ -14,6 +14,7 @@ from __future__ import annotations
 from torch import Tensor
 
 NEEDS = ("mean", "log_variance")
+PER_SAMPLE = True
 
 
 def loss(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from cyclic_cli.objectives._pixels import compared
+
 NEEDS = ("reconstruction",)
+PER_SAMPLE = True
 
 
 def loss(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
     """Return the scalar error of outputs["reconstruction"] against batch["image"], both (N, C, H, W).
 
-    Raises ValueError when the shapes differ, which subtraction might silently broadcast.
+    Raises ValueError when the shapes differ.
     """
-    reconstruction, image = outputs["reconstruction"], batch["image"]
-    if reconstruction.shape != image.shape:
-        raise ValueError(f"the reconstruction has shape {tuple(reconstruction.shape)}, the image {tuple(image.shape)}")
+    reconstruction, image = compared(outputs, batch)
     return (reconstruction - image).square().mean()
