@@ -68,7 +68,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Put one JSON object on stdout.")]
-JsonLines = Annotated[bool, typer.Option("--json", help="Put one JSON object a scan on stdout.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Put one JSON object a scan and model on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but warnings and errors.")]
 Strict = Annotated[bool, typer.Option(help="Exit with 8 when some inputs could not be used.")]
 Null = Annotated[bool, typer.Option("-0", "--null", help="Paths on stdin end with a NUL byte, not a line end.")]
@@ -378,14 +378,17 @@ def train(
 def reconstruct(
     scans: Sources,
     model: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            help="A run folder or .safetensors file.",
+            help="A run folder or .safetensors file; may be repeated, to compare.",
             show_default="$CYCLIC_MODEL, runs/latest, the package's",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder of the outputs.")] = Path("reconstructions"),
     form: Annotated[str, typer.Option("--format", help="png (with original and difference) or npy.")] = "png",
+    sheet: Annotated[
+        Path | None, typer.Option(help="A PNG to write of the first scans together.", show_default=False)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs of the same name.")] = False,
     paths: Annotated[
         bool, typer.Option("--paths/--no-paths", help="Name scans by their path, or by a running number.")
@@ -399,21 +402,19 @@ def reconstruct(
     json: JsonLines = False,
     quiet: Quiet = False,
 ) -> None:
-    """Reconstruct scans with a model, and measure the error of each."""
+    """Reconstruct scans with one model or several, and measure the error of each."""
     from cyclic_cli import inference
-    from cyclic_cli.events import Note
     from cyclic_cli.storage import write_text
 
     registry.check(device, ("auto", "cpu", "cuda"), "device")
     registry.check(form, inference.FORMS, "output form")
-    path, word = inference.find_model(model)
     results: list[inference.Reconstruction] = []
-    summary = inference.ReconstructSummary(model=str(path))
+    summary = inference.ReconstructSummary()
     with console.talk(quiet) as report:
-        if word:
-            report(Note(word))
-        loaded = inference.TorchModel(path, device)
-        for result in inference.reconstruct(_paths(scans, null), loaded, out, summary, form, overwrite, paths, report):
+        models = inference.load_models(model or [], device, report)
+        for result in inference.reconstruct(
+            _paths(scans, null), models, out, summary, form, overwrite, paths, sheet, report
+        ):
             if json:
                 console.write_json(asdict(result))
             else:
@@ -421,7 +422,8 @@ def reconstruct(
     if summary_file:
         write_text(summary_file, console.as_json(asdict(summary)) + "\n")
     if results:
-        _show_reconstructions(results)
+        names = ["source", *(["model"] if len(models) > 1 else []), "output", "mse", "psnr", "ssim"]
+        console.columns(names, [asdict(result) for result in results])
     if not summary.used:
         raise CyclicError(f"None of {summary.inputs} inputs could be used.", "Give DICOM, PNG, JPEG or TIFF files.")
     if strict and summary.rejected:
@@ -449,17 +451,6 @@ def _show(title: str, values: dict[str, Any], json: bool) -> None:
         console.write_json(values)
     else:
         console.table(title, values)
-
-
-def _show_reconstructions(results: list[Any]) -> None:
-    def shown(value: float | None, digits: int) -> str:
-        return "–" if value is None else f"{value:.{digits}f}"
-
-    rows = [
-        [result.source, result.output, shown(result.mse, 5), shown(result.psnr, 1), shown(result.ssim, 3)]
-        for result in results
-    ]
-    console.columns(["source", "output", "MSE", "PSNR dB", "SSIM"], rows)
 
 
 def _paths(sources: list[str], null: bool) -> list[Path]:

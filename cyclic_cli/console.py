@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import rich.progress
 
 PLAIN_EVERY = 5.0  # seconds between two lines where there is no terminal
+FIGURES = {"mse": ("MSE", 5), "psnr": ("PSNR dB", 1), "ssim": ("SSIM", 3)}  # how a table heads and rounds them
 
 
 def say(text: str, style: str = "") -> None:
@@ -85,17 +86,22 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def columns(names: list[str], rows: list[list[str]]) -> None:
-    """A table with a head, numbers to the right, on stdout."""
+def columns(names: list[str], rows: list[dict[str, Any]]) -> None:
+    """A table with a head on stdout: of each row the named values, figures to the right and the rest to the left."""
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=None, pad_edge=False)
-    for number, name in enumerate(names):
-        grid.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    for name in names:
+        head, _ = FIGURES.get(name, (name, 0))
+        grid.add_column(head, justify="right" if name in FIGURES else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
+        grid.add_row(*(Text(_rounded(name, row[name])) for name in names))
     _stdout().print(grid)
+
+
+def _rounded(name: str, value: Any) -> str:
+    return f"{value:.{FIGURES[name][1]}f}" if name in FIGURES and value is not None else _shown(value)
 
 
 @contextmanager

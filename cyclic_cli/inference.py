@@ -1,27 +1,30 @@
-"""A trained model at work on files: `cyclic reconstruct`.
+"""Trained models at work on files: `cyclic reconstruct`.
 
-Scans are read exactly as `prepare` reads them, fitted as the model's checkpoint says, and reconstructed one
-batch at a time; memory does not grow with their number.
+Scans are read exactly as `prepare` reads them, fitted as the models' checkpoints say, and reconstructed one batch at a
+time by every model, so that models are compared on the same pixels; memory does not grow with the number of scans.
 """
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cyclic_cli import images, metrics, panels, registry, storage
 from cyclic_cli.config import Preprocessing, build
-from cyclic_cli.errors import CyclicError, InputError
+from cyclic_cli.errors import CyclicError, InputError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
+from cyclic_cli.panels import Decoded
 from cyclic_cli.sources import Input, expand, printable
 from cyclic_cli.text import base_name
 
 PACKAGED_MODEL = Path(__file__).parent / "assets" / "default.safetensors"
 FORMS = ("png", "npy")
 BATCH = 16
+SHEET_SCANS = 24  # rows of a contact sheet, at most
 
 
 class TorchModel:
@@ -34,6 +37,7 @@ class TorchModel:
         from cyclic_cli.distributed import resolve, use_available_threads
 
         use_available_threads()
+        self.path = path
         self._device = torch.device(resolve(device, "32")[0])
         checkpoint = storage.read_checkpoint(path)
         self.preprocessing: Preprocessing = checkpoint.preprocessing
@@ -59,10 +63,11 @@ class TorchModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """One scan, reconstructed. Errors are over the image area, without letterbox, of intensities in [0, 1]."""
+    """One scan by one model. Errors are over the image area, without letterbox, of intensities in [0, 1]."""
 
     source: str
     output: str
+    model: str
     mse: float
     psnr: float | None  # dB; None where the reconstruction equals the scan
     ssim: float | None  # None where the image area is smaller than the window of SSIM
@@ -70,61 +75,108 @@ class Reconstruction:
 
 @dataclass
 class ReconstructSummary:
-    """The totals of `cyclic reconstruct`, complete when the last scan is done. inputs = used + skipped + rejected."""
+    """The totals of `cyclic reconstruct`, complete when the last scan is done. inputs = used + skipped + rejected.
 
-    model: str
+    `models` has each model's `checkpoint`, and its `mse`, `psnr` and `ssim` as means over the scans that have them.
+    """
+
     inputs: int = 0
     used: int = 0
     skipped: int = 0
     rejected: int = 0
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class _Mean:
+    """A mean that takes one value after another; None before the first."""
+
+    def __init__(self) -> None:
+        self._total, self._count = 0.0, 0
+
+    def add(self, value: float | None) -> None:
+        if value is not None:
+            self._total += value
+            self._count += 1
+
+    @property
+    def value(self) -> float | None:
+        return self._total / self._count if self._count else None
 
 
 def reconstruct(
     sources: list[Path],
-    model: TorchModel,
+    models: dict[str, TorchModel],
     out: Path,
     summary: ReconstructSummary,
     form: str = "png",
     overwrite: bool = False,
     paths: bool = True,
+    sheet: Path | None = None,
     report: Report = silent,
 ) -> Iterator[Reconstruction]:
-    """Reconstruct scans and write each as a picture beside its original (png) or as an array (npy).
+    """Reconstruct scans with each model, and write them as pictures beside their originals (png) or as arrays (npy).
 
     Args:
         sources: Files, folders and patterns, as `prepare` takes them.
-        model: What reconstructs.
+        models: What reconstructs, by name, of one preprocessing (see `load_models`).
         out: The folder of the outputs.
         summary: Counts up as scans are done.
-        form: png (original, reconstruction, difference) or npy ((H, W) float32 in [0, 1], without letterbox).
+        form: png (a picture a scan: original, reconstructions, differences) or npy (an array a scan and model, (H, W)
+            float32 in [0, 1], without letterbox; of several models in a folder each).
         overwrite: Whether an output of that name may be replaced.
         paths: Name scans by their path; else by a running number.
+        sheet: Where to write one picture of the first scans.
         report: Gets Progress and Note events.
 
     Raises:
+        UsageError: the sheet is no `.png`.
         CyclicError: an output exists, or cannot be written.
     """
     registry.check(form, FORMS, "output form")
     inputs = expand(sources, out)
-    outputs = _output_names(inputs, out, form, paths)
-    taken = [path for path in outputs if path.exists()]
+    files = _output_names(inputs, form, paths)
+    folders = {name: out / name if form == "npy" and len(models) > 1 else out for name in models}
+    _check_outputs({folder / file for folder in folders.values() for file in files}, sheet, overwrite)
+    means = {name: {figure: _Mean() for figure in ("mse", "psnr", "ssim")} for name in models}
+    rows: list[np.ndarray] = []
+    for first in range(0, len(inputs), BATCH):
+        chosen = range(first, min(first + BATCH, len(inputs)))
+        names = {number: inputs[number].given if paths else str(number + 1) for number in chosen}
+        read = dict(_read(inputs, names, next(iter(models.values())).preprocessing, summary, report))
+        for number, original, decoded in _decoded(read, models):
+            outputs = {name: folder / files[number] for name, folder in folders.items()}
+            _write(outputs, original, decoded, form)
+            if sheet and len(rows) < SHEET_SCANS:
+                rows.append(panels.sheet_row(f"scan {number + 1}", original, decoded))
+            summary.used += 1
+            for one in decoded:
+                result = Reconstruction(
+                    source=names[number], output=printable(outputs[one.model]),
+                    model=one.model, mse=one.mse, psnr=one.psnr, ssim=one.ssim,
+                )  # fmt: skip
+                for figure, mean in means[one.model].items():
+                    mean.add(getattr(result, figure))
+                yield result
+        report(Progress(chosen.stop, len(inputs), "scans"))
+    summary.models = {
+        name: {"checkpoint": str(models[name].path)} | {figure: mean.value for figure, mean in figures.items()}
+        for name, figures in means.items()
+    }
+    if sheet and rows:
+        storage.write_bytes(sheet, panels.sheet(list(models), rows))
+        if summary.used > len(rows):
+            report(Note(f"{sheet} shows the first {len(rows)} of {summary.used} scans"))
+
+
+def _check_outputs(outputs: set[Path], sheet: Path | None, overwrite: bool) -> None:
+    if sheet and sheet.suffix.lower() != ".png":
+        raise UsageError(f"The sheet {sheet} is no .png.", "Name it so, such as --sheet sheet.png.")
+    taken = sorted(path for path in {*outputs, *([sheet] if sheet else [])} if path.exists())
     if taken and not overwrite:
         raise CyclicError(
             f"{len(taken)} outputs exist already, such as {taken[0]}.",
             "Add --overwrite or name another --out.",
         )
-    for first in range(0, len(inputs), BATCH):
-        chosen = range(first, min(first + BATCH, len(inputs)))
-        names = {number: inputs[number].given if paths else str(number + 1) for number in chosen}
-        read = dict(_read(inputs, names, model.preprocessing, summary, report))
-        if read:
-            fitted = np.stack([pixels for pixels, _ in read.values()])
-            reconstructed = model.reconstruct(fitted)
-            for number, original, decoded in zip(read, images.as_float(fitted), reconstructed, strict=True):
-                area = read[number][1]
-                yield _written(names[number], outputs[number], original[0][area], decoded[0][area], form)
-                summary.used += 1
-        report(Progress(chosen.stop, len(inputs), "scans"))
 
 
 def _read(
@@ -149,51 +201,96 @@ def _read(
         yield number, (images.fit(picture, preprocessing), area)
 
 
-def _written(source: str, output: Path, original: np.ndarray, decoded: np.ndarray, form: str) -> Reconstruction:
-    """Write one output, and measure it: original and decoded (H, W) in [0, 1], without letterbox."""
-    error, decibels = metrics.mse(original, decoded), metrics.psnr(original, decoded)
-    similarity = metrics.ssim(original, decoded)
-    result = Reconstruction(
-        source=source, output=printable(output), mse=error,
+def _decoded(
+    read: dict[int, tuple[np.ndarray, tuple[slice, slice]]], models: dict[str, TorchModel]
+) -> Iterator[tuple[int, np.ndarray, list[Decoded]]]:
+    """The scans of a batch: number, original (H, W) in [0, 1] without letterbox, what each model makes of it."""
+    if not read:
+        return
+    fitted = np.stack([pixels for pixels, _ in read.values()])
+    reconstructed = {name: model.reconstruct(fitted) for name, model in models.items()}
+    for place, (number, (pixels, area)) in enumerate(read.items()):
+        original = images.as_float(pixels)[0][area]
+        yield number, original, [_measured(name, original, of[place, 0][area]) for name, of in reconstructed.items()]
+
+
+def _measured(model: str, original: np.ndarray, decoded: np.ndarray) -> Decoded:
+    decibels, similarity = metrics.psnr(original, decoded), metrics.ssim(original, decoded)
+    return Decoded(
+        model=model, pixels=decoded, mse=metrics.mse(original, decoded),
         psnr=decibels if np.isfinite(decibels) else None, ssim=similarity if np.isfinite(similarity) else None,
     )  # fmt: skip
-    if form == "png":
-        storage.write_bytes(output, panels.comparison(original, decoded, result.mse, result.psnr, result.ssim))
+
+
+def _write(outputs: dict[str, Path], original: np.ndarray, decoded: list[Decoded], form: str) -> None:
+    """Write the outputs of a scan: an array of each model, or one picture, which all models' outputs name."""
+    if form == "npy":
+        for one in decoded:
+            storage.write_array(outputs[one.model], one.pixels)
     else:
-        storage.write_array(output, decoded)
-    return result
+        storage.write_bytes(outputs[decoded[0].model], panels.comparison(original, decoded))
 
 
-def _output_names(inputs: list[Input], out: Path, form: str, paths: bool) -> list[Path]:
-    """One output path an input, no two the same: where scans share a name, their folders' names go before it."""
+def _output_names(inputs: list[Input], form: str, paths: bool) -> list[str]:
+    """One file name an input, no two the same: where scans share a name, their folders' names go before it."""
+    if not paths:
+        return [f"{number:06d}.{form}" for number in range(1, len(inputs) + 1)]
     bases = [base_name(Path(item.name)) for item in inputs]
-    counts = Counter(bases)
-    names: list[Path] = []
-    taken: set[str] = set()
-    for number, (item, base) in enumerate(zip(inputs, bases, strict=True), 1):
-        if not paths:
-            base = f"{number:06d}"
-        elif counts[base] > 1:
-            base = "-".join((*Path(item.source).parts[:-1], base))
-        name, copy = f"{base}.{form}", 1
-        while name in taken:  # the same folders under two sources
+    return [f"{name}.{form}" for name in _distinct(bases, [Path(item.source).parts[:-1] for item in inputs])]
+
+
+def _distinct(names: Sequence[str], folders: Sequence[Sequence[str]]) -> list[str]:
+    """The names, no two the same: those that are shared get their folders before them, then a number behind."""
+    counts = Counter(names)
+    distinct: dict[str, None] = {}
+    for name, above in zip(names, folders, strict=True):
+        longer = "-".join((*above, name)) if counts[name] > 1 else name
+        choice, copy = longer, 1
+        while choice in distinct:  # the same folders under two sources
             copy += 1
-            name = f"{base}-{copy}.{form}"
-        taken.add(name)
-        names.append(out / name)
-    return names
+            choice = f"{longer}-{copy}"
+        distinct[choice] = None
+    return list(distinct)
 
 
-def find_model(named: Path | None) -> tuple[Path, str]:
-    """The checkpoint to use and, where it was not named, a word on which it is.
+def load_models(named: list[Path], device: str = "auto", report: Report = silent) -> dict[str, TorchModel]:
+    """Models by name: their run folder's, or the file's.
 
-    Order: `--model`, `$CYCLIC_MODEL`, `runs/latest`, the model that comes with the package.
+    With none named it is `$CYCLIC_MODEL`, else `runs/latest`, else the one that comes with the package; a Note says so.
+
+    Raises:
+        UsageError: they see scans differently, so that nothing compares them.
+        CyclicError: one cannot be found or loaded.
     """
-    if named is not None:
-        return storage.find_checkpoint(named), ""
+    checkpoints = [storage.find_checkpoint(path) for path in named] or [_find(report)]
+    places = [_named_after(path) for path in checkpoints]
+    names = _distinct([place.name for place in places], [[place.parent.name] for place in places])
+    models = {name: TorchModel(path, device) for name, path in zip(names, checkpoints, strict=True)}
+    (first, one), *others = models.items()
+    for name, other in others:
+        known, asked = asdict(one.preprocessing), asdict(other.preprocessing)
+        differing = [f"{key} {known[key]} and {asked[key]}" for key in known if known[key] != asked[key]]
+        if differing:
+            raise UsageError(
+                f"The models {first} and {name} see scans differently: {', '.join(differing)}.",
+                "Compare models that were trained on one data set.",
+            )
+    return models
+
+
+def _named_after(checkpoint: Path) -> Path:
+    """The run folder of a checkpoint, or the file without its suffix where it lies in none."""
+    in_run = storage.RunFolder(checkpoint.parent).best == checkpoint
+    return (checkpoint.parent if in_run else checkpoint.with_suffix("")).resolve()
+
+
+def _find(report: Report) -> Path:
+    """The checkpoint to use where none is named."""
     if os.environ.get("CYCLIC_MODEL"):
-        return storage.find_checkpoint(Path(os.environ["CYCLIC_MODEL"])), ""
+        return storage.find_checkpoint(Path(os.environ["CYCLIC_MODEL"]))
     latest = Path("runs/latest")
     if latest.is_dir():
-        return storage.find_checkpoint(latest), f"model: runs/latest, which is {latest.resolve().name}"
-    return PACKAGED_MODEL, "model: the one that comes with the package (chest radiographs and phantoms)"
+        report(Note(f"model: runs/latest, which is {latest.resolve().name}"))
+        return storage.find_checkpoint(latest)
+    report(Note("model: the one that comes with the package (chest radiographs and phantoms)"))
+    return PACKAGED_MODEL
