@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cyclic_cli.images import as_png
 
 PANEL = 448  # pixels of a panel's longer side, at least; images are enlarged by a whole factor
-CELL = 224  # the same of a contact sheet, at most
-NARROWEST = 190  # width of a panel that holds its title
+CELL = 224  # pixels of the longer side in a contact sheet
+NARROWEST = 320  # width of a panel, at least, for its title
 MARGIN = 24
 TITLE = 34  # height of the line above the panels
 FOOT = 40  # height of the line below
 BAR = 18  # width of the colour scale
-GAP = 12  # between the cells of a contact sheet
+GAP = 16  # between the cells of a contact sheet
 LINE = 18  # height of a line of figures in it
 BACKGROUND = (18, 18, 20)
 INK = (232, 232, 232)
@@ -85,7 +85,7 @@ def sheet(models: list[str], rows: list[np.ndarray]) -> bytes:
     head = Image.new("RGB", (rows[0].shape[1], GAP + 24), BACKGROUND)
     draw = ImageDraw.Draw(head)
     for number, title in enumerate(("original", *models)):
-        draw.text((GAP + number * (CELL + GAP), GAP), _cut(title, CELL, _font(16)), INK, _font(16))
+        draw.text((_left(number), GAP), _cut(title, CELL, _font(16)), INK, _font(16))
     return as_png(np.concatenate([np.asarray(head), *rows]))
 
 
@@ -97,23 +97,23 @@ def sheet_row(label: str, original: np.ndarray, decoded: list[Decoded]) -> np.nd
         original: (H, W) float in [0, 1].
         decoded: What each model made of it, in the order of the sheet's columns.
     """
-    cells = [(original, [label])] + [(one.pixels, one.figures()) for one in decoded]
-    canvas = Image.new("RGB", (GAP + len(cells) * (CELL + GAP), CELL + 3 * LINE + GAP), BACKGROUND)
+    texts = [[label], *(one.figures() for one in decoded)]
+    pictures = [
+        ImageOps.contain(_grey(pixels), (CELL, CELL), Image.Resampling.BICUBIC)
+        for pixels in (original, *(one.pixels for one in decoded))
+    ]
+    height = pictures[0].height
+    canvas = Image.new("RGB", (_left(len(pictures)), height + 4 + 3 * LINE + GAP), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    for number, (pixels, lines) in enumerate(cells):
-        left = GAP + number * (CELL + GAP)
-        picture = _in_cell(_grey(pixels))
-        canvas.paste(picture, (left + (CELL - picture.width) // 2, (CELL - picture.height) // 2))
-        draw.text((left, CELL + 4), "\n".join(lines), INK, _font(14))
+    for number, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
+        canvas.paste(picture, (_left(number), 0))
+        draw.text((_left(number), height + 4), "\n".join(lines), INK, _font(14))
     return np.asarray(canvas)
 
 
-def _in_cell(picture: Image.Image) -> Image.Image:
-    """A picture enlarged by a whole factor, or reduced, so that its longer side fits a cell."""
-    longer = max(picture.size)
-    scale = CELL // longer if longer <= CELL else CELL / longer
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
+def _left(column: int) -> int:
+    """Where a column of a contact sheet begins."""
+    return GAP + column * (CELL + GAP)
 
 
 @cache

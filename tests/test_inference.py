@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ran, fitted, make_dicom, make_png, smooth_image
+from matplotlib import colormaps
 from PIL import Image
 from pydicom.data import get_testdata_file
 from scipy.stats import spearmanr
@@ -30,6 +31,13 @@ Cyclic = Callable[..., Ran]
 def run(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "conv"
     train(tiny_dataset, folder, TrainConfig(arch="conv", epochs=2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other_run(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "linear"
+    train(tiny_dataset, folder, TrainConfig(arch="linear", epochs=1))
     return folder
 
 
@@ -105,6 +113,116 @@ def test_the_picture_shows_original_reconstruction_and_difference(run: Path, cyc
     brightness = panel(2).sum(-1).ravel()  # the colour map rises in brightness with the difference
     difference = np.abs(original / 255 - decoded).ravel()
     assert spearmanr(brightness, difference).statistic > 0.99
+
+
+def test_several_models_are_compared_on_scans_that_are_read_once(
+    run: Path, other_run: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        make_png(Path(f"files/{number}.png"), smooth_image(number))
+    make_png(Path("files/narrow.png"), smooth_image(3, 80, 20))  # too narrow for SSIM
+    alone = {
+        path.name: cyclic("reconstruct", "files", "--model", path, "--out", path.name, "--json").lines
+        for path in (run, other_run)
+    }
+    reads: list[int] = []
+    read = images.read
+    monkeypatch.setattr(images, "read", lambda *words: reads.append(1) or read(*words))
+    words = ("reconstruct", "files", "--model", run, "--model", other_run, "--overwrite")
+    said = cyclic(*words, "--json", "--summary", "totals.json").lines
+    assert len(reads) == 4
+    assert [(line["source"], line["model"]) for line in said] == [
+        (f"files/{scan}.png", model) for scan in ("0", "1", "2", "narrow") for model in ("conv", "linear")
+    ]
+    for model, lines in alone.items():
+        assert {line["model"] for line in lines} == {model}
+        together = [line for line in said if line["model"] == model]
+        for name in ("source", "mse", "psnr", "ssim"):
+            assert [line[name] for line in together] == [line[name] for line in lines]
+    assert len({line["output"] for line in said}) == 4
+    totals = json.loads(Path("totals.json").read_text())
+    assert totals["used"] == 4
+    assert totals["models"]["linear"]["checkpoint"] == str(other_run / "model.safetensors")
+    for model, lines in alone.items():
+        for name in ("mse", "psnr", "ssim"):
+            values = [line[name] for line in lines if line[name] is not None]
+            assert len(values) == (3 if name == "ssim" else 4)
+            assert totals["models"][model][name] == pytest.approx(np.mean(values))
+    assert "model" in cyclic(*words).out.splitlines()[0].split()
+    assert "model" not in cyclic("reconstruct", "files", "--model", run, "--overwrite").out.splitlines()[0].split()
+
+
+def test_the_picture_of_several_models_has_a_row_each_and_one_scale(run: Path, other_run: Path, cyclic: Cyclic) -> None:
+    path = make_png(Path("scan.png"), smooth_image(5, 64, 64))
+    words = ("reconstruct", path, "--model", run, "--model", other_run, "--json")
+    arrays = [line["output"] for line in cyclic(*words, "--format", "npy").lines]
+    assert arrays == ["reconstructions/conv/scan.npy", "reconstructions/linear/scan.npy"]
+    canvas = np.asarray(Image.open(cyclic(*words).lines[0]["output"]).convert("RGB")).astype(int)
+    original, decoded = fitted(path, Preprocessing(size=32))[0], [np.load(array) for array in arrays]
+    differences = [np.abs(original / np.float32(255) - one) for one in decoded]
+    end = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if np.quantile(differences, 0.995) <= step)
+    height, factor = canvas.shape[0] // 2, 448 // 32
+    for row, (one, difference) in enumerate(zip(decoded, differences, strict=True)):
+        panels = [
+            canvas[row * height + 38 :, 24 + number * (448 + 24) :][:448:factor, :448:factor] for number in range(3)
+        ]
+        np.testing.assert_array_equal(panels[0][..., 0], original)
+        np.testing.assert_allclose(panels[1][..., 0], one * 255, atol=0.5001)
+        colours = colormaps["inferno"](np.clip(difference / end, 0, 1))[..., :3] * 255
+        np.testing.assert_allclose(panels[2], colours, atol=4)
+
+
+def test_models_of_one_name_are_told_apart(run: Path, cyclic: Cyclic) -> None:
+    path = make_png(Path("scan.png"), smooth_image(1))
+    for folder in ("a/best", "b/best"):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes())
+    Path("small.safetensors").write_bytes((run / "model.safetensors").read_bytes())
+    given = ("a/best", "b/best/model.safetensors", "b/best", "small.safetensors")
+    said = cyclic("reconstruct", path, "--json", *(word for model in given for word in ("--model", model))).lines
+    assert [line["model"] for line in said] == ["a-best", "b-best", "b-best-2", "small"]
+
+
+def test_models_that_see_scans_differently_are_not_compared(run: Path, cyclic: Cyclic) -> None:
+    path = make_png(Path("scan.png"), smooth_image(1))
+    ran = cyclic("reconstruct", path, "--model", run, "--model", PACKAGED_MODEL)
+    assert ran.code == 2
+    assert "The models conv and default see scans differently: size 32 and 224." in ran.err
+    assert not Path("reconstructions").exists()
+
+
+def test_a_contact_sheet_shows_each_scan_beside_its_reconstructions(cyclic: Cyclic) -> None:
+    paths = [make_png(Path(f"{number}.png"), smooth_image(number, 300, 260)) for number in range(2)]
+    words = ("--model", PACKAGED_MODEL, "--format", "npy", "--sheet", "sheet.png", "--json")
+    arrays = [np.load(line["output"]) for line in cyclic("reconstruct", *paths, *words).lines]
+    picture = Image.open("sheet.png")
+    assert picture.info == {}
+    canvas = np.asarray(picture.convert("L")).astype(int)
+    gap, head, row = 16, 40, 224 + 4 + 3 * 18 + 16
+    assert canvas.shape == (head + 2 * row, gap + 2 * (224 + gap))
+    for number, (path, array) in enumerate(zip(paths, arrays, strict=True)):
+        area = images.image_area(300, 260, 224)
+        original = fitted(path, Preprocessing())[0][area]
+        shown = canvas[head + number * row :][: array.shape[0]]
+        np.testing.assert_array_equal(shown[:, gap:][:, : array.shape[1]], original)
+        np.testing.assert_allclose(shown[:, 2 * gap + 224 :][:, : array.shape[1]], array * 255, atol=0.5001)
+        figures = canvas[head + number * row + 224 : head + (number + 1) * row, 2 * gap + 224 :]
+        assert (figures > 200).any()
+    assert cyclic("reconstruct", *paths, *words).code == 1  # all of it exists
+    assert cyclic("reconstruct", *paths, "--sheet", "sheet.jpg").code == 2
+
+
+def test_a_contact_sheet_has_at_most_24_rows_and_says_so(run: Path, other_run: Path, cyclic: Cyclic) -> None:
+    for number in range(26):
+        make_png(Path(f"files/{number:02}.png"), smooth_image(number, 64, 64))
+    models = ("--model", run, "--model", other_run)
+    ran = cyclic("reconstruct", "files", *models, "--sheet", "many.png", "--overwrite")
+    assert "many.png shows the first 24 of 26 scans" in ran.err
+    few = cyclic("reconstruct", "files/00.png", "files/01.png", *models, "--sheet", "few.png", "--overwrite")
+    assert "few.png" not in few.err
+    head, row = 40, 224 + 4 + 3 * 18 + 16
+    assert Image.open("many.png").size == (16 + 3 * (224 + 16), head + 24 * row)
+    assert Image.open("few.png").height == head + 2 * row
 
 
 def test_scans_of_one_name_get_a_picture_each(run: Path, cyclic: Cyclic) -> None:
