@@ -387,7 +387,7 @@ def reconstruct(
     out: Annotated[Path, typer.Option(help="The folder of the outputs.")] = Path("reconstructions"),
     form: Annotated[str, typer.Option("--format", help="png (with original and difference) or npy.")] = "png",
     sheet: Annotated[
-        Path | None, typer.Option(help="A PNG to write of the first scans together.", show_default=False)
+        Path | None, typer.Option(help="A PNG to write of the first 24 scans together.", show_default=False)
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs of the same name.")] = False,
     paths: Annotated[

@@ -125,7 +125,7 @@ def reconstruct(
             float32 in [0, 1], without letterbox; of several models in a folder each).
         overwrite: Whether an output of that name may be replaced.
         paths: Name scans by their path; else by a running number.
-        sheet: Where to write one picture of the first scans.
+        sheet: Where to write one picture of the first 24 scans.
         report: Gets Progress and Note events.
 
     Raises:
@@ -165,7 +165,7 @@ def reconstruct(
     if sheet and rows:
         storage.write_bytes(sheet, panels.sheet(list(models), rows))
         if summary.used > len(rows):
-            report(Note(f"{sheet} shows the first {len(rows)} of {summary.used} scans"))
+            report(Note(f"{printable(sheet)} shows the first {len(rows)} of {summary.used} scans"))
 
 
 def _check_outputs(outputs: set[Path], sheet: Path | None, overwrite: bool) -> None:
@@ -175,7 +175,7 @@ def _check_outputs(outputs: set[Path], sheet: Path | None, overwrite: bool) -> N
     if taken and not overwrite:
         raise CyclicError(
             f"{len(taken)} outputs exist already, such as {taken[0]}.",
-            "Add --overwrite or name another --out.",
+            "Add --overwrite, or name others with --out and --sheet.",
         )
 
 
