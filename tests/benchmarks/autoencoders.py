@@ -1,0 +1,512 @@
+"""How near do the autoencoders come to the limit of their codes? Pixel MSE on [0, 1] of test patients, several seeds.
+
+    python tests/benchmarks/autoencoders.py IMAGES --work DIR [--table TABLE] [--monai PYTHON] [--pairs]
+
+IMAGES is a folder of de-identified images, TABLE a CSV that names their patients. They are prepared once; every row of
+the table is the command `cyclic train`, and what DIR holds already is not done again: a stopped benchmark goes on
+where it was stopped. To measure changed code, take a new DIR. It receives `results-SIZE.json`, `contact-SIZE.png` (six
+test patients and what every row makes of them) and, with the row `vae-100`, `prior-SIZE.png` (16 images drawn from the
+prior). The table is printed as Markdown.
+
+A model's error is that of the clamped reconstruction over whole images, once on the test split, after everything is
+chosen; beside it over the image area without letterbox. The limits are fitted to the same training images: principal
+components for a code of numbers, the best linear code of square blocks for a code of maps. They are not clamped; the
+column after them says what clamping would make of them.
+
+Rows with a code that MONAI can have too get equal time on equal threads: `--minutes` each. `cyclic train` counts
+epochs; as many are trained as fit, by a trial epoch, with its start from the data, its validations and its
+checkpoints in the time. MONAI's time holds its training steps alone; it is trained with two losses, each for the
+whole time, and the better by validation is measured (see `monai_autoencoder.py`). `--pairs` runs the two side by side
+on a core each, so that a slow minute of the machine meets both. A run with a time that was stopped begins anew. Rows
+are named after their codes at 224 pixels. `--monai` is a Python with MONAI and torch; without it its rows are left out.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cyclic_cli import registry, storage
+from cyclic_cli.config import build
+from cyclic_cli.data import Samples
+
+COMMAND = (sys.executable, "-m", "cyclic_cli")
+MONAI = Path(__file__).with_name("monai_autoencoder.py")
+LOSSES = ("L1", "MSE")
+BATCH = 16
+PATIENTS = 6  # of the contact sheet
+USED = 0.01  # nats: a number of a variational code with a greater mean divergence is used
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: `words` of `cyclic train`, or none for MONAI.
+
+    The code holds `numbers` numbers for each block of `block` pixels a side, or for the whole image.
+    """
+
+    words: str
+    goal: str
+    numbers: int
+    block: int | None = None
+    fraction: float = 1.0
+    epochs: int | None = None  # None: what fits into the time
+
+    @property
+    def is_monai(self) -> bool:
+        return not self.words
+
+    @property
+    def limit(self) -> str:
+        return f"PCA-{self.numbers}" if self.block is None else f"{self.numbers}-of-{self.block**2} blocks"
+
+    def shape(self, size: int) -> tuple[int, int]:
+        """Maps of the code and their side, which is 1 for a plain list of numbers."""
+        if self.block:
+            return self.numbers, size // self.block
+        return (self.numbers // 49, 7) if self.is_monai else (self.numbers, 1)
+
+    def is_possible(self, size: int) -> bool:
+        """MONAI halves images."""
+        return not self.is_monai or size / self.shape(size)[1] in (2**halvings for halvings in range(1, 9))
+
+
+RESIDUAL = "better than all above and than MONAI at equal code and time"
+ROWS = {
+    "linear-40": Row("--arch linear", "≤ 1.05 ×; ambition ≤ 0.95 ×", 128, fraction=0.4, epochs=1),
+    "linear-100": Row("--arch linear", "≤ 1.02 ×; ambition ≤ 0.95 ×", 128, epochs=1),
+    "conv-15": Row("--arch conv", "MSE ≤ 0.0010; ambition ≤ 1 ×", 4, 4, fraction=0.15, epochs=3),
+    "conv-100": Row("--arch conv", "≤ 1 ×; ambition ≤ 0.7 ×", 4, 4, epochs=10),
+    "deep-100": Row("--arch deep", "≤ 1.1 ×; ambition ≤ 0.8 ×", 256, epochs=15),
+    "vae-100": Row("--arch vae", "≤ 1.5 ×, most numbers used", 256, epochs=15),
+    "residual-256": Row("--arch residual --set model.latent=256", RESIDUAL, 256),
+    "residual-245": Row("--arch residual --set model.latent=245", RESIDUAL, 245),
+    "residual-4x28x28": Row("--arch residual --set model.latent=4 --set model.reduction=8", RESIDUAL, 4, 8),
+    "monai-5x7x7": Row("", "", 245),
+    "monai-4x28x28": Row("", "", 4, 8),
+}
+
+
+class Images:
+    """The prepared images."""
+
+    def __init__(self, folder: Path) -> None:
+        self.stored = storage.StoredDataset(folder)
+        self.size = self.stored.facts.preprocessing.size
+
+    def samples(self, split: str, fraction: float = 1.0) -> Samples:
+        return Samples.of(self.stored, split, fraction)
+
+    def floats(self, split: str, fraction: float = 1.0) -> Tensor:
+        """(N, 1, H, W) float32 in [0, 1]."""
+        samples = self.samples(split, fraction)
+        return samples.images(np.arange(len(samples)))
+
+    @cached_property
+    def test(self) -> Tensor:
+        return self.floats("test")
+
+    def errors(self, reconstruction: Tensor) -> dict[str, float]:
+        """Mean squared errors of the test images over all of each image, and over its area without letterbox."""
+        squares, samples = (reconstruction - self.test).square(), self.samples("test")
+        areas = [squares[number, :, *samples.area(number)].mean().item() for number in range(len(samples))]
+        return {"mse": squares.mean().item(), "area_mse": statistics.fmean(areas)}
+
+    @cached_property
+    def shown(self) -> list[int]:
+        """The first test image of each of the first patients."""
+        patients = self.stored.select("test", columns=["patient"])["patient"].to_pylist()
+        return sorted(patients.index(patient) for patient in dict.fromkeys(patients))[:PATIENTS]
+
+
+# ---------------------------------------------------------------------------------------------------- limits
+
+
+def limits(images: Images, fraction: float, rows: list[Row]) -> dict[str, dict[str, float]]:
+    """Errors on train and test of the best linear codes of the rows, and of the mean image, by name."""
+    train, test = images.floats("train", fraction), images.test
+    mean = train.mean(0)
+    codes: dict[str, Callable[[Tensor], Tensor]] = {"mean image": lambda batch: mean.expand_as(batch)}
+    most = max((row.numbers for row in rows if row.block is None), default=0)
+    components = principal_components(train, mean, most)
+    for row in rows:
+        if row.block is None:
+            codes[row.limit] = projection(mean, components[: row.numbers])
+        else:
+            codes[row.limit] = block_code(train, row.block, row.numbers)
+    return {name: {"train": error(code, train), **clamped_too(code, test)} for name, code in codes.items()}
+
+
+def principal_components(images: Tensor, mean: Tensor, most: int) -> Tensor:
+    """At most `most` directions (K, P) of images (N, 1, H, W), by the Gram matrix of the images."""
+    centred = (images - mean).flatten(1)
+    values, vectors = torch.linalg.eigh((centred @ centred.T).double())
+    kept = min(most, len(images) - 1)
+    values, vectors = values.flip(0)[:kept], vectors.flip(1)[:, :kept]
+    return (vectors / values.sqrt()).T.float() @ centred
+
+
+def projection(mean: Tensor, directions: Tensor) -> Callable[[Tensor], Tensor]:
+    """Images (N, 1, H, W) to their nearest points of a linear space."""
+
+    def project(batch: Tensor) -> Tensor:
+        centred = (batch - mean).flatten(1)
+        return mean + (centred @ directions.T @ directions).view_as(batch)
+
+    return project
+
+
+def block_code(images: Tensor, side: int, numbers: int) -> Callable[[Tensor], Tensor]:
+    """The best linear code of `numbers` numbers for each block of `side`² pixels."""
+
+    def blocks(batch: Tensor) -> Tensor:
+        return functional.pixel_unshuffle(batch, side)
+
+    chunks = images.split(256)
+    mean = sum(blocks(chunk).sum((0, 2, 3), dtype=torch.float64) for chunk in chunks)
+    mean /= len(images) * (images.shape[-1] // side) ** 2
+    covariance = torch.zeros(side**2, side**2, dtype=torch.float64)
+    for chunk in chunks:
+        columns = (blocks(chunk) - mean[:, None, None].float()).transpose(0, 1).flatten(1)
+        covariance += (columns @ columns.T).double()
+    directions = torch.linalg.eigh(covariance).eigenvectors[:, -numbers:].float()
+    onto, centre = (directions @ directions.T)[:, :, None, None], mean[:, None, None].float()
+    return lambda batch: functional.pixel_shuffle(functional.conv2d(blocks(batch) - centre, onto) + centre, side)
+
+
+def error(code: Callable[[Tensor], Tensor], images: Tensor) -> float:
+    return sum((code(batch) - batch).square().sum().item() for batch in images.split(256)) / images.numel()
+
+
+def clamped_too(code: Callable[[Tensor], Tensor], test: Tensor) -> dict[str, float]:
+    return {"test": error(code, test), "clamped": error(lambda batch: code(batch).clamp(0, 1), test)}
+
+
+# -------------------------------------------------------------------------------------------------- training
+
+
+class Bench:
+    """Trains the rows and measures them; everything done is kept in a folder."""
+
+    def __init__(self, work: Path, images: Images, minutes: float, monai: Path | None) -> None:
+        self.images, self.seconds, self.monai = images, 60 * minutes, monai
+        self.runs = work / f"runs-{images.size}"
+        self.arrays = work / f"arrays-{images.size}"
+
+    def measure(self, name: str, seeds: list[int], core: int | None = None) -> dict:
+        """What a row came to, a value a seed. `core`: the only one to use."""
+        row = ROWS[name]
+        found = [(self._monai if row.is_monai else self._cyclic)(name, row, seed, core) for seed in seeds]
+        return {key: [result[key] for result in found] for key in found[0]}
+
+    def folder(self, name: str, part: str | int, core: int | None) -> Path:
+        """Where a row's run of one seed is kept, or its trial."""
+        time = "" if ROWS[name].epochs else f"-{self.seconds:g}s" + ("" if core is None else "-1core")
+        return self.runs / f"{name}{time}-{part}"
+
+    def _cyclic(self, name: str, row: Row, seed: int, core: int | None) -> dict:
+        folder = self.folder(name, f"seed{seed}", core)
+        epochs = row.epochs or self._epochs(name, row, core)
+        summary = self._train(row, folder, epochs, seed, core)
+        facts = {"run": folder.name, "seconds": summary["seconds"], "epochs": epochs}
+        return facts | self._once(folder, lambda: self._tested(folder))
+
+    def _epochs(self, name: str, row: Row, core: int | None) -> int:
+        """How many epochs fit into the time."""
+        trial = self._train(row, self.folder(name, "trial", core), 1, 0, core)
+        images = trial["train_samples"] + len(self.images.samples("val")) / 2  # validation has no way back
+        left = self.seconds - trial["seconds"]
+        if left < 0:
+            raise SystemExit(f"An epoch of {name} takes {trial['seconds']:.0f} seconds here: give more --minutes.")
+        return 1 + int(left * trial["images_per_second"] / images)
+
+    def _train(self, row: Row, folder: Path, epochs: int, seed: int, core: int | None) -> dict:
+        """The summary of a finished `cyclic train`."""
+        if row.epochs is None and not storage.RunFolder(folder).summary.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # a resumed run would not know its whole time
+        words = [*row.words.split(), "--fraction", f"{row.fraction:g}", "--epochs", str(epochs), "--seed", str(seed)]
+        words += ["--out", str(folder), "--resume", "auto", "--json", "--quiet"]
+        return json.loads(ran([*COMMAND, "train", str(self.images.stored.folder), *words], core))
+
+    def _tested(self, folder: Path) -> dict:
+        model = load(storage.RunFolder(folder).best)
+        output = torch.cat([model(batch)["reconstruction"].clamp(0, 1) for batch in self.images.test.split(BATCH)])
+        np.save(folder / "shown.npy", output[self.images.shown].numpy())
+        return self.images.errors(output)
+
+    def _monai(self, name: str, row: Row, seed: int, core: int | None) -> dict:
+        folder = self.folder(name, f"seed{seed}", core)
+        losses = {loss: self._monai_loss(name, row, loss, seed, core) for loss in LOSSES}
+        best = min(LOSSES, key=lambda loss: losses[loss]["val"])
+
+        def tested() -> dict:
+            output = torch.from_numpy(np.load(folder / best / "test.npy"))
+            np.save(folder / "shown.npy", output[self.images.shown].numpy())
+            return self.images.errors(output)
+
+        return losses[best] | {"run": folder.name, "loss": best} | self._once(folder, tested)
+
+    def _monai_loss(self, name: str, row: Row, loss: str, seed: int, core: int | None) -> dict:
+        """What the script came to with one loss. The first seed chooses by trials, for all."""
+        folder = self.folder(name, f"seed{seed}", core) / loss
+        folder.mkdir(parents=True, exist_ok=True)
+        choices = self.folder(name, f"trial-{loss}.json", core)
+        chosen = json.loads(choices.read_text()) if choices.exists() else None
+        channels, side = row.shape(self.images.size)
+        request = {"folder": str(folder.resolve()), "channels": channels, "side": side, "seconds": self.seconds}
+        request |= {"seed": seed, "loss": loss, "chosen": chosen}
+
+        def trained() -> dict:
+            return json.loads(
+                ran([str(self.monai), str(MONAI.resolve())], core, json.dumps(request), self._handed_over())
+            )
+
+        result = self._once(folder, trained)
+        keep(choices, {key: result[key] for key in ("layout", "batch_size", "rate")})
+        return result
+
+    def _handed_over(self) -> Path:
+        """The folder of the splits as arrays."""
+        for split in ("train", "val", "test"):
+            path = self.arrays / f"{split}.npy"
+            if not path.exists():
+                samples = self.images.samples(split)
+                storage.write_array(path, self.images.stored.images(samples.shards, samples.rows))
+        return self.arrays
+
+    def _once(self, folder: Path, make: Callable[[], dict]) -> dict:
+        """What `make` returns, kept in the folder."""
+        path = folder / "measured.json"
+        if not path.exists():
+            with torch.inference_mode():
+                keep(path, make())
+        return json.loads(path.read_text())
+
+
+def ran(command: list[str], core: int | None, stdin: str = "", folder: Path | None = None) -> str:
+    """The standard output of a command, held on one core or free."""
+    print(" ".join(command), file=sys.stderr, flush=True)
+    environment = dict(os.environ)
+    if core is not None:
+        command, environment = ["taskset", "-c", str(core), *command], environment | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=folder) as process:
+        running.add(process)
+        out, _ = process.communicate(stdin)
+        running.discard(process)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}.")
+    return out
+
+
+running: set[subprocess.Popen] = set()
+
+
+def stop(*_: object) -> NoReturn:
+    """End what runs, where `cyclic train` saves its state, and with it the benchmark."""
+    terminate()
+    raise SystemExit(143)
+
+
+def terminate() -> None:
+    for process in tuple(running):
+        process.terminate()
+
+
+def keep(path: Path, values: dict) -> None:
+    storage.write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def load(path: Path) -> nn.Module:
+    """The model of a checkpoint."""
+    checkpoint = storage.read_checkpoint(path)
+    architecture = registry.load("models", checkpoint.architecture["name"], "architecture")
+    config = build(architecture.Config, checkpoint.architecture["config"], str(path))
+    model = architecture.Model(config, tuple(checkpoint.architecture["image_shape"]))
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
+    return model.eval()
+
+
+# ----------------------------------------------------------------------------------------------- what it says
+
+
+@torch.inference_mode()
+def variational(folder: Path, images: Images, picture: Path) -> dict[str, float | bool]:
+    """How many numbers of a variational code are used, and whether a loss was not finite; draws from the prior."""
+    model = load(storage.RunFolder(folder).best)
+    divergences = []
+    for batch in images.test.split(BATCH):
+        outputs = model(batch)
+        mean, log_variance = outputs["mean"], outputs["log_variance"]
+        divergences.append(0.5 * (mean.square() + log_variance.exp() - log_variance - 1))
+    divergence = torch.cat(divergences).mean(0)  # nats, of each number
+    rows = [json.loads(line) for line in storage.RunFolder(folder).metrics.read_text().splitlines()]
+    losses = [loss for row in rows for loss in {**row.get("losses", {}), **row.get("train", {})}.values()]
+    drawn = model.decode(torch.randn(16, len(divergence), generator=torch.Generator().manual_seed(0)))
+    sheet(picture, [("", line) for line in drawn.clamp(0, 1).numpy().reshape(4, 4, images.size, images.size)])
+    return {
+        "numbers": len(divergence), "used": int((divergence > USED).sum()), "nats": divergence.sum().item(),
+        "finite": all(map(math.isfinite, losses)),
+    }  # fmt: skip
+
+
+def sheet(path: Path, lines: list[tuple[str, np.ndarray]]) -> None:
+    """A picture of lines of images (N, H, W) in [0, 1], with what each shows at its left."""
+    font, gap = ImageFont.load_default(14), 4
+    left = max(int(font.getlength(title)) for title, _ in lines) + 2 * gap
+    count, height, width = lines[0][1].shape
+    canvas = Image.new("L", (left + count * (width + gap), len(lines) * (height + gap)), 255)
+    draw = ImageDraw.Draw(canvas)
+    for number, (title, pictures) in enumerate(lines):
+        top = number * (height + gap)
+        draw.text((gap, top + height // 2), title, 0, font, anchor="lm")
+        for column, picture in enumerate(pictures):
+            canvas.paste(Image.fromarray(np.rint(picture * 255).astype(np.uint8)), (left + column * (width + gap), top))
+    canvas.save(path)
+
+
+def contact_sheet(path: Path, results: dict[str, dict], bench: Bench) -> None:
+    """What each row's first seed makes of the same patients."""
+    lines = [("original", bench.images.test[bench.images.shown].numpy())]
+    lines += [(name, np.load(bench.runs / result["run"][0] / "shown.npy")) for name, result in results.items()]
+    sheet(path, [(title, pictures[:, 0]) for title, pictures in lines])
+
+
+def table(results: dict[str, dict], found: dict[float, dict[str, dict[str, float]]], size: int) -> list[str]:
+    """Markdown: the rows, and their limits."""
+    heads = (
+        "row",
+        "code",
+        "goal",
+        "limit",
+        "its MSE",
+        "clamped",
+        "MSE",
+        "× limit",
+        "× clamped",
+        "image area",
+        "seconds",
+    )
+    lines = [heads, ["---"] * len(heads)]
+    for name, result in results.items():
+        row = ROWS[name]
+        limit, mse = found[row.fraction][row.limit], statistics.fmean(result["mse"])
+        maps, side = row.shape(size)
+        lines.append([
+            name, str(maps) if side == 1 else f"{maps}×{side}×{side}", row.goal, f"{row.limit} of {row.fraction:.0%}",
+            f"{limit['test']:.6f}", f"{limit['clamped']:.6f}", spread(result["mse"], ".6f"),
+            f"{mse / limit['test']:.3f}", f"{mse / limit['clamped']:.3f}", spread(result["area_mse"], ".6f"),
+            spread(result["seconds"], ".0f"),
+        ])  # fmt: skip
+    lines += [[], ("limit", "of train", "train MSE", "test MSE", "test MSE, clamped"), ["---"] * 5]
+    for fraction, codes in sorted(found.items()):
+        for name, errors in codes.items():
+            lines.append([name, f"{fraction:.0%}", *(f"{errors[key]:.6f}" for key in ("train", "test", "clamped"))])
+    return ["| " + " | ".join(line) + " |" if line else "" for line in lines]
+
+
+def spread(values: list[float], form: str) -> str:
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
+    return f"{statistics.fmean(values):{form}} ± {statistics.stdev(values):{form}}"
+
+
+# ------------------------------------------------------------------------------------------------------ main
+
+
+def prepared(source: Path, labels: Path | None, work: Path, size: int) -> Images:
+    folder = work / f"dataset-{size}"
+    if not storage.is_dataset(folder):
+        words = [str(source), "--already-deidentified", "--size", str(size), "--out", str(folder)]
+        words += ["--reports", str(labels)] if labels else []
+        ran([*COMMAND, "prepare", *words, "--quiet"], None)
+    return Images(folder)
+
+
+def measured(bench: Bench, names: list[str], seeds: list[int], pairs: bool) -> dict[str, dict]:
+    """The results of the rows by name; with `pairs` those with equal time side by side."""
+    timed = [name for name in names if ROWS[name].epochs is None and pairs]
+    results = {name: bench.measure(name, seeds) for name in names if name not in timed}
+    if timed:
+        first, second = sorted(os.sched_getaffinity(0))[:2]
+        with ThreadPoolExecutor(2) as pool:
+            sides = [
+                pool.submit(lambda rows, core: {name: bench.measure(name, seeds, core) for name in rows}, rows, core)
+                for core, rows in (
+                    (first, [name for name in timed if not ROWS[name].is_monai]),
+                    (second, [name for name in timed if ROWS[name].is_monai]),
+                )
+            ]
+            if any(side.exception() for side in wait(sides, return_when=FIRST_EXCEPTION).done):
+                terminate()
+            for side in sides:
+                results |= side.result()
+    return {name: results[name] for name in names}
+
+
+def possible(asked: argparse.Namespace) -> list[str]:
+    """The names of the rows that were asked for and can be trained."""
+    names = [*ROWS] if asked.rows is None else asked.rows.split(",")
+    left_out = [name for name in names if not ROWS[name].is_possible(asked.size)]
+    left_out += [name for name in names if ROWS[name].is_monai and not asked.monai]
+    if left_out:
+        print(f"Left out, for this size or without --monai: {', '.join(sorted(set(left_out)))}", file=sys.stderr)
+    return [name for name in names if name not in left_out]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rows", help=",".join(ROWS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--monai", type=Path)
+    parser.add_argument("--pairs", action="store_true")
+    asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, stop)
+    names = possible(asked)
+    asked.work.mkdir(parents=True, exist_ok=True)
+    images = prepared(asked.images, asked.table, asked.work, asked.size)
+    bench = Bench(asked.work, images, asked.minutes, asked.monai and asked.monai.absolute())
+    results = measured(bench, names, asked.seeds, asked.pairs)
+    fractions = {ROWS[name].fraction for name in names}
+    found = {
+        fraction: limits(images, fraction, [ROWS[name] for name in names if ROWS[name].fraction == fraction])
+        for fraction in sorted(fractions)
+    }
+    contact_sheet(asked.work / f"contact-{asked.size}.png", results, bench)
+    lines = table(results, found, asked.size)
+    if "vae-100" in names:
+        folder = bench.runs / results["vae-100"]["run"][0]
+        code = results["vae-100"]["code"] = variational(folder, images, asked.work / f"prior-{asked.size}.png")
+        finite = "every loss was finite" if code["finite"] else "A LOSS WAS NOT FINITE"
+        lines += ["", f"vae-100: {code['used']} of {code['numbers']} numbers carry more than {USED} nats; {finite}."]
+    settings = {"size": asked.size, "seeds": asked.seeds, "minutes": asked.minutes, "pairs": asked.pairs}
+    machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), "torch": torch.__version__}
+    keep(asked.work / f"results-{asked.size}.json", settings | {"machine": machine, "rows": results, "limits": found})
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

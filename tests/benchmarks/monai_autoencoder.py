@@ -1,0 +1,145 @@
+"""MONAI's `AutoencoderKL`, trained for a given time: what `autoencoders.py` compares `cyclic train` with.
+
+    python monai_autoencoder.py < REQUEST
+
+It runs in an environment of its own and reads `train.npy`, `val.npy` and `test.npy`, (N, 1, H, W) uint8, in the current
+folder. The request is a JSON object of `folder`, `channels` and `side` of the code, `seconds`, `seed`, `loss` (L1 or
+MSE) and `chosen` (null: choose by trials). Printed are the validation error (pixel MSE on [0, 1] of reconstructions
+from the mean code, clamped), what was chosen, and the time; the reconstructions of the test images, (N, 1, H, W)
+float32 in [0, 1], are written as `test.npy` in the folder.
+
+The network has no attention, one residual block a level, and halves the image until the code has `side` pixels and
+`channels` maps. The recipe is that of MONAI's tutorials without the adversarial and perceptual parts, which are not
+made for pixel error: L1 (or, asked for, the squared error) plus 1e-6 times the divergence, Adam; and a cosine over the
+time and gradient clipping. Short trials with the same loss choose the memory format by speed, and batch size and
+learning rate (1e-4 is the tutorials') by the error on a part of the validation images. Neither trials nor validation
+count in the time.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.networks.nets import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional
+
+WIDTHS = (32, 64, 128)  # of the first levels; all further ones have the last
+DIVERGENCE = 1e-6
+CLIP = 1.0  # largest norm of the gradient
+BATCH_SIZES = (2, 4, 8)
+RATES = (1e-4, 3e-4, 1e-3)
+TRIAL = 0.1  # of the time
+TRIAL_IMAGES = 64  # for validation
+EVALUATION_BATCH = 8
+LOSSES = {"L1": functional.l1_loss, "MSE": functional.mse_loss}
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+class Run:
+    """A training of one network; what is random depends on the seed alone."""
+
+    def __init__(self, images: Tensor, request: dict, layout: str, batch_size: int, rate: float) -> None:
+        torch.manual_seed(request["seed"])
+        levels = int(math.log2(images.shape[-1] // request["side"])) + 1
+        self.layout, self.batch_size, self.rate = FORMATS[layout], batch_size, rate
+        self.model = AutoencoderKL(
+            spatial_dims=2, in_channels=1, out_channels=1, latent_channels=request["channels"], num_res_blocks=1,
+            channels=(*WIDTHS, *[WIDTHS[-1]] * levels)[:levels], attention_levels=(False,) * levels,
+            norm_num_groups=16, with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False,
+        ).to(memory_format=self.layout)  # fmt: skip
+        self.images, self.loss = images, LOSSES[request["loss"]]
+        self.optimizer = torch.optim.Adam(self.model.parameters(), rate)
+        self.seen = 0
+
+    def train(self, seconds: float) -> "Run":
+        """Train for so long, at least one step."""
+        began = time.monotonic()
+        order = torch.empty(0, dtype=torch.int64)
+        while self.seen == 0 or time.monotonic() - began < seconds:
+            if not len(order):
+                order = torch.randperm(len(self.images))
+            chosen, order = order[: self.batch_size], order[self.batch_size :]
+            self.step(self.images[chosen], (time.monotonic() - began) / seconds)
+            self.seen += len(chosen)
+        return self
+
+    def step(self, stored: Tensor, done: float) -> None:
+        self.optimizer.param_groups[0]["lr"] = self.rate * 0.5 * (1 + math.cos(math.pi * min(1, done)))
+        image = as_float(stored).contiguous(memory_format=self.layout)
+        reconstruction, mean, deviation = self.model(image)
+        variance = deviation.square()
+        divergence = 0.5 * (mean.square() + variance - variance.log() - 1).flatten(1).sum(1).mean()
+        (self.loss(reconstruction, image) + DIVERGENCE * divergence).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """(N, 1, H, W) uint8 → float32 in [0, 1], from the mean of the code."""
+        batches = [as_float(batch).contiguous(memory_format=self.layout) for batch in images.split(EVALUATION_BATCH)]
+        return torch.cat([self.model.reconstruct(batch).clamp(0, 1).contiguous() for batch in batches])
+
+    def error(self, images: Tensor) -> float:
+        """Pixel MSE on [0, 1]."""
+        self.model.eval()
+        found = (self.reconstruct(images) - as_float(images)).square().mean().item()
+        self.model.train()
+        return found
+
+
+def as_float(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def choose(images: Tensor, validation: Tensor, request: dict) -> dict:
+    """Memory format, batch size and rate by short trials."""
+    seconds, few = TRIAL * request["seconds"], validation[:TRIAL_IMAGES]
+    speeds = {layout: speed(Run(images, request, layout, BATCH_SIZES[1], RATES[0])) for layout in FORMATS}
+    layout = max(speeds, key=speeds.get)
+    tried = {}
+
+    def tried_error(batch_size: int, rate: float) -> float:
+        if (batch_size, rate) not in tried:
+            tried[batch_size, rate] = Run(images, request, layout, batch_size, rate).train(seconds).error(few)
+        return tried[batch_size, rate]
+
+    batch_size = min(BATCH_SIZES, key=lambda size: tried_error(size, RATES[0]))
+    rate = min(RATES, key=lambda rate: tried_error(batch_size, rate))
+    return {"layout": layout, "batch_size": batch_size, "rate": rate}
+
+
+def speed(run: Run, steps: int = 3) -> float:
+    """Images a second, without the first step."""
+    batch = run.images[: run.batch_size]
+    run.step(batch, done=0)
+    began = time.monotonic()
+    for _ in range(steps):
+        run.step(batch, done=0)
+    return steps * len(batch) / (time.monotonic() - began)
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    train, val, test = (torch.from_numpy(np.load(f"{split}.npy")) for split in ("train", "val", "test"))
+    chosen = request["chosen"] or choose(train, val, request)
+    run = Run(train, request, **chosen)
+    began = time.monotonic()
+    run.train(request["seconds"])
+    seconds = time.monotonic() - began
+    error = run.error(val)
+    run.model.eval()
+    np.save(Path(request["folder"]) / "test.npy", run.reconstruct(test).numpy())
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    print(json.dumps({"val": error, **chosen, "parameters": parameters, "images": run.seen, "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()
