@@ -280,7 +280,7 @@ class Bench:
             )
 
         result = self._once(folder, trained)
-        keep(choices, {key: result[key] for key in ("layout", "batch_size", "rate")})
+        keep(choices, {key: result[key] for key in ("layout", "width", "batch_size", "rate")})
         return result
 
     def _handed_over(self) -> Path:

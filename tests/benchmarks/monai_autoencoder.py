@@ -11,9 +11,9 @@ float32 in [0, 1], are written as `test.npy` in the folder.
 The network has no attention, one residual block a level, and halves the image until the code has `side` pixels and
 `channels` maps. The recipe is that of MONAI's tutorials without the adversarial and perceptual parts, which are not
 made for pixel error: L1 (or, asked for, the squared error) plus 1e-6 times the divergence, Adam; and a cosine over the
-time and gradient clipping. Short trials with the same loss choose the memory format by speed, and batch size and
-learning rate (1e-4 is the tutorials') by the error on a part of the validation images. Neither trials nor validation
-count in the time.
+time and gradient clipping. Short trials with the same loss choose the memory format by speed, and width, batch
+size and learning rate (1e-4 is the tutorials') by the error on a part of the validation images. Neither trials nor
+validation count in the time.
 """
 
 import json
@@ -29,7 +29,7 @@ from monai.networks.nets import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
-WIDTHS = (32, 64, 128)  # of the first levels; all further ones have the last
+WIDTHS = (32, 16)  # of the first level; the second has twice as many channels, all further ones four times
 DIVERGENCE = 1e-6
 CLIP = 1.0  # largest norm of the gradient
 BATCH_SIZES = (2, 4, 8)
@@ -44,13 +44,13 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 class Run:
     """A training of one network; what is random depends on the seed alone."""
 
-    def __init__(self, images: Tensor, request: dict, layout: str, batch_size: int, rate: float) -> None:
+    def __init__(self, images: Tensor, request: dict, layout: str, width: int, batch_size: int, rate: float) -> None:
         torch.manual_seed(request["seed"])
         levels = int(math.log2(images.shape[-1] // request["side"])) + 1
         self.layout, self.batch_size, self.rate = FORMATS[layout], batch_size, rate
         self.model = AutoencoderKL(
             spatial_dims=2, in_channels=1, out_channels=1, latent_channels=request["channels"], num_res_blocks=1,
-            channels=(*WIDTHS, *[WIDTHS[-1]] * levels)[:levels], attention_levels=(False,) * levels,
+            channels=(width, 2 * width, *[4 * width] * levels)[:levels], attention_levels=(False,) * levels,
             norm_num_groups=16, with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False,
         ).to(memory_format=self.layout)  # fmt: skip
         self.images, self.loss = images, LOSSES[request["loss"]]
@@ -99,20 +99,17 @@ def as_float(images: Tensor) -> Tensor:
 
 
 def choose(images: Tensor, validation: Tensor, request: dict) -> dict:
-    """Memory format, batch size and rate by short trials."""
-    seconds, few = TRIAL * request["seconds"], validation[:TRIAL_IMAGES]
-    speeds = {layout: speed(Run(images, request, layout, BATCH_SIZES[1], RATES[0])) for layout in FORMATS}
-    layout = max(speeds, key=speeds.get)
-    tried = {}
+    """Memory format, width, batch size and rate by short trials, one after the other."""
+    first = {"width": WIDTHS[0], "batch_size": BATCH_SIZES[1], "rate": RATES[0]}
+    chosen = {"layout": max(FORMATS, key=lambda layout: speed(Run(images, request, layout, **first))), **first}
 
-    def tried_error(batch_size: int, rate: float) -> float:
-        if (batch_size, rate) not in tried:
-            tried[batch_size, rate] = Run(images, request, layout, batch_size, rate).train(seconds).error(few)
-        return tried[batch_size, rate]
+    def error(**tried: float) -> float:
+        run = Run(images, request, **(chosen | tried)).train(TRIAL * request["seconds"])
+        return run.error(validation[:TRIAL_IMAGES])
 
-    batch_size = min(BATCH_SIZES, key=lambda size: tried_error(size, RATES[0]))
-    rate = min(RATES, key=lambda rate: tried_error(batch_size, rate))
-    return {"layout": layout, "batch_size": batch_size, "rate": rate}
+    for setting, values in {"width": WIDTHS, "batch_size": BATCH_SIZES, "rate": RATES}.items():
+        chosen[setting] = min(values, key=lambda value, setting=setting: error(**{setting: value}))
+    return chosen
 
 
 def speed(run: Run, steps: int = 3) -> float:
