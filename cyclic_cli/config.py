@@ -75,9 +75,17 @@ class TrainConfig:
     weight_decay: float | None = None
     warmup: float | None = None  # share of the steps in which the learning rate rises
     gradient_clip: float = 1.0  # largest norm of the gradient
+    fitted_lr: float | None = None  # learning rate of parameters that start in closed form, as a share of `lr`
+    augment: float | None = None  # strength of small random movements and changes of contrast of training images
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda
     precision: str = "auto"  # auto, 32, bf16, 16
+    micro_batch: int | None = None  # images that pass through the network at once; gradients add up
+    parallel: str = "auto"  # how cores share a step: auto, samples (side by side), operations (each split up)
+    memory_format: str = "auto"  # auto, channels_last, contiguous
+    fuse: bool = True  # convolution and pooling as one operation
+    keep_memory: bool = True  # the allocator keeps freed pages
+    compile: bool = False  # the network by torch.compile
     checkpoint_minutes: float = 5.0  # state is saved this often, and after every epoch
     checkpoint_steps: int | None = None  # the same, counted in steps
 
@@ -90,6 +98,9 @@ class TrainConfig:
             "weight_decay": self.weight_decay is None or self.weight_decay >= 0,
             "warmup": self.warmup is None or 0 <= self.warmup <= 1,
             "gradient_clip": self.gradient_clip > 0,
+            "fitted_lr": self.fitted_lr is None or self.fitted_lr >= 0,
+            "augment": self.augment is None or self.augment >= 0,
+            "micro_batch": self.micro_batch is None or self.micro_batch >= 1,
             "seed": 0 <= self.seed < 2**63,
             "objectives": all(weight >= 0 for weight in self.objectives.values()),
             "checkpoint_minutes": self.checkpoint_minutes > 0,
@@ -101,6 +112,8 @@ class TrainConfig:
         check(self.objective, OBJECTIVES, "objective preset")
         check(self.device, ("auto", "cpu", "cuda"), "device")
         check(self.precision, ("auto", "32", "bf16", "16"), "precision")
+        check(self.parallel, ("auto", "samples", "operations"), "way to share a step")
+        check(self.memory_format, ("auto", "channels_last", "contiguous"), "memory format")
 
 
 def check_window(text: str) -> tuple[float, float] | str:

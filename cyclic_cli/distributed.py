@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 def resolve(device: str, precision: str) -> tuple[str, str]:
-    """What `auto` means here: cpu or cuda, and 32, bf16 or 16 (bf16 where CUDA has it).
+    """What `auto` means here: cpu or cuda, and 32, bf16 or 16 (bf16 where the hardware multiplies it).
 
     Raises:
         CyclicError: CUDA is asked for and not there, or 16 without CUDA.
@@ -27,8 +28,18 @@ def resolve(device: str, precision: str) -> tuple[str, str]:
     if precision == "16" and device == "cpu":
         raise CyclicError("--precision 16 needs CUDA.", "Take 32, or bf16 where the processor has it.")
     if precision == "auto":
-        precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "32"
+        supported = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bf16()
+        precision = "bf16" if supported else "32"
     return device, precision
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 itself; elsewhere it is slower than float32."""
+    try:
+        words = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
 
 
 def launch(device: str, precision: str) -> Any:

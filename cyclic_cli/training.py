@@ -30,9 +30,10 @@ from torch import Tensor
 from cyclic_cli import config as settings
 from cyclic_cli import distributed, registry
 from cyclic_cli.config import TrainConfig, as_plain
-from cyclic_cli.data import Samples, epoch_order, sample_noise
+from cyclic_cli.data import Samples, epoch_order, moved, sample_noise
 from cyclic_cli.errors import CyclicError, Stopped, UsageError
 from cyclic_cli.events import Epoch, Note, Report, Step, silent
+from cyclic_cli.gradients import Batch, Gradients, layout, make_plan, prepare_model
 from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset, write_checkpoint, write_yaml
 
 LOG_EVERY = 10  # steps between two lines of metrics
@@ -116,7 +117,8 @@ def _check_resume(folder: RunFolder, resume: str) -> None:
 
 def _filled_in(config: TrainConfig, architecture: ModuleType) -> TrainConfig:
     """The settings with all that was left open filled in, from the architecture's file and from what `auto` means."""
-    recipe = {name: value for name, value in architecture.RECIPE.items() if getattr(config, name) is None}
+    recommended = {"fitted_lr": 1.0, "augment": 0.0, **architecture.RECIPE}
+    recipe = {name: value for name, value in recommended.items() if getattr(config, name) is None}
     device, precision = distributed.resolve(config.device, config.precision)
     return replace(
         config,
@@ -251,7 +253,10 @@ class _Training:
             self.folder.metrics.unlink(missing_ok=True)
         else:
             self.report(Note(f"resuming at step {resumed_from} of {self.steps}"))
-        self._loop(stop)
+        try:
+            self._loop(stop)
+        finally:
+            self.gradients.close()
         summary = TrainSummary(
             run=str(self.folder.folder), checkpoint=str(self.folder.best), arch=self.config.arch,
             objective=self.config.objective, fraction=self.config.fraction, paired_fraction=None,
@@ -277,10 +282,25 @@ class _Training:
             self.report(Note(f"starting {self.config.arch} from the {len(self.data)} training images"))
             order = epoch_order(len(self.data), self.config.seed, BEFORE_TRAINING)
             self.module.initialise(self.data.batches(order, INITIALISATION_BATCH))
+        pixels = math.prod(self.dataset.image_shape)
+        self.plan = make_plan(self.config, self.module, self.objectives, self.batch_size, pixels)
+        computed = prepare_model(self.module, self.plan)
         optimizer = torch.optim.AdamW(
-            self.module.parameters(), lr=self.config.lr or 0.0, weight_decay=self.config.weight_decay or 0.0
+            self._parameter_groups(), lr=self.config.lr or 0.0, weight_decay=self.config.weight_decay or 0.0, fused=True
         )
-        self.model, self.optimizer = self.fabric.setup(self.module, optimizer)
+        self.model, self.optimizer = self.fabric.setup(computed, optimizer)
+        self.gradients = Gradients(
+            self.fabric, self.model, self.objectives, self.config.objectives, self.plan, self._batch
+        )
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """All parameters, and apart from them those that start in closed form, with their share of the rate."""
+        prefixes = tuple(f"{name}." for name in getattr(self.architecture, "FITTED", ()))
+        groups: dict[bool, list[Any]] = {False: [], True: []}
+        for name, parameter in self.module.named_parameters():
+            groups[bool(prefixes) and name.startswith(prefixes)].append(parameter)
+        shares = {False: 1.0, True: self.config.fitted_lr}
+        return [{"params": group, "share": shares[fitted]} for fitted, group in groups.items() if group]
 
     def _resume(self) -> int | None:
         """Take up the newest saved state, and return its step."""
@@ -289,7 +309,7 @@ class _Training:
         checkpoint, optimizer, progress = self.folder.load_state()
         self.module.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
         torch.set_rng_state(torch.from_numpy(optimizer.pop("random.torch")))
-        self.optimizer.load_state_dict(_with_tensors(self.optimizer.state_dict(), optimizer))
+        self.optimizer.load_state_dict(_with_tensors(self.optimizer.state_dict(), optimizer, layout(self.plan)))
         try:
             self.progress = _Progress(**progress)
         except TypeError:
@@ -303,8 +323,11 @@ class _Training:
 
     def _loop(self, stop: list[int]) -> None:
         saved_at, self.first_step = time.monotonic(), True
+        if not self.progress.step:
+            self.folder.append_metrics({"kind": "hardware", **asdict(self.plan)})
+        self.report(Note(self.plan.described()))
         for epoch in range(self.progress.epochs_done, self.config.epochs):
-            order = epoch_order(len(self.data), self.config.seed, epoch)
+            self.epoch, order = epoch, epoch_order(len(self.data), self.config.seed, epoch)
             self.clock.start()
             self.model.train()
             while self.progress.step < (epoch + 1) * self.steps_per_epoch:
@@ -326,15 +349,12 @@ class _Training:
         chosen = order[within * self.batch_size : (within + 1) * self.batch_size]
         lr = learning_rate(self.progress.step, self.steps, self.config.lr or 0.0, self.config.warmup or 0.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        batch = {"image": self.data.images(chosen).to(self.fabric.device, non_blocking=True)}
-        losses = self._losses(batch, self._noise(chosen, epoch))
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
+            group["lr"] = lr * group["share"]
+        values = self.gradients(chosen)
         if not math.isfinite(values["total"]):
             raise CyclicError(
                 f"The loss is not finite at step {self.progress.step + 1}.", "Lower --lr, or take --precision 32."
             )
-        self.fabric.backward(losses["total"])
         self.fabric.clip_gradients(
             self.model, self.optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False
         )
@@ -348,19 +368,17 @@ class _Training:
             self.clock.images += len(chosen)
         self._log(epoch, values, lr)
 
-    def _noise(self, chosen: np.ndarray, epoch: int) -> dict[str, Tensor]:
-        """The random numbers of a batch, for a variational model."""
+    def _batch(self, chosen: np.ndarray) -> Batch:
+        """Images of the samples numbered by `chosen` (N,), and the random numbers that a variational model takes."""
+        keys, seed, device = self.data.keys[chosen], self.config.seed, self.fabric.device
+        image = self.data.images(chosen)
+        if self.config.augment:
+            image = moved(image, keys, self.config.augment, seed, self.epoch)
+        batch = {"image": image.to(device, non_blocking=True)}
         if "log_variance" not in self.architecture.OUTPUTS:
-            return {}
-        noise = sample_noise(self.data.keys[chosen], self.module.latent, self.config.seed, epoch)
-        return {"noise": noise.to(self.fabric.device, non_blocking=True)}
-
-    def _losses(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Every objective under its name, and their weighted sum as `total`."""
-        outputs = self.model(batch["image"], **noise)
-        losses = {name: objective.loss(outputs, batch) for name, objective in self.objectives.items()}
-        losses["total"] = torch.stack([self.config.objectives[name] * loss for name, loss in losses.items()]).sum()
-        return losses
+            return batch, {}
+        noise = sample_noise(keys, self.module.latent, seed, self.epoch)
+        return batch, {"noise": noise.to(device, non_blocking=True)}
 
     def _log(self, epoch: int, losses: dict[str, float], lr: float) -> None:
         step, sums = self.progress.step, self.progress.epoch_losses
@@ -493,10 +511,11 @@ def _as_arrays(state: dict[int, dict[str, Tensor]]) -> dict[str, np.ndarray]:
     }
 
 
-def _with_tensors(empty: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """An optimizer's state dictionary with the tensors that `_as_arrays` named."""
+def _with_tensors(empty: dict[str, Any], arrays: dict[str, np.ndarray], form: torch.memory_format) -> dict[str, Any]:
+    """An optimizer's state dictionary with the tensors that `_as_arrays` named, in the memory format of the model."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, array in arrays.items():
         number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = torch.from_numpy(array.copy())
+        tensor = torch.from_numpy(array.copy())
+        state.setdefault(int(number), {})[name] = tensor.contiguous(memory_format=form) if tensor.dim() == 4 else tensor
     return {**empty, "state": state}

@@ -6,7 +6,9 @@ A model file has
     class Config                its own settings, plain types with defaults
     OUTPUTS                     the names that `forward` returns, at least "reconstruction" and "code"
     OBJECTIVES                  objectives, by file name, and their weights: what autoencoding means for it
-    RECIPE                      training defaults: lr (peak), batch_size, weight_decay, warmup (share of steps)
+    RECIPE                      training defaults: lr (peak), batch_size, weight_decay, warmup (share of steps), and
+                                where it has them augment (strength) and fitted_lr (share of lr for FITTED)
+    FITTED                      optional: the parts of the model, by attribute, whose start is a fitted optimum
     class Model(nn.Module)      made from (config, (channels, height, width)); ValueError when impossible
 
 and its Model, for float images (N, C, H, W) in [0, 1],

@@ -1,12 +1,14 @@
-"""Shared by the model files: data-dependent starts in closed form, and the check of image sizes.
+"""Shared by the model files: layers, data-dependent starts in closed form, and the check of image sizes.
 
 Every model starts as (nearly) the best linear code of the training images, found in one pass over them,
-and training continues from there. Three ideas make that possible:
+and training continues from there. These ideas make that possible:
 
 - Principal components of a stream: `StreamingComponents`, an incremental singular value decomposition.
 - Few images give noisy components. Every image counts with two displaced copies (`with_displaced`), and
   `SmoothPrior` adds pseudo-observations, low-frequency cosine images with the spectrum of the data, as a
   conjugate (inverse-Wishart) prior of the covariance would.
+- Convolutions that halve the sides of maps start as principal components of 2×2 patches, those that double
+  them as the transposes, so that a chain of them starts as an orthonormal transform of blocks.
 - Rectifiers are made transparent: a hidden unit z is held as the pair (relu(z), relu(-z)), whose difference
   is z again, the "looks linear" initialisation of Balduzzi et al., "The Shattered Gradients Problem" (2017).
 """
@@ -30,9 +32,9 @@ CAPACITY = 512  # directions the streaming decomposition keeps between merges
 PRIOR_IMAGES = 200.0  # how many images the smooth prior counts for, when the components are taken
 CHUNKS = 16  # parts in which images of the smooth prior pass through a model
 PRIOR_FREQUENCIES = 32  # cosine frequencies per axis in the smooth prior
-RIDGE = 1e-6  # ridge of the least-squares fits, relative to the mean second moment of their inputs
-RIDGE_POSITIONS = 0.1  # added to it: this over the number of fitted positions, which counts when they are few
-JITTER = 1e-5  # random part of a fitted filter, so that no filter is ever exactly zero and without gradient
+GROUPS = 8  # of channels that are normalised together, in residual branches
+BRANCH_SCALE = 0.003  # of the last convolution of a residual branch, relative to its usual start
+JITTER = 1e-5  # random part of a fitted weight, so that none is ever exactly zero and without gradient
 
 
 def check_image_shape(image_shape: tuple[int, int, int], multiple: int) -> None:
@@ -172,39 +174,98 @@ def cosine_basis(length: int) -> Tensor:
     return functional.normalize(basis, dim=1).float()
 
 
-def least_squares(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit targets (N, Q, h, w) by a linear map of inputs (N, P, h, w) at each position, without intercept.
+class PooledConvolution(nn.Module):
+    """A convolution of odd kernel, then 2×2 pooling by a weighted mean: one set of learned weights for each map.
 
-    Returns the weight (Q, P) and the second moments of the inputs (P, P), in float64. A slight ridge keeps
-    the weight finite where the inputs do not vary.
+    Maps (N, C, 2h, 2w) become (N, O, h, w); borders are repeated. Both steps are linear, so they are also one
+    convolution of stride 2 with a kernel larger by one, at a quarter of the positions and without a map of full
+    size. It is computed so while `fuse` is true.
     """
-    rows, columns = targets.transpose(0, 1).flatten(1), inputs.transpose(0, 1).flatten(1)
-    positions = columns.shape[1]
-    moments = (columns @ columns.T).double() / positions
-    cross = (rows @ columns.T).double() / positions
-    ridge = (RIDGE + RIDGE_POSITIONS / positions) * moments.diagonal().mean().clamp(min=1e-6)
-    weight = torch.linalg.solve(moments + ridge * torch.eye(len(moments)), cross, left=False)
-    return weight, moments
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.fuse = True
+        self.convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="replicate", bias=False)
+        self.pooling = nn.Conv2d(outputs, outputs, 2, stride=2, groups=outputs)
+        nn.init.constant_(self.pooling.weight, 0.25)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if not self.fuse:
+            return self.pooling(self.convolution(maps))
+        kernel = pooled_kernel(self.convolution.weight, self.pooling.weight)
+        return functional.conv2d(framed(maps, self.convolution.kernel_size[0] // 2), kernel, self.pooling.bias, 2)
+
+    def set_patches(self, filters: Tensor, bias: Tensor) -> None:
+        """Set to filters (O, C, 2, 2) of patches side by side: the first pooling weight is one, the others zero."""
+        centre = self.convolution.kernel_size[0] // 2
+        with torch.no_grad():
+            self.convolution.weight.normal_(std=JITTER)
+            self.convolution.weight[:, :, centre : centre + 2, centre : centre + 2] += filters
+            self.pooling.weight.zero_()
+            self.pooling.weight[:, :, 0, 0] = 1
+            self.pooling.bias.copy_(bias)
 
 
-def fit_encoding(maps: Tensor, targets: Tensor, channels: int, kernel: int = 3) -> tuple[Tensor, Tensor]:
-    """Fit a kernel × kernel (odd) convolution, followed by 2×2 average pooling, to keep most of the targets.
+def pooled_kernel(weight: Tensor, pooling: Tensor) -> Tensor:
+    """Return the kernel (O, C, k + 1, k + 1) of a convolution (O, C, k, k) and its pooling (O, 1, 2, 2) together."""
+    shifts = [(down, right) for down in (0, 1) for right in (0, 1)]
+    parts = [
+        pooling[:, :, down, right, None, None] * functional.pad(weight, (right, 1 - right, down, 1 - down))
+        for down, right in shifts
+    ]
+    return torch.stack(parts).sum(0)
 
-    Reduced-rank regression (Izenman, 1975): the pooled neighbourhoods of `maps` (N, C, 2h, 2w) predict
-    `targets` (N, Q, h, w), and the principal directions of the prediction are the new channels. Returns the weight
-    (channels, C, kernel, kernel) and the bias (channels,) that centres each channel over the maps.
+
+class Enlargement(nn.Module):
+    """A transposed convolution of stride 2 that sees 3×3 positions: maps (N, C, h, w) to (N, O, 2h, 2w).
+
+    Borders are repeated. While `fuse` is true and the outputs are few, it is computed as a convolution to the four
+    phases of the outputs, which are then interleaved: the same sums, which processors find easier.
     """
-    count, inputs, height, width = maps.shape
-    neighbourhoods = functional.unfold(framed(maps, kernel // 2), kernel)
-    neighbourhoods = neighbourhoods.view(count, inputs * kernel**2, height, width)
-    pooled = functional.avg_pool2d(neighbourhoods, 2)
-    centre = pooled.mean((0, 2, 3))
-    regression, moments = least_squares(pooled - centre[:, None, None], centred(targets))
-    directions = torch.linalg.eigh(regression @ moments @ regression.T).eigenvectors.flip(1)[:, :channels]
-    weight = (directions.T @ regression).float()
-    weight = weight + JITTER * torch.randn(weight.shape)
-    bias = -weight @ centre
-    return weight.view(channels, inputs, kernel, kernel), bias
+
+    FEW = 4  # outputs
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.fuse = True
+        self.convolution = nn.ConvTranspose2d(inputs, outputs, 6, stride=2, padding=4)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        maps = framed(maps, 1)
+        layer = self.convolution
+        if not self.fuse or layer.out_channels > self.FEW:
+            return layer(maps)
+        assert layer.bias is not None
+        phases = functional.conv2d(maps, phase_kernel(layer.weight), layer.bias.repeat_interleave(4))
+        return functional.pixel_shuffle(phases, 2)
+
+    def set_patches(self, filters: Tensor, bias: Tensor) -> None:
+        """Set to filters (C, O, 2, 2), the patch that each input draws, side by side."""
+        with torch.no_grad():
+            self.convolution.weight.normal_(std=JITTER)
+            self.convolution.weight[:, :, 2:4, 2:4] += filters
+            assert self.convolution.bias is not None
+            self.convolution.bias.copy_(bias)
+
+
+def phase_kernel(weight: Tensor) -> Tensor:
+    """Return the convolution (4 O, C, 3, 3) to the phases of a transposed convolution (C, O, 6, 6) of stride 2."""
+    inputs, outputs = weight.shape[:2]
+    # Index of the kernel: 2 (2 - position) + phase.
+    by_phase = weight.view(inputs, outputs, 3, 2, 3, 2).flip(2, 4).permute(1, 3, 5, 0, 2, 4)
+    return by_phase.reshape(4 * outputs, inputs, 3, 3)
+
+
+def residual_branch(channels: int) -> nn.Sequential:
+    """Return two convolutions, each after normalisation over groups and SiLU, that give nearly zero at the start."""
+    last = nn.Conv2d(channels, channels, 3, padding=1)
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.mul_(BRANCH_SCALE)
+    return nn.Sequential(
+        nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
+        nn.GroupNorm(GROUPS, channels), nn.SiLU(), last,
+    )  # fmt: skip
 
 
 def framed(maps: Tensor, margin: int) -> Tensor:
@@ -212,63 +273,26 @@ def framed(maps: Tensor, margin: int) -> Tensor:
     return functional.pad(maps, [margin] * 4, mode="replicate")
 
 
-def encoding(inputs: int, outputs: int, kernel: int = 3) -> list[nn.Module]:
-    """Return the layers that halve the sides of maps: convolution, ReLU, average pooling."""
-    convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="replicate")
-    return [convolution, nn.ReLU(), nn.AvgPool2d(2)]
+def use_fusion(model: nn.Module, fuse: bool) -> None:
+    """Let the layers of a model that can be computed in a faster, equal way do so, or not."""
+    for layer in model.modules():
+        if isinstance(layer, (PooledConvolution, Enlargement)):
+            layer.fuse = fuse
 
 
-def decoding(inputs: int, outputs: int) -> list[nn.Module]:
-    """Return the layers that double the sides of maps: a frame of one, and a transposed convolution."""
-    return [nn.ReplicationPad2d(1), nn.ConvTranspose2d(inputs, outputs, 6, stride=2, padding=4)]
+def patch_components(maps: Tensor, number: int, side: int = 2) -> tuple[Tensor, Tensor]:
+    """Return the principal components of the patches, side by side, of maps (N, C, H, W), and the mean of the maps.
 
-
-def encode_linearly(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return what `encoding` makes of maps (N, C, 2h, 2w) without its rectifier: (N, O, h, w)."""
-    response = functional.conv2d(framed(maps, weight.shape[2] // 2), weight, bias)
-    return functional.avg_pool2d(response, 2)
-
-
-def decode_linearly(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return what `decoding` makes of maps (N, C, h, w): (N, O, 2h, 2w)."""
-    return functional.conv_transpose2d(framed(maps, 1), weight, bias, stride=2, padding=4)
-
-
-def patches(images: Tensor, stride: int, margin: int = 0) -> Tensor:
-    """Return square patches of images (N, C, H, W), one every `stride` pixels, with a margin on each side.
-
-    The result is (N, C (stride + 2 margin)², H / stride, W / stride).
+    The components (number, C, side, side) are orthonormal, of largest variance first; beyond the C · side² that
+    exist they are zero. The mean is (C,).
     """
-    count, _, height, width = images.shape
-    columns = functional.unfold(images, stride + 2 * margin, padding=margin, stride=stride)
-    return columns.view(count, -1, height // stride, width // stride)
-
-
-def fit_decoding(maps: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit a transposed convolution of stride 2 by least squares: maps (N, C, h, w), targets (N, O, 2h, 2w).
-
-    Returns the weight (C, O, 6, 6), for maps framed by 1 and a padding of 4, and the bias (O,):
-    each target sees 3×3 positions.
-    """
-    count, inputs, height, width = maps.shape
-    outputs = targets.shape[1]
-    neighbourhoods = functional.unfold(framed(maps, 1), 3).view(count, inputs * 9, height, width)
-    phases = functional.pixel_unshuffle(targets, 2)  # (N, 4 O, h, w)
-    centre = neighbourhoods.mean((0, 2, 3))
-    regression, _ = least_squares(neighbourhoods - centre[:, None, None], centred(phases))
-    # Each of the 4 phases would have an intercept of its own; a convolution has one, so fit around that.
-    intercepts = phases.mean((0, 2, 3)) - regression.float() @ centre
-    bias = intercepts.view(outputs, 4).mean(1)
-    regression, _ = least_squares(neighbourhoods, phases - bias.repeat_interleave(4)[:, None, None])
-    # (O, 2, 2, C, 3, 3): phase of the target, position of the input; kernel index = 2 (2 - position) + phase
-    kernel = regression.float().view(outputs, 2, 2, inputs, 3, 3).flip(4, 5).permute(3, 0, 4, 1, 5, 2)
-    weight = kernel.reshape(inputs, outputs, 6, 6)
-    return weight + JITTER * torch.randn(weight.shape), bias
-
-
-def centred(maps: Tensor) -> Tensor:
-    """Return maps (N, C, H, W) less the mean of each channel over samples and positions."""
-    return maps - maps.mean((0, 2, 3), keepdim=True)
+    mean = maps.mean((0, 2, 3))
+    columns = functional.pixel_unshuffle(maps - mean[:, None, None], side).transpose(0, 1).flatten(1)
+    vectors = torch.linalg.eigh((columns @ columns.T).double()).eigenvectors.flip(1).float()
+    components = torch.zeros(number, len(columns))
+    kept = min(components.shape)
+    components[:kept] = vectors.T[:kept]
+    return components.view(number, -1, side, side), mean
 
 
 def layers_of(module: nn.Module, kind: type[Layer]) -> list[Layer]:

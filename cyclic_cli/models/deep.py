@@ -1,11 +1,11 @@
 """Deep autoencoder: four convolutions and poolings, three fully connected layers to 256 numbers, and back.
 
-The topology is the origin's: image → 4 × (convolution, ReLU, 2×2 pooling) → 3 fully connected layers → code of
-256 numbers → 3 fully connected layers → 4 transposed convolutions (stride 2, ReLU between) → image. Pooling
-takes the average, not the maximum. Such a chain, started at random, spends its first epochs on the mean image;
-this one starts as a linear code (see `_layers`): hidden units are pairs of opposite rectifiers, the convolutions
-are fitted to patches of a sample, and the fully connected layers hold the principal components of the maps the
-convolutions make of all images. Training then bends that linear code.
+The topology is the origin's: image → 4 × (convolution, 2×2 pooling, ReLU) → 3 fully connected layers → code of
+256 numbers → 3 fully connected layers → 4 transposed convolutions (stride 2, ReLU between) → image. Pooling is a
+weighted mean with learned weights. Such a chain, started at random, spends its first epochs on the mean image; this one
+starts as a linear code (see `_layers`): hidden units are pairs of opposite rectifiers, the convolutions are an orthonormal
+transform of 16×16 blocks by principal components, and the fully connected layers hold the principal components of the
+maps that it makes of all images. Training then bends that linear code.
 """
 
 from __future__ import annotations
@@ -16,21 +16,18 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cyclic_cli.models._layers import (
     CHUNKS,
+    Enlargement,
+    PooledConvolution,
     SmoothPrior,
     StreamingComponents,
     check_image_shape,
-    decode_linearly,
-    decoding,
-    encode_linearly,
-    encoding,
-    fit_decoding,
-    fit_encoding,
     layers_of,
     paired,
-    patches,
+    patch_components,
     set_layer,
     take_sample,
     with_displaced,
@@ -45,7 +42,8 @@ class Config:
 
 OUTPUTS = ("reconstruction", "code")
 OBJECTIVES = {"reconstruction": 1.0}
-RECIPE = {"lr": 3e-5, "batch_size": 16, "weight_decay": 0.0, "warmup": 0.1}
+RECIPE = {"lr": 3e-4, "batch_size": 16, "weight_decay": 0.0, "warmup": 0.1, "augment": 1.0, "fitted_lr": 0.1}
+FITTED = ("compression", "expansion")
 STAGES = 4  # convolutions with pooling; each halves the sides
 
 
@@ -68,8 +66,8 @@ class Model(nn.Module):
         analysis: list[nn.Module] = []
         synthesis: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
-            analysis += encoding(narrow, wide)
-            synthesis = [nn.ReLU(), *decoding(wide, narrow), *synthesis]
+            analysis += [PooledConvolution(narrow, wide, 3), nn.ReLU()]
+            synthesis = [nn.ReLU(), Enlargement(wide, narrow), *synthesis]
         self.analysis, self.synthesis = nn.Sequential(*analysis), nn.Sequential(*synthesis)
         self.compression = nn.Sequential(
             nn.Linear(features, 2 * latent), nn.ReLU(),
@@ -98,22 +96,22 @@ class Model(nn.Module):
         self.set_compression(observed, smooth.flatten(1))
 
     def fit_convolutions(self, sample: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Fit and set all convolutions from a sample (N, C, H, W); return the encoder's filters and offsets."""
-        maps, filters = [sample], []
-        for stage, layer in enumerate(layers_of(self.analysis, nn.Conv2d)):
-            targets = patches(sample, 2 ** (stage + 1), margin=0 if stage else 1)
-            weight, bias = fit_encoding(maps[-1], targets, layer.out_channels // 2)
-            set_layer(layer, paired(paired(weight, 1) if stage else weight), paired(bias))
-            maps.append(encode_linearly(maps[-1], weight, bias))
-            filters.append((weight, bias))
-        decoded = maps.pop()
-        for mirror in layers_of(self.synthesis, nn.ConvTranspose2d):
-            weight, bias = fit_decoding(decoded, maps.pop())
-            decoded = decode_linearly(decoded, weight, bias)
-            if maps:
-                set_layer(mirror, paired(paired(weight, 1)), paired(bias))
-            else:
-                set_layer(mirror, paired(weight), bias)
+        """Fit and set all convolutions from a sample (N, C, H, W); return the encoder's filters and offsets.
+
+        The filters (O, C, 2, 2) and offsets (O,) are those of the maps before they are paired.
+        """
+        maps, filters = sample, []
+        mirrors = reversed(layers_of(self.synthesis, Enlargement))
+        for layer, mirror in zip(layers_of(self.analysis, PooledConvolution), mirrors, strict=True):
+            outputs = layer.pooling.out_channels // 2
+            components, mean = patch_components(maps, outputs)
+            offset = -components.sum((2, 3)) @ mean
+            first = not filters
+            layer.set_patches(paired(components if first else paired(components, 1)), paired(offset))
+            drawn, level = (components, mean) if first else (paired(components, 1), paired(mean))
+            mirror.set_patches(paired(drawn), level)
+            filters.append((components, offset))
+            maps = functional.conv2d(maps, components, offset, stride=2)
         return filters
 
     def set_compression(self, observed: StreamingComponents, prior: Tensor) -> None:
@@ -150,6 +148,6 @@ class Model(nn.Module):
 
 def linear_maps(images: Tensor, filters: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Return the maps that the fitted convolutions make of images (N, C, H, W), without pairs and rectifiers."""
-    for weight, bias in filters:
-        images = encode_linearly(images, weight, bias)
+    for weight, offset in filters:
+        images = functional.conv2d(images, weight, offset, stride=2)
     return images

@@ -24,12 +24,14 @@ from torch.nn import functional
 
 from cyclic_cli.models._layers import (
     CHUNKS,
+    GROUPS,
     JITTER,
     SmoothPrior,
     StreamingComponents,
     check_image_shape,
     layers_of,
-    patches,
+    patch_components,
+    residual_branch,
     set_layer,
     take_sample,
     with_displaced,
@@ -48,8 +50,6 @@ OBJECTIVES = {"reconstruction": 1.0, "divergence": 2 * PIXEL_VARIANCE}  # the ev
 RECIPE = {"lr": 1e-4, "batch_size": 16, "weight_decay": 0.0, "warmup": 0.1}
 STAGES = 4  # of two residual blocks each
 STRIDE = 32  # of the encoder: 4 in the stem, 2 in each stage after the first
-GROUPS = 8  # of channels that are normalised together
-BRANCH_SCALE = 0.003  # of the last convolution of each residual branch, relative to its usual start
 LOG_VARIANCE_BOUND = 14.0  # log-variances lie between plus and minus this
 
 
@@ -59,14 +59,7 @@ class Block(nn.Module):
     def __init__(self, shortcut: nn.Module, channels: int) -> None:
         super().__init__()
         self.shortcut = shortcut
-        last = nn.Conv2d(channels, channels, 3, padding=1)
-        with torch.no_grad():
-            for parameter in last.parameters():
-                parameter.mul_(BRANCH_SCALE)
-        self.branch = nn.Sequential(
-            nn.GroupNorm(GROUPS, channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(GROUPS, channels), nn.ReLU(), last,
-        )  # fmt: skip
+        self.branch = residual_branch(channels)
 
     def forward(self, maps: Tensor) -> Tensor:
         maps = self.shortcut(maps)
@@ -127,13 +120,8 @@ class Model(nn.Module):
         shrinking = [layer for layer in layers_of(self.encoder, nn.Conv2d) if layer.stride[0] > 1]
         enlarging = layers_of(self.decoder, nn.ConvTranspose2d)
         for shrink, enlarge in zip(shrinking, reversed(enlarging), strict=True):
-            mean = maps.mean((0, 2, 3))
-            columns = patches(maps - mean[:, None, None], shrink.stride[0]).transpose(0, 1).flatten(1)
-            vectors = torch.linalg.eigh((columns @ columns.T).double()).eigenvectors.flip(1).float()
-            weight = JITTER * torch.randn(shrink.out_channels, len(columns))
-            kept = min(weight.shape)
-            weight[:kept] += vectors[:, :kept].T
-            weight = weight.view_as(shrink.weight)
+            weight, mean = patch_components(maps, shrink.out_channels, shrink.stride[0])
+            weight = weight + JITTER * torch.randn(weight.shape)
             set_layer(shrink, weight, -weight.sum((2, 3)) @ mean)
             set_layer(enlarge, weight, mean)
             with torch.no_grad():
