@@ -1,0 +1,415 @@
+"""What `training.py` and `training_gpu.py` measure, each in a process of its own.
+
+    python training_loops.py LOOP TASK      prints one JSON object; TASK is `Task` as JSON
+
+    tensors     what everybody writes: a DataLoader over tensors in memory, float32, NCHW, AdamW as it comes
+    files       the same over image files: Pillow decodes and resizes each image in each epoch
+    lightning   Lightning's Trainer over tensors in memory
+    curves      losses of the plain loop and of `cyclic train`, step by step, from the same weights on the same batches
+    profile     seconds of the parts of `cyclic train`
+    resident    memory of `cyclic train`, step by step
+    operations  floating-point operations of an image
+    busy        share of the time in which the GPU computes
+
+The loops train the network of an architecture's file, its layers as they stand there (`fuse` off), on the loss that
+`cyclic train` has. A rate is that of the batches after the first two. Imports of Lightning stand in its function.
+"""
+
+import json
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from cyclic_cli import config as settings
+from cyclic_cli import console, registry, training
+from cyclic_cli.config import TrainConfig
+from cyclic_cli.data import Samples, epoch_order
+from cyclic_cli.events import Event, Step
+from cyclic_cli.models._layers import use_fusion
+from cyclic_cli.storage import StoredDataset
+
+WARM_UP = 2  # batches before the clock starts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is trained on what."""
+
+    arch: str
+    dataset: str  # folder of a prepared data set
+    files: list[str] = field(default_factory=list)  # image files
+    images: int = 1536  # after the warm-up
+    batch: int = 64
+    threads: int = 1
+    device: str = "cpu"
+    workers: int = 0  # of the DataLoader
+    assignments: list[str] = field(default_factory=list)  # as of `cyclic train --set`
+
+    def samples(self) -> Samples:
+        return Samples.of(StoredDataset(Path(self.dataset)), "train")
+
+    def tensors(self) -> Tensor:
+        """(N, C, H, W) float32, as many as are trained on, or all there are."""
+        samples = self.samples()
+        return samples.images(np.arange(min(len(samples), self.images + WARM_UP * self.batch)))
+
+    def config(self, **values: object) -> TrainConfig:
+        """Settings of `cyclic train`."""
+        assigned = settings.assign(
+            {"arch": self.arch, "batch_size": self.batch, "device": self.device}, self.assignments
+        )
+        return settings.build(TrainConfig, assigned | values, "the run")
+
+
+class Plain(nn.Module):
+    """An architecture's network and loss, run as they are written."""
+
+    def __init__(self, task: Task, fuse: bool = False) -> None:
+        super().__init__()
+        self.architecture = registry.load("models", task.arch, "architecture")
+        config = settings.build(self.architecture.Config, task.config().model, "the model")
+        self.network = self.architecture.Model(config, StoredDataset(Path(task.dataset)).image_shape)
+        use_fusion(self.network, fuse)
+        self.weights = task.config().objectives or self.architecture.OBJECTIVES
+        self.objectives = {name: registry.load("objectives", name, "objective") for name in self.weights}
+
+    def forward(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The loss, a scalar, of images (N, C, H, W); a variational code is drawn with `noise`, or with its own."""
+        inputs: dict[str, Tensor] = {}
+        if "log_variance" in self.architecture.OUTPUTS:
+            inputs["noise"] = (
+                torch.randn(len(image), self.network.latent, device=image.device) if noise is None else noise
+            )
+        outputs = self.network(image, **inputs)
+        losses = [
+            self.weights[name] * objective.loss(outputs, {"image": image})
+            for name, objective in self.objectives.items()
+        ]
+        return torch.stack(losses).sum()
+
+
+class Files(Dataset[Tensor]):
+    """Image files, decoded and resized whenever they are asked for: (1, size, size) float32 in [0, 1]."""
+
+    def __init__(self, paths: list[str], size: int) -> None:
+        self._paths, self._size = paths, size
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, number: int) -> Tensor:
+        with Image.open(self._paths[number]) as image:
+            small = image.convert("L").resize((self._size, self._size), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.asarray(small, dtype=np.float32)[None] / 255)
+
+
+def plain_rate(task: Task, loader: Iterable[Any]) -> float:
+    """Images a second of the loop that everybody writes."""
+    model = Plain(task).to(task.device)
+    optimizer = torch.optim.AdamW(model.parameters())
+    batches = _forever(loader)
+
+    def step() -> int:
+        (image,) = next(batches)
+        optimizer.zero_grad()
+        loss = model(image.to(task.device))
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        return len(image)
+
+    for _ in range(WARM_UP):
+        step()
+    seen, start = 0, time.perf_counter()
+    while seen < task.images:
+        seen += step()
+    return seen / (time.perf_counter() - start)
+
+
+def _forever(loader: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def tensors(task: Task) -> dict[str, Any]:
+    loader = DataLoader(TensorDataset(task.tensors()), batch_size=task.batch, shuffle=True)
+    return {"images_per_second": plain_rate(task, loader)}
+
+
+def files(task: Task) -> dict[str, Any]:
+    size = StoredDataset(Path(task.dataset)).facts.preprocessing.size
+    loader = DataLoader(
+        Files(task.files, size),
+        batch_size=task.batch,
+        shuffle=True,
+        num_workers=task.workers,
+        collate_fn=lambda images: (torch.stack(images),),
+    )
+    return {"images_per_second": plain_rate(task, loader)}
+
+
+def lightning(task: Task) -> dict[str, Any]:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+
+    ends: list[float] = []
+    sizes: list[int] = []
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain = Plain(task)
+
+        def training_step(self, batch: list[Tensor], number: int) -> Tensor:
+            return self.plain(batch[0])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters())
+
+    class Clock(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: list[Tensor], number: int) -> None:
+            ends.append(time.perf_counter())
+            sizes.append(len(batch[0]))
+            trainer.should_stop = sum(sizes[WARM_UP:]) >= task.images
+
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Clock()],
+    )
+    trainer.fit(Module(), DataLoader(TensorDataset(task.tensors()), batch_size=task.batch, shuffle=True))
+    return {"images_per_second": sum(sizes[WARM_UP:]) / (ends[-1] - ends[WARM_UP - 1])}
+
+
+def resident(task: Task) -> dict[str, Any]:
+    """MiB of its own that `cyclic train` holds after each step of one epoch, and MiB that it read from disk."""
+    held: list[float] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Step):
+            status = Path("/proc/self/status").read_text()
+            held.append(int(status.split("RssAnon:")[1].split()[0]) / 1024)
+
+    with tempfile.TemporaryDirectory() as folder:
+        summary = training.train(Path(task.dataset), Path(folder) / "run", task.config(epochs=1), report=note)
+    blocks = resource.getrusage(resource.RUSAGE_SELF).ru_inblock  # of 512 bytes
+    return {
+        "own_mib": held,
+        "read_mib": blocks / 2048,
+        "images_per_second": summary.images_per_second,
+        "mse": summary.val["mse"],
+    }
+
+
+def plain_curve(task: Task, run: Any, reverse: bool = False) -> list[float]:
+    """Losses of the plain loop from the start of a run of `cyclic train`, on its batches, which may be turned round."""
+    model = Plain(task)
+    model.network.load_state_dict(run.start)
+    run.module = model.network
+    optimizer = torch.optim.AdamW(run._parameter_groups(), weight_decay=run.config.weight_decay)
+    losses = []
+    for step in range(run.steps):
+        run.epoch, within = divmod(step, run.steps_per_epoch)
+        order = epoch_order(len(run.data), run.config.seed, run.epoch)
+        chosen = order[within * run.batch_size : (within + 1) * run.batch_size]
+        batch, noise = run._batch(chosen[::-1].copy() if reverse else chosen)
+        lr = training.learning_rate(step, run.steps, run.config.lr, run.config.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["share"]
+        loss = model(batch["image"], **noise)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), run.config.gradient_clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+STEPS = 40  # at least, of a curve
+
+
+def curves(task: Task) -> dict[str, Any]:
+    """The loss of each step, under the name of who made it."""
+    attempts: list[training._Training] = []
+
+    class Recording(training._Training):
+        """A run that keeps the weights it starts from."""
+
+        def _build(self) -> None:
+            super()._build()
+            self.start = {name: value.clone() for name, value in self.module.state_dict().items()}
+            attempts.append(self)
+
+    training._Training = Recording  # type: ignore[misc]
+    wanted, there = STEPS * task.batch, len(task.samples())
+
+    def trained(precision: str) -> list[float]:
+        losses: list[float] = []
+
+        def note(event: Event) -> None:
+            if isinstance(event, Step):
+                losses.append(event.losses["total"])
+
+        with tempfile.TemporaryDirectory() as folder:
+            config = task.config(
+                epochs=-(-wanted // there), fraction=min(1, wanted / there), augment=0, precision=precision
+            )
+            training.train(Path(task.dataset), Path(folder) / "run", config, report=note)
+        return losses
+
+    found = {"cyclic, float32": trained("32"), "cyclic, as it comes": trained("auto")}
+    first = attempts[0]
+    return {"plain": plain_curve(task, first), "plain, batch reversed": plain_curve(task, first, reverse=True), **found}
+
+
+class Stopwatch:
+    """Seconds in named parts by thread. What a part spends inside another one counts for the inner one alone."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[tuple[str, int]] = Counter()  # by part and thread
+        self._inner = threading.local()
+        self._lock = threading.Lock()
+
+    def watch(self, part: str, owner: Any, *names: str) -> None:
+        """Count calls of the functions of a class or module, which must be looked up there when they are called."""
+        for name in names:
+            setattr(owner, name, self.watched(part, getattr(owner, name)))
+
+    def watched(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, counted."""
+
+        @wraps(function)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            outer, self._inner.seconds = getattr(self._inner, "seconds", 0.0), 0.0
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                took = time.perf_counter() - start
+                with self._lock:
+                    self.seconds[part, threading.get_ident()] += took - self._inner.seconds
+                self._inner.seconds = outer + took
+
+        return counted
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of each part. Of threads that work side by side, those in which forward runs, it is their mean."""
+        side_by_side = {thread for part, thread in self.seconds if part == FORWARD}
+        found: Counter[str] = Counter()
+        for (part, thread), seconds in self.seconds.items():
+            found[part] += seconds / len(side_by_side) if thread in side_by_side else seconds
+        return dict(found)
+
+
+FORWARD = "forward"
+
+
+def profile(task: Task) -> dict[str, Any]:
+    """Seconds of the parts of `cyclic train` after its second step, and of all of it."""
+    stopwatch = Stopwatch()
+    architecture = registry.load("models", task.arch, "architecture")
+    stopwatch.watch(FORWARD, architecture.Model, "forward")
+    for name in task.config().objectives or architecture.OBJECTIVES:
+        stopwatch.watch(FORWARD, registry.load("objectives", name, "objective"), "loss")
+    stopwatch.watch("backward", torch.autograd, "backward", "grad")
+    stopwatch.watch("optimizer", torch.optim.AdamW, "step", "zero_grad")
+    stopwatch.watch("optimizer", nn.utils, "clip_grad_norm_")
+    stopwatch.watch("data", Samples, "images")
+    stopwatch.watch("augmentation", training, "moved")
+    stopwatch.watch("noise of the code", training, "sample_noise")
+    stopwatch.watch("logging", training._Training, "_log")
+    found: dict[str, Any] = {}
+    start = 0.0
+
+    def note(event: Event) -> None:
+        nonlocal start
+        report(event)
+        if isinstance(event, Step) and event.step == WARM_UP:
+            stopwatch.seconds.clear()
+            start = time.perf_counter()
+        if isinstance(event, Step) and event.step == event.steps:
+            seconds = time.perf_counter() - start
+            found.update(steps=event.steps - WARM_UP, seconds=seconds, parts=stopwatch.parts())
+
+    with tempfile.TemporaryDirectory() as folder, console.talk(quiet=False) as drawn:
+        report = stopwatch.watched("progress", drawn)
+        wanted, there = task.images + WARM_UP * task.batch, len(task.samples())
+        config = task.config(epochs=1, fraction=min(1, wanted / there))
+        training.train(Path(task.dataset), Path(folder) / "run", config, report=note)
+    return found
+
+
+def operations(task: Task) -> dict[str, Any]:
+    """Floating-point operations of one image in the network that `cyclic train` trains, forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = Plain(task, fuse=True).to(task.device)
+    image = task.samples().images(np.arange(task.batch)).to(task.device)
+    with FlopCounterMode(display=False) as counter:
+        model(image).backward()
+    return {"operations": counter.get_total_flops() / len(image)}
+
+
+def busy(task: Task) -> dict[str, Any]:
+    """The share of time in which kernels run on the GPU while `cyclic train` trains; None where there is none."""
+    from torch.profiler import ProfilerActivity, profile
+
+    profiler = profile(activities=[ProfilerActivity.CUDA if task.device == "cuda" else ProfilerActivity.CPU])
+    times: list[float] = []
+
+    def note(event: Event) -> None:
+        if not isinstance(event, Step) or event.step not in (event.steps // 2, event.steps):
+            return
+        if task.device == "cuda":
+            torch.cuda.synchronize()
+        if not times:
+            profiler.start()
+        times.append(time.perf_counter())
+        if len(times) == 2:
+            profiler.stop()
+
+    with tempfile.TemporaryDirectory() as folder:
+        training.train(Path(task.dataset), Path(folder) / "run", task.config(epochs=1), report=note)
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    kernels = [(event["ts"], event["ts"] + event["dur"]) for event in events if event.get("cat") == "kernel"]  # µs
+    return {"busy": covered(kernels) / 1e6 / (times[1] - times[0]) if kernels else None}
+
+
+def covered(intervals: list[tuple[float, float]]) -> float:
+    """The length of the union of intervals."""
+    length, reached = 0.0, float("-inf")
+    for begin, end in sorted(intervals):
+        length += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return length
+
+
+LOOPS = {loop.__name__: loop for loop in (tensors, files, lightning, curves, profile, resident, operations, busy)}
+
+
+def main() -> None:
+    task = Task(**json.loads(sys.argv[2]))
+    torch.set_num_threads(task.threads)
+    print(json.dumps(LOOPS[sys.argv[1]](task)))
+
+
+if __name__ == "__main__":
+    main()
