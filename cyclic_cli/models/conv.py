@@ -40,12 +40,12 @@ class Config:
 
 OUTPUTS = ("reconstruction", "code")
 OBJECTIVES = {"reconstruction": 1.0}
-RECIPE = {"lr": 1e-4, "batch_size": 4, "weight_decay": 0.0, "warmup": 0.1}
+RECIPE = {"lr": 2e-4, "batch_size": 4, "weight_decay": 0.0, "warmup": 0.1}
 KERNEL = 5  # side of the encoder's filters
 STRIDE = 4  # of the code, in pixels
 MARGIN = 0.25  # how far the code starts from its rectifier, as a share of its range in the sample
 SPARE = 0.01  # spread of the weights of hidden maps that the code of blocks does not use
-ITERATIONS = 600  # of the fit to the spectrum
+ITERATIONS = 500  # of the fit to the spectrum
 
 
 class Model(nn.Module):

@@ -42,7 +42,7 @@ class Config:
 
 OUTPUTS = ("reconstruction", "code")
 OBJECTIVES = {"reconstruction": 1.0}
-RECIPE = {"lr": 3e-4, "batch_size": 16, "weight_decay": 0.0, "warmup": 0.1, "augment": 1.0, "fitted_lr": 0.1}
+RECIPE = {"lr": 1e-3, "batch_size": 16, "weight_decay": 0.0, "warmup": 0.1, "augment": 1.0, "fitted_lr": 0.03}
 FITTED = ("compression", "expansion")
 STAGES = 4  # convolutions with pooling; each halves the sides
 

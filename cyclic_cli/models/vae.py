@@ -47,7 +47,7 @@ class Config:
 OUTPUTS = ("reconstruction", "code", "mean", "log_variance")
 PIXEL_VARIANCE = 0.0025  # of the Gaussian around the reconstruction: a standard deviation of 0.05
 OBJECTIVES = {"reconstruction": 1.0, "divergence": 2 * PIXEL_VARIANCE}  # the evidence bound, see divergence
-RECIPE = {"lr": 1e-4, "batch_size": 16, "weight_decay": 0.0, "warmup": 0.1}
+RECIPE = {"lr": 1e-4, "batch_size": 16, "weight_decay": 0.0, "warmup": 0.1, "augment": 1.0}
 STAGES = 4  # of two residual blocks each
 STRIDE = 32  # of the encoder: 4 in the stem, 2 in each stage after the first
 LOG_VARIANCE_BOUND = 14.0  # log-variances lie between plus and minus this
