@@ -334,6 +334,9 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="auto, 32, bf16 or 16.", show_default=TrainConfig.precision)
     ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the network by torch.compile; pays on GPUs in long runs.")
+    ] = False,
     config: Annotated[Path | None, typer.Option(help="A run file: YAML, `name: value`.", show_default=False)] = None,
     assign: Annotated[
         list[str] | None,
@@ -357,6 +360,7 @@ def train(
     flags = {
         "arch": arch, "fraction": fraction, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
         "objective": objective, "device": device, "precision": precision,
+        "compile": compile or None,
     }  # fmt: skip
     values = settings.assign(settings.read_run_file(config) if config else {}, assign or [])
     values |= {name: value for name, value in flags.items() if value is not None}

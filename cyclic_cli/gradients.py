@@ -8,8 +8,8 @@
     kept memory      the C library's allocator does not give the pages of the maps back after each step
 
 The mathematics is that of the whole batch: gradients of micro-batches add up, weighted by their share of it. So only
-objectives of each sample alone (`PER_SAMPLE`) let a batch be divided. What is chosen depends on settings, architecture and
-hardware, never on a measured time: the same command on the same machine gives the same bits.
+objectives of each sample alone (`PER_SAMPLE`) let a batch be divided. What is chosen depends on settings, architecture
+and hardware, never on a measured time: the same command on the same machine gives the same bits.
 """
 
 from collections.abc import Callable
@@ -97,7 +97,7 @@ def prepare_model(model: nn.Module, plan: Plan) -> nn.Module:
     if plan.keep_memory:
         keep_freed_memory()
     use_fusion(model, plan.fuse)
-    model.to(memory_format=layout(plan))
+    model.to(memory_format=layout(plan))  # type: ignore[call-overload]
     return torch.compile(model) if plan.compile else model  # type: ignore[return-value]
 
 

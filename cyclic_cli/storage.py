@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 DATASET_FORMAT = 2
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 ROW_GROUP = 8192  # rows of a Parquet table that are written together
 ROWS_AT_ONCE = 512  # of them as Python objects, which need ten times the memory
 STATES_KEPT = 2  # the newest saved state and the one before it
@@ -681,6 +681,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if not isinstance(architecture["name"], str) or not isinstance(architecture["config"], dict) or len(shape) != 3:
             raise ValueError("not an architecture")
         _refuse_newer(version, CHECKPOINT_FORMAT, path)
+        if version == 1 and architecture["name"] != "linear":
+            raise CyclicError(f"{path} is of version 0.1.0, whose networks were others.", "Train it again.")
         return Checkpoint(
             weights=weights,
             architecture=architecture,

@@ -191,19 +191,25 @@ class PooledConvolution(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         if not self.fuse:
-            return self.pooling(self.convolution(maps))
+            pooled: Tensor = self.pooling(self.convolution(maps))
+            return pooled
         kernel = pooled_kernel(self.convolution.weight, self.pooling.weight)
         return functional.conv2d(framed(maps, self.convolution.kernel_size[0] // 2), kernel, self.pooling.bias, 2)
+
+    def set(self, weight: Tensor, pooling: Tensor, bias: Tensor) -> None:
+        """Overwrite the weights of the convolution (O, C, k, k) and of the pooling (O, 1, 2, 2), and the bias (O,)."""
+        with torch.no_grad():
+            self.convolution.weight.copy_(weight)
+        set_layer(self.pooling, pooling, bias)
 
     def set_patches(self, filters: Tensor, bias: Tensor) -> None:
         """Set to filters (O, C, 2, 2) of patches side by side: the first pooling weight is one, the others zero."""
         centre = self.convolution.kernel_size[0] // 2
-        with torch.no_grad():
-            self.convolution.weight.normal_(std=JITTER)
-            self.convolution.weight[:, :, centre : centre + 2, centre : centre + 2] += filters
-            self.pooling.weight.zero_()
-            self.pooling.weight[:, :, 0, 0] = 1
-            self.pooling.bias.copy_(bias)
+        weight = JITTER * torch.randn(self.convolution.weight.shape)
+        weight[:, :, centre : centre + 2, centre : centre + 2] += filters
+        pooling = torch.zeros_like(self.pooling.weight)
+        pooling[:, :, 0, 0] = 1
+        self.set(weight, pooling, bias)
 
 
 def pooled_kernel(weight: Tensor, pooling: Tensor) -> Tensor:
@@ -231,21 +237,19 @@ class Enlargement(nn.Module):
         self.convolution = nn.ConvTranspose2d(inputs, outputs, 6, stride=2, padding=4)
 
     def forward(self, maps: Tensor) -> Tensor:
-        maps = framed(maps, 1)
-        layer = self.convolution
+        maps, layer = framed(maps, 1), self.convolution
         if not self.fuse or layer.out_channels > self.FEW:
-            return layer(maps)
+            enlarged: Tensor = layer(maps)
+            return enlarged
         assert layer.bias is not None
         phases = functional.conv2d(maps, phase_kernel(layer.weight), layer.bias.repeat_interleave(4))
         return functional.pixel_shuffle(phases, 2)
 
     def set_patches(self, filters: Tensor, bias: Tensor) -> None:
         """Set to filters (C, O, 2, 2), the patch that each input draws, side by side."""
-        with torch.no_grad():
-            self.convolution.weight.normal_(std=JITTER)
-            self.convolution.weight[:, :, 2:4, 2:4] += filters
-            assert self.convolution.bias is not None
-            self.convolution.bias.copy_(bias)
+        weight = JITTER * torch.randn(self.convolution.weight.shape)
+        weight[:, :, 2:4, 2:4] += filters
+        set_layer(self.convolution, weight, bias)
 
 
 def phase_kernel(weight: Tensor) -> Tensor:

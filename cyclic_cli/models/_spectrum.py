@@ -36,7 +36,7 @@ def covariance_roots(images: Tensor, stride: int) -> Tensor:
     window = torch.hann_window(side, device=images.device).outer(torch.hann_window(side, device=images.device))
     mean = images.mean((0, 2, 3), keepdim=True)
     total, count = torch.zeros(()), 0
-    for image in (images - mean).split(8):
+    for image in torch.split(images - mean, 8):
         crops = image.unfold(2, side, side // 2).unfold(3, side, side // 2).flatten(2, 3).transpose(1, 2).flatten(0, 1)
         waves = torch.fft.fft2((crops * window).double())
         total = total + torch.einsum("ncij,ndij->ijcd", waves, waves.conj())
@@ -60,12 +60,12 @@ def minimise(loss: Callable[[], Tensor], parameters: list[Tensor], iterations: i
     def closure() -> Tensor:
         method.zero_grad()
         value = loss()
-        value.backward()
+        torch.autograd.backward(value)
         return value
 
     start = float(loss().detach())
     if start > 0:
-        method.step(closure)
+        method.step(closure)  # type: ignore[no-untyped-call]
     better = start > 0 and float(loss().detach()) < start
     for parameter, old in zip(parameters, before, strict=True):
         parameter.requires_grad_(False)

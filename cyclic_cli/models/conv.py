@@ -23,10 +23,12 @@ from cyclic_cli.models._layers import (
     Enlargement,
     PooledConvolution,
     check_image_shape,
+    layers_of,
     paired,
     patch_components,
     phase_kernel,
     pooled_kernel,
+    set_layer,
     take_sample,
 )
 from cyclic_cli.models._spectrum import covariance_roots, minimise, periodic
@@ -68,23 +70,16 @@ class Model(nn.Module):
     def initialise(self, images: Iterable[Tensor]) -> None:
         """Fit every layer to a sample of the images (N, C, H, W), in any batches; ValueError without images."""
         sample, _ = take_sample(images)
-        hidden, _, bottleneck, _ = self.encoder
-        expansion, _, output = self.decoder
+        hidden, bottleneck = layers_of(self.encoder, PooledConvolution)
+        expansion, output = layers_of(self.decoder, Enlargement)
         code = LinearCode(sample, hidden.convolution.out_channels // 2, bottleneck.convolution.out_channels)
         code.fit(covariance_roots(sample, STRIDE))
         mean = sample.mean((0, 2, 3))
-        with torch.no_grad():
-            hidden.convolution.weight.copy_(paired(code.hidden))
-            hidden.pooling.weight.copy_(code.hidden_pooling.repeat(2, 1, 1, 1))
-            centre = -pooled_kernel(code.hidden, code.hidden_pooling).sum((2, 3)) @ mean
-            hidden.pooling.bias.copy_(paired(centre))
-            bottleneck.convolution.weight.copy_(paired(code.bottleneck, 1))
-            bottleneck.pooling.weight.copy_(code.bottleneck_pooling)
-            bottleneck.pooling.bias.copy_(code.shift)
-            expansion.convolution.weight.copy_(paired(code.expansion, 1))
-            expansion.convolution.bias.copy_(paired(code.expansion_bias))
-            output.convolution.weight.copy_(paired(code.output))
-            output.convolution.bias.copy_(code.output_bias + mean)
+        centre = -pooled_kernel(code.hidden, code.hidden_pooling).sum((2, 3)) @ mean
+        hidden.set(paired(code.hidden), code.hidden_pooling.repeat(2, 1, 1, 1), paired(centre))
+        bottleneck.set(paired(code.bottleneck, 1), code.bottleneck_pooling, code.shift)
+        set_layer(expansion.convolution, paired(code.expansion, 1), paired(code.expansion_bias))
+        set_layer(output.convolution, paired(code.output), code.output_bias + mean)
 
     def encode(self, image: Tensor) -> Tensor:
         """Return the code (N, latent, H / 4, W / 4), not negative, of images (N, C, H, W) in [0, 1]."""

@@ -100,7 +100,7 @@ class Model(nn.Module):
 
         The filters (O, C, 2, 2) and offsets (O,) are those of the maps before they are paired.
         """
-        maps, filters = sample, []
+        maps, filters = sample, list[tuple[Tensor, Tensor]]()
         mirrors = reversed(layers_of(self.synthesis, Enlargement))
         for layer, mirror in zip(layers_of(self.analysis, PooledConvolution), mirrors, strict=True):
             outputs = layer.pooling.out_channels // 2

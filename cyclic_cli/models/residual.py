@@ -88,7 +88,7 @@ class Model(nn.Module):
         self.linear.initialise(images)
 
     def encode(self, image: Tensor) -> Tensor:
-        """Return the code of images (N, C, H, W) in [0, 1]: (N, latent), or (N, latent, H / reduction, W / reduction)."""
+        """Return the code of images (N, C, H, W) in [0, 1]: (N, latent), or (N, latent, h, w) of reduced sides."""
         code: Tensor = self.linear.encode(image) + self.trunk(image)
         return code
 
@@ -230,7 +230,7 @@ class MapCode(nn.Module):
 
 def quiet(layer: Layer) -> Layer:
     """Return a layer with its weight made small and its bias zero: the branch that it ends starts near zero."""
-    with torch.no_grad():
-        layer.weight.normal_(std=QUIET)
-        layer.bias.zero_()
+    nn.init.normal_(layer.weight, std=QUIET)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
     return layer
