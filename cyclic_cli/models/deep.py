@@ -2,10 +2,10 @@
 
 The topology is the origin's: image → 4 × (convolution, 2×2 pooling, ReLU) → 3 fully connected layers → code of
 256 numbers → 3 fully connected layers → 4 transposed convolutions (stride 2, ReLU between) → image. Pooling is a
-weighted mean with learned weights. Such a chain, started at random, spends its first epochs on the mean image; this one
-starts as a linear code (see `_layers`): hidden units are pairs of opposite rectifiers, the convolutions are an orthonormal
-transform of 16×16 blocks by principal components, and the fully connected layers hold the principal components of the
-maps that it makes of all images. Training then bends that linear code.
+weighted mean with learned weights. Such a chain, started at random, spends its first epochs on the mean image; this
+one starts as a linear code (see `_layers`): hidden units are pairs of opposite rectifiers, the convolutions are an
+orthonormal transform of 16×16 blocks by principal components, and the fully connected layers hold the principal
+components of the maps that it makes of all images. Training then bends that linear code.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
     reconstruction  = base + refinement(base),   base = linear.decode(code)
 
 The linear code starts as the optimum of the images: for a vector the principal components of the reduced image, for
-maps the overlapping filters that keep most of the power spectrum (see `_spectrum`). The trunk adds to the code what is not linear. The refinement is a U-Net (Ronneberger et al., 2015) at a quarter of the
-sides and below, of pre-activated residual blocks (He et al., "Identity Mappings in Deep Residual Networks", 2016); it sees
-the whole blurred image that a small code gives, and draws what usually belongs there. Both start near zero.
+maps the overlapping filters that keep most of the power spectrum (see `_spectrum`). The trunk adds to the code what is
+not linear. The refinement is a U-Net (Ronneberger et al., 2015) at a quarter of the sides and below, of pre-activated
+residual blocks (He et al., "Identity Mappings in Deep Residual Networks", 2016): it sees the whole blurred image that
+a small code gives, and draws what usually belongs there. Both start near zero.
 """
 
 from __future__ import annotations
