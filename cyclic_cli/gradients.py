@@ -12,6 +12,8 @@ objectives of each sample alone (`PER_SAMPLE`) let a batch be divided. What is c
 and hardware, never on a measured time: the same command on the same machine gives the same bits.
 """
 
+import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclic_cli.config import TrainConfig
-from cyclic_cli.errors import UsageError
+from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.models._layers import use_fusion
 from cyclic_cli.workers import keep_freed_memory
 
@@ -93,12 +95,20 @@ def make_plan(
 
 
 def prepare_model(model: nn.Module, plan: Plan) -> nn.Module:
-    """The model in the form in which the plan computes it; its parameters stay the same objects."""
+    """The model in the form in which the plan computes it; its parameters stay the same objects.
+
+    Raises:
+        CyclicError: it shall be compiled for the processor, and there is no compiler.
+    """
     if plan.keep_memory:
         keep_freed_memory()
     use_fusion(model, plan.fuse)
     model.to(memory_format=layout(plan))  # type: ignore[call-overload]
-    return torch.compile(model) if plan.compile else model  # type: ignore[return-value]
+    if not plan.compile:
+        return model
+    if plan.device == "cpu" and not any(map(shutil.which, filter(None, [os.environ.get("CXX"), "g++", "clang++"]))):
+        raise CyclicError("--compile needs a C++ compiler here.", "Install g++, or leave --compile out.")
+    return torch.compile(model)  # type: ignore[return-value]
 
 
 def layout(plan: Plan) -> torch.memory_format:
@@ -137,7 +147,8 @@ class Gradients:
             for values, gradients in self.threads.map(self._gradients, parts, shares):  # in the order of the parts
                 losses.append(values)
                 for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+                    if gradient is not None:
+                        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         names = losses[0]
         return {
             name: sum(share * float(part[name]) for share, part in zip(shares, losses, strict=True)) for name in names
@@ -152,10 +163,10 @@ class Gradients:
         self.fabric.backward(losses["total"] * share)
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _gradients(self, part: np.ndarray, share: float) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-        """Losses and gradients without touching the parameters, which other threads read."""
+    def _gradients(self, part: np.ndarray, share: float) -> tuple[dict[str, Tensor], tuple[Tensor | None, ...]]:
+        """Losses and gradients (None for a parameter without) as values: other threads read the parameters."""
         losses = self._losses(part)
-        gradients = torch.autograd.grad(losses["total"] * share, self.parameters)
+        gradients = torch.autograd.grad(losses["total"] * share, self.parameters, allow_unused=True)
         return {name: loss.detach() for name, loss in losses.items()}, gradients
 
     def _losses(self, part: np.ndarray) -> dict[str, Tensor]:
