@@ -13,8 +13,8 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
             os.set_inheritable(number, True)
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
-    # Read when torch is loaded: its threads sleep while they wait for one another. Where they spin, which is what they do
-    # by themselves, a core that somebody else uses too makes training several times slower.
+    # Read when torch is loaded: its threads sleep while they wait for one another. By themselves they spin, and on
+    # cores that others use too training then is several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app(prog_name="cyclic")
