@@ -19,7 +19,7 @@ LAYERS = [  # from the ground up; within a layer a module may import those named
     ["__init__"],
     ["errors", "registry", "events", "identity", "shapes", "scrub", "config", "lease", "workers"],
     ["metrics", "storage", "nifti", "dicom", "images", "similar", "panels", "text", "layouts", "sources", "phantom"],
-    ["objectives", "models", "data", "distributed"],
+    ["objectives", "models", "data", "distributed", "gradients"],
     ["offer", "shards", "joining", "prepare", "training", "inference"],
     ["console", "cli", "__main__"],
 ]
@@ -32,7 +32,7 @@ KNOWS = {  # what only some modules may import
     "typer": {"cli"},
     "rich": {"console"},
     "pyarrow": {"storage"},
-    "torch": {"models", "objectives", "data", "distributed", "training", "inference"},
+    "torch": {"models", "objectives", "data", "distributed", "gradients", "training", "inference"},
 }
 
 

@@ -18,14 +18,21 @@ from conftest import Ran, make_png, smooth_image
 
 from cyclic_cli import training
 from cyclic_cli.config import TrainConfig
-from cyclic_cli.data import Samples, epoch_order, sample_noise
+from cyclic_cli.data import Samples
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Epoch, Step
+from cyclic_cli.models import conv, deep, residual, vae
 from cyclic_cli.registry import names
 from cyclic_cli.storage import StoredDataset, read_checkpoint
 from cyclic_cli.training import _Training, learning_rate, train
 
 Cyclic = Callable[..., Ran]
+
+
+@pytest.fixture(autouse=True)
+def short_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fit of the convolutional start to the spectrum is cut short: it takes seconds, and is tested elsewhere."""
+    monkeypatch.setattr(conv, "ITERATIONS", 20)
 
 
 def metrics(run: Path) -> list[dict[str, object]]:
@@ -98,6 +105,127 @@ def test_a_run_stopped_in_mid_epoch_ends_with_the_bits_of_one_never_stopped(
     last = [sorted((tmp_path / name / "state").iterdir())[-1] for name in ("whole", "stopped")]
     for file in ("model.safetensors", "optimizer.safetensors"):
         assert (last[0] / file).read_bytes() == (last[1] / file).read_bytes()
+
+
+def test_threads_and_movements_do_not_disturb_a_resumed_run(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    config = TrainConfig(arch="residual", epochs=2, batch_size=4, augment=1.0, parallel="samples", micro_batch=1)
+    whole = train(tiny_dataset, tmp_path / "whole", config)
+    stop_at = whole.steps // 2 + 2
+    assert stop_at % (whole.steps // 2) != 0  # in mid-epoch
+
+    def stop(event: object) -> None:
+        if isinstance(event, Step) and event.step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(CyclicError):
+        train(tiny_dataset, tmp_path / "stopped", config, report=stop)
+    rest = train(tiny_dataset, tmp_path / "stopped", config, resume="auto")
+    assert rest.resumed_from_step == stop_at
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    last = [sorted((tmp_path / name / "state").iterdir())[-1] for name in ("whole", "stopped")]
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (last[0] / file).read_bytes() == (last[1] / file).read_bytes()
+
+
+def step_losses(run: Path) -> list[float]:
+    return [row["losses"]["total"] for row in metrics(run) if row["kind"] == "step"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("arch", "lr"),
+    # Where images of a few pixels start at nearly no loss, Adam makes steps of full length of rounding errors.
+    [("conv", 1e-5), ("deep", 1e-5), ("residual", residual.RECIPE["lr"]), ("vae", vae.RECIPE["lr"])],
+)
+def test_what_makes_steps_fast_can_be_switched_off_and_changes_no_loss(
+    arch: str, lr: float, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    words = ("train", tiny_dataset, "--arch", arch, "--epochs", 1, "--batch-size", 5, "--precision", 32, "--lr", lr)
+    plain = ("micro_batch=1", "parallel=operations", "fuse=false", "keep_memory=false", "memory_format=contiguous")
+    assert cyclic(*words, "--out", "fast").code == 0
+    assert cyclic(*words, "--out", "plain", *(word for setting in plain for word in ("--set", setting))).code == 0
+    assert len(step_losses(Path("fast"))) == 5
+    assert step_losses(Path("plain")) == pytest.approx(step_losses(Path("fast")), rel=1e-3)
+
+
+def test_a_run_says_how_its_steps_are_computed(
+    tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    words = ("train", tiny_dataset, "--arch", "deep", "--epochs", 1, "--batch-size", 6, "--precision", "32")
+    said = cyclic(*words, "--out", "run", "--device", "cpu")
+    rows = [row for row in metrics(Path("run")) if row["kind"] == "hardware"]
+    assert rows == [
+        {
+            "kind": "hardware", "device": "cpu", "precision": "32", "threads": 2, "parallel": "samples",
+            "micro_batch": 3, "memory_format": "channels_last", "fuse": True, "keep_memory": True, "compile": False,
+        }
+    ]  # fmt: skip
+    assert "samples side by side, micro-batches of 3" in said.err
+
+
+def works(compiled: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    try:
+        return bool(torch.equal(torch.compile(compiled)(torch.ones(3)), compiled(torch.ones(3))))
+    except Exception:  # no compiler for C++ here
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["linear", "conv"])
+def test_a_compiled_network_trains_to_the_same_losses(
+    arch: str, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic
+) -> None:
+    if not works(lambda x: x.sin() + 1):
+        pytest.skip("torch.compile does not work here")
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    words = ("train", tiny_dataset, "--arch", arch, "--epochs", 1, "--batch-size", 8, "--precision", 32, "--lr", 1e-5)
+    assert cyclic(*words, "--out", "plain").code == 0
+    assert cyclic(*words, "--out", "compiled", "--compile").code == 0
+    assert step_losses(Path("compiled")) == pytest.approx(step_losses(Path("plain")), rel=1e-3)
+    assert weights(Path("compiled")).keys() == weights(Path("plain")).keys()
+
+
+def test_compilation_without_a_compiler_is_refused(
+    tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    ran = cyclic("train", tiny_dataset, "--arch", "linear", "--compile", "--device", "cpu")
+    assert ran.code == 1
+    assert "C++ compiler" in ran.err
+
+
+def test_movements_are_those_that_are_asked_for(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strengths: list[float] = []
+
+    def noted(images: torch.Tensor, keys: np.ndarray, strength: float, seed: int, epoch: int) -> torch.Tensor:
+        strengths.append(strength)
+        return images
+
+    monkeypatch.setattr(training, "moved", noted)
+    config = TrainConfig(arch="deep", epochs=1, batch_size=24)
+    for augment, expected in ((0.0, set()), (0.5, {0.5}), (None, {deep.RECIPE["augment"]})):
+        strengths.clear()
+        train(tiny_dataset, tmp_path / str(augment), replace(config, augment=augment))
+        assert set(strengths) == expected
+
+
+def test_what_starts_in_closed_form_has_a_rate_of_its_own(tiny_dataset: Path, tmp_path: Path) -> None:
+    config = TrainConfig(arch="residual", epochs=1, batch_size=12, weight_decay=0.0)
+    train(tiny_dataset, tmp_path / "still", replace(config, lr=0.0))
+    train(tiny_dataset, tmp_path / "fitted still", replace(config, fitted_lr=0.0))
+    train(tiny_dataset, tmp_path / "usual", config)
+    still, fitted_still, usual = (weights(tmp_path / name) for name in ("still", "fitted still", "usual"))
+    for name, start in still.items():
+        assert (fitted_still[name] == start) == name.startswith("linear."), name
+        assert usual[name] != start, name
 
 
 def test_the_best_epoch_is_kept_not_the_last(
@@ -294,15 +422,3 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert rates[9] == 1.0
     assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 45 / 90)))
     assert 0 < rates[99] < 0.001
-
-
-def test_orders_and_noise_depend_on_seed_epoch_and_sample_alone() -> None:
-    assert sorted(epoch_order(50, 0, 0)) == list(range(50))
-    assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 0, 1))
-    keys = np.array([5, 6, 7], dtype=np.uint64)
-    noise = sample_noise(keys, 4000, 0, 3)
-    assert torch.equal(sample_noise(keys[[2, 0]], 4000, 0, 3), noise[[2, 0]])
-    assert not torch.equal(sample_noise(keys, 4000, 0, 4), noise)
-    assert float(noise.mean()) == pytest.approx(0, abs=0.03)
-    assert float(noise.std()) == pytest.approx(1, abs=0.03)
-    assert abs(float((noise[0] * noise[1]).mean())) < 0.06
