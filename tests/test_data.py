@@ -10,7 +10,7 @@ from cyclic_cli import data
 from cyclic_cli.data import epoch_order, moved, sample_noise
 
 SIDE = 64
-KEYS = np.array([5, 6, 7, 2**63 + 9], dtype=np.uint64)
+KEYS = np.array([5, 6, 7, 8], dtype=np.uint64)
 DRAWS = ("turn", "size", "ratio", "down", "right", "contrast", "brightness")  # in the order in which they are drawn
 
 
