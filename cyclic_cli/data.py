@@ -71,7 +71,8 @@ def sample_noise(keys: np.ndarray, size: int, seed: int, epoch: int, purpose: st
     """
     base = _mix(seed, epoch, purpose)
     rows = [
-        np.random.Generator(np.random.Philox(key=[base, int(key)])).standard_normal(size, np.float32) for key in keys
+        np.random.Generator(np.random.Philox(key=np.array([base, key], np.uint64))).standard_normal(size, np.float32)
+        for key in keys
     ]
     return torch.from_numpy(np.stack(rows))
 

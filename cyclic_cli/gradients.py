@@ -169,10 +169,17 @@ class Gradients:
         gradients = torch.autograd.grad(losses["total"] * share, self.parameters, allow_unused=True)
         return {name: loss.detach() for name, loss in losses.items()}, gradients
 
+    def _forward(self, image: Tensor, **noise: Tensor) -> dict[str, Tensor]:
+        if self.threads is None:
+            return self.model(image, **noise)  # type: ignore[no-any-return]
+        with self.fabric.autocast():  # Fabric's own module wants its own backward pass, which threads cannot share
+            outputs = self.model.module(image, **noise)
+        return {name: output.to(torch.promote_types(output.dtype, torch.float32)) for name, output in outputs.items()}
+
     def _losses(self, part: np.ndarray) -> dict[str, Tensor]:
         batch, noise = self.load(part)
         batch["image"] = batch["image"].contiguous(memory_format=layout(self.plan))
-        outputs = self.model(batch["image"], **noise)
+        outputs = self._forward(batch["image"], **noise)
         losses = {name: objective.loss(outputs, batch) for name, objective in self.objectives.items()}
         losses["total"] = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         return losses

@@ -1,5 +1,6 @@
 """Gradients of a batch: whatever way they are computed, they are those of the whole batch; which way is chosen."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
@@ -39,6 +40,21 @@ def model_of(name: str, side: int = SIDE) -> nn.Module:
     return model
 
 
+# Fabric would make float32 of the images; what it does to them and to the loss is tested with it below.
+WITHOUT_FABRIC = SimpleNamespace(backward=lambda loss: loss.backward(), autocast=nullcontext)
+
+
+class Wrapped(nn.Module):
+    """A model as Fabric sets it up: another module around it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Any, **noise: Any) -> Any:
+        return self.module(*inputs, **noise)
+
+
 @dataclass
 class Case:
     """A model in double precision, and images and noise that it sees."""
@@ -55,7 +71,7 @@ class Case:
     def by(self, plan: Plan, times: int = 1) -> tuple[dict[str, float], list[Tensor]]:
         """Losses and gradients of all images by a plan."""
         gradients = Gradients(
-            SimpleNamespace(backward=lambda loss: loss.backward()), prepare_model(self.model, plan),
+            WITHOUT_FABRIC, Wrapped(prepare_model(self.model, plan)),
             *objectives_of(self.name), plan, self.load,
         )  # fmt: skip
         self.model.zero_grad()
@@ -154,7 +170,7 @@ def test_parameters_that_a_loss_does_not_reach_get_no_gradient(parallel: str) ->
     objectives = {"divergence": import_module("cyclic_cli.objectives.divergence")}
     images = torch.rand(3, 1, SIDE, SIDE)
     gradients = Gradients(
-        SimpleNamespace(backward=lambda loss: loss.backward()), model, objectives, {"divergence": 1.0}, plan,
+        WITHOUT_FABRIC, Wrapped(model), objectives, {"divergence": 1.0}, plan,
         lambda chosen: ({"image": images[chosen]}, {}),
     )  # fmt: skip
     gradients(np.arange(3))

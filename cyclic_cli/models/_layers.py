@@ -185,16 +185,17 @@ class PooledConvolution(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()
         self.fuse = True
-        self.convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="replicate", bias=False)
+        self.convolution = nn.Conv2d(inputs, outputs, kernel, bias=False)  # of framed maps
         self.pooling = nn.Conv2d(outputs, outputs, 2, stride=2, groups=outputs)
         nn.init.constant_(self.pooling.weight, 0.25)
 
     def forward(self, maps: Tensor) -> Tensor:
+        maps = framed(maps, self.convolution.kernel_size[0] // 2)
         if not self.fuse:
             pooled: Tensor = self.pooling(self.convolution(maps))
             return pooled
         kernel = pooled_kernel(self.convolution.weight, self.pooling.weight)
-        return functional.conv2d(framed(maps, self.convolution.kernel_size[0] // 2), kernel, self.pooling.bias, 2)
+        return functional.conv2d(maps, kernel, self.pooling.bias, stride=2)
 
     def set(self, weight: Tensor, pooling: Tensor, bias: Tensor) -> None:
         """Overwrite the weights of the convolution (O, C, k, k) and of the pooling (O, 1, 2, 2), and the bias (O,)."""
@@ -274,6 +275,11 @@ def residual_branch(channels: int) -> nn.Sequential:
 
 def framed(maps: Tensor, margin: int) -> Tensor:
     """Return maps (N, C, H, W) with their borders repeated on every side."""
+    if torch.compiler.is_compiling():  # the gradient of the padding does not compile (torch 2.13)
+        rows, columns = (
+            torch.arange(-margin, side + margin, device=maps.device).clamp(0, side - 1) for side in maps.shape[2:]
+        )
+        return maps[:, :, rows][:, :, :, columns]
     return functional.pad(maps, [margin] * 4, mode="replicate")
 
 

@@ -54,6 +54,7 @@ PATCH = 4  # pixels of a side that become the channels of the refinement
 SMALL = 48  # pixels: principal components are of images reduced to at least this
 QUIET = 1e-3  # spread of the last weights of trunk and refinement at the start
 ITERATIONS = 200  # of the fit to the spectrum
+FEWEST = 8  # blocks of a side; of fewer, most lie at a border, of which the spectrum knows nothing
 
 
 class Model(nn.Module):
@@ -216,7 +217,8 @@ class MapCode(nn.Module):
             code = functional.conv2d(periodic(targets, 1), analysis)
             return (functional.conv2d(periodic(code, 1), synthesis) - targets).square().sum() / energy
 
-        minimise(loss, [analysis, synthesis], ITERATIONS)
+        if min(sample.shape[2:]) >= FEWEST * self.reduction:
+            minimise(loss, [analysis, synthesis], ITERATIONS)
         blocks = mean.repeat_interleave(self.reduction**2)
         set_layer(self.analysis, analysis, -analysis.sum((2, 3)) @ blocks)
         set_layer(self.synthesis, synthesis, blocks)

@@ -64,7 +64,6 @@ from cyclic_cli.storage import StoredDataset
 LOOPS = Path(__file__).with_name("training_loops.py")
 CYCLIC, TENSORS, FILES, LIGHTNING = "cyclic train", "plain, in memory", "plain, decoding files", "Lightning, in memory"
 FILM_SIDE, FILMS = 1500, 8  # pixels of the longer side of a drawn film; different ones
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 GOALS = {"conv": (6.0, 7.0)}  # times the loop in memory, and the one that decodes
 GOAL = 2.0  # times the loop in memory, every other architecture
 NETWORK, OUTSIDE_GOAL = ("forward", "backward", "optimizer"), 0.05  # the rest of a step should be below that share
@@ -277,14 +276,14 @@ def memory(bench: Bench, limit: int) -> None:
 # --------------------------------------------------------------------------------------------------------- data
 
 
-def find_images(options: argparse.Namespace, work: Path) -> tuple[Path, list[str]]:
-    """The prepared data set, and the files that the decoding loop reads."""
+def find_images(options: argparse.Namespace, work: Path) -> tuple[Path, str]:
+    """The prepared data set, and the folder of the files that the decoding loop reads."""
     source = options.files
     if not source and not options.dataset:
         source = work / "films"
         talk.print("drawing films")
         draw_films(source, SOURCES if options.memory else options.images + WARM_UP * Task.batch)
-    files = sorted(str(path) for path in source.rglob("*") if path.suffix.lower() in SUFFIXES) if source else []
+    files = str(source or "")
     if options.dataset:
         return options.dataset, files
     talk.print("preparing them")

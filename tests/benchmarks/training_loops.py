@@ -42,6 +42,7 @@ from cyclic_cli.events import Event, Step
 from cyclic_cli.models._layers import use_fusion
 from cyclic_cli.storage import StoredDataset
 
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 WARM_UP = 2  # batches before the clock starts
 
 
@@ -51,7 +52,7 @@ class Task:
 
     arch: str
     dataset: str  # folder of a prepared data set
-    files: list[str] = field(default_factory=list)  # image files
+    files: str = ""  # folder of image files
     images: int = 1536  # after the warm-up
     batch: int = 64
     threads: int = 1
@@ -150,10 +151,14 @@ def tensors(task: Task) -> dict[str, Any]:
     return {"images_per_second": plain_rate(task, loader)}
 
 
+def image_files(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
 def files(task: Task) -> dict[str, Any]:
     size = StoredDataset(Path(task.dataset)).facts.preprocessing.size
     loader = DataLoader(
-        Files(task.files, size),
+        Files(image_files(Path(task.files)), size),
         batch_size=task.batch,
         shuffle=True,
         num_workers=task.workers,
