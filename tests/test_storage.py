@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,11 +78,23 @@ def test_a_safetensors_file_of_others_is_no_checkpoint(tmp_path: Path, header: d
 def test_a_newer_checkpoint_asks_for_an_update(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "m.safetensors", checkpoint())
     content = (tmp_path / "m.safetensors").read_bytes()
-    assert rb"\"format\": 1" in content
-    (tmp_path / "m.safetensors").write_bytes(content.replace(rb"\"format\": 1", rb"\"format\": 9"))
+    assert rb"\"format\": 2" in content
+    (tmp_path / "m.safetensors").write_bytes(content.replace(rb"\"format\": 2", rb"\"format\": 9"))
     with pytest.raises(CyclicError) as caught:
         read_checkpoint(tmp_path / "m.safetensors")
     assert "Update cyclic" in caught.value.hint
+
+
+def test_a_checkpoint_of_the_first_version_is_read_where_its_network_is_still_the_same(tmp_path: Path) -> None:
+    for name in ("linear", "conv"):
+        path = tmp_path / f"{name}.safetensors"
+        first = checkpoint()
+        write_checkpoint(path, replace(first, architecture={**first.architecture, "name": name}))
+        path.write_bytes(path.read_bytes().replace(rb"\"format\": 2", rb"\"format\": 1"))
+    assert read_checkpoint(tmp_path / "linear.safetensors").architecture["name"] == "linear"
+    with pytest.raises(CyclicError, match=r"of version 0\.1\.0") as caught:
+        read_checkpoint(tmp_path / "conv.safetensors")
+    assert "Train it again" in caught.value.hint
 
 
 def test_a_cut_checkpoint_is_refused(tmp_path: Path) -> None:
