@@ -335,7 +335,7 @@ def train(
         str | None, typer.Option(help="auto, 32, bf16 or 16.", show_default=TrainConfig.precision)
     ] = None,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the network by torch.compile; pays on GPUs in long runs.")
+        bool, typer.Option("--compile", help="Compile the network by torch.compile.")
     ] = False,
     config: Annotated[Path | None, typer.Option(help="A run file: YAML, `name: value`.", show_default=False)] = None,
     assign: Annotated[
