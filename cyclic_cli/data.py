@@ -81,7 +81,8 @@ def moved(images: Tensor, keys: np.ndarray, strength: float, seed: int, epoch: i
     """Images (N, C, H, W) in [0, 1], each a little turned, scaled, stretched and shifted, in another contrast.
 
     At a strength of 1 the standard deviations are 1.7 degrees, 3 % of size, 3 % of the ratio of the sides, 2 % of
-    the sides of shift, 3 % of contrast and 0.01 of brightness. The borders are repeated. What happens to a sample depends on (seed, epoch, sample key) alone.
+    the sides of shift, 3 % of contrast and 0.01 of brightness. The borders are repeated. What happens to a sample
+    depends on (seed, epoch, sample key) alone.
     """
     draws = strength * sample_noise(keys, 7, seed, epoch, "movement")
     turn, size, ratio, down, right, contrast, brightness = draws.T
