@@ -334,9 +334,7 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="auto, 32, bf16 or 16.", show_default=TrainConfig.precision)
     ] = None,
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the network by torch.compile.")
-    ] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the network by torch.compile.")] = False,
     config: Annotated[Path | None, typer.Option(help="A run file: YAML, `name: value`.", show_default=False)] = None,
     assign: Annotated[
         list[str] | None,
