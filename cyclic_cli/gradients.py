@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from types import ModuleType
 from typing import Any
 
@@ -125,9 +126,9 @@ class Gradients:
         objectives: dict[str, ModuleType],
         weights: dict[str, float],
         plan: Plan,
-        load: Callable[[np.ndarray], Batch],
+        load: Callable[[np.ndarray, int], Batch],
     ) -> None:
-        """The model is as Fabric set it up; `load` makes the batch of some samples, by their numbers."""
+        """The model is as Fabric set it up; `load` makes the batch of some samples, by numbers and epoch."""
         self.fabric, self.model, self.objectives, self.weights = fabric, model, objectives, weights
         self.plan, self.load = plan, load
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -135,16 +136,16 @@ class Gradients:
         if plan.parallel == "samples":
             self.threads = ThreadPoolExecutor(plan.threads, initializer=torch.set_num_threads, initargs=(1,))
 
-    def __call__(self, chosen: np.ndarray) -> dict[str, float]:
+    def __call__(self, chosen: np.ndarray, epoch: int) -> dict[str, float]:
         """The losses of the samples numbered by `chosen` (N,): every objective by its name, and their sum `total`."""
         size = self.plan.micro_batch
         parts = [chosen[first : first + size] for first in range(0, len(chosen), size)]
         shares = [len(part) / len(chosen) for part in parts]
         if self.threads is None:
-            losses = [self._accumulate(part, share) for part, share in zip(parts, shares, strict=True)]
+            losses = [self._accumulate(part, share, epoch) for part, share in zip(parts, shares, strict=True)]
         else:
             losses = []
-            for values, gradients in self.threads.map(self._gradients, parts, shares):  # in the order of the parts
+            for values, gradients in self.threads.map(self._gradients, parts, shares, repeat(epoch)):
                 losses.append(values)
                 for parameter, gradient in zip(self.parameters, gradients, strict=True):
                     if gradient is not None:
@@ -158,14 +159,16 @@ class Gradients:
         if self.threads is not None:
             self.threads.shutdown()
 
-    def _accumulate(self, part: np.ndarray, share: float) -> dict[str, Tensor]:
-        losses = self._losses(part)
+    def _accumulate(self, part: np.ndarray, share: float, epoch: int) -> dict[str, Tensor]:
+        losses = self._losses(part, epoch)
         self.fabric.backward(losses["total"] * share)
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _gradients(self, part: np.ndarray, share: float) -> tuple[dict[str, Tensor], tuple[Tensor | None, ...]]:
+    def _gradients(
+        self, part: np.ndarray, share: float, epoch: int
+    ) -> tuple[dict[str, Tensor], tuple[Tensor | None, ...]]:
         """Losses and gradients (None for a parameter without) as values: other threads read the parameters."""
-        losses = self._losses(part)
+        losses = self._losses(part, epoch)
         gradients = torch.autograd.grad(losses["total"] * share, self.parameters, allow_unused=True)
         return {name: loss.detach() for name, loss in losses.items()}, gradients
 
@@ -176,8 +179,8 @@ class Gradients:
             outputs = self.model.module(image, **noise)
         return {name: output.to(torch.promote_types(output.dtype, torch.float32)) for name, output in outputs.items()}
 
-    def _losses(self, part: np.ndarray) -> dict[str, Tensor]:
-        batch, noise = self.load(part)
+    def _losses(self, part: np.ndarray, epoch: int) -> dict[str, Tensor]:
+        batch, noise = self.load(part, epoch)
         batch["image"] = batch["image"].contiguous(memory_format=layout(self.plan))
         outputs = self._forward(batch["image"], **noise)
         losses = {name: objective.loss(outputs, batch) for name, objective in self.objectives.items()}

@@ -327,7 +327,7 @@ class _Training:
             self.folder.append_metrics({"kind": "hardware", **asdict(self.plan)})
         self.report(Note(self.plan.described()))
         for epoch in range(self.progress.epochs_done, self.config.epochs):
-            self.epoch, order = epoch, epoch_order(len(self.data), self.config.seed, epoch)
+            order = epoch_order(len(self.data), self.config.seed, epoch)
             self.clock.start()
             self.model.train()
             while self.progress.step < (epoch + 1) * self.steps_per_epoch:
@@ -350,7 +350,7 @@ class _Training:
         lr = learning_rate(self.progress.step, self.steps, self.config.lr or 0.0, self.config.warmup or 0.0)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
-        values = self.gradients(chosen)
+        values = self.gradients(chosen, epoch)
         if not math.isfinite(values["total"]):
             raise CyclicError(
                 f"The loss is not finite at step {self.progress.step + 1}.", "Lower --lr, or take --precision 32."
@@ -368,16 +368,16 @@ class _Training:
             self.clock.images += len(chosen)
         self._log(epoch, values, lr)
 
-    def _batch(self, chosen: np.ndarray) -> Batch:
+    def _batch(self, chosen: np.ndarray, epoch: int) -> Batch:
         """Images of the samples numbered by `chosen` (N,), and the random numbers that a variational model takes."""
         keys, seed, device = self.data.keys[chosen], self.config.seed, self.fabric.device
         image = self.data.images(chosen)
         if self.config.augment:
-            image = moved(image, keys, self.config.augment, seed, self.epoch)
+            image = moved(image, keys, self.config.augment, seed, epoch)
         batch = {"image": image.to(device, non_blocking=True)}
         if "log_variance" not in self.architecture.OUTPUTS:
             return batch, {}
-        noise = sample_noise(keys, self.module.latent, seed, self.epoch)
+        noise = sample_noise(keys, self.module.latent, seed, epoch)
         return batch, {"noise": noise.to(device, non_blocking=True)}
 
     def _log(self, epoch: int, losses: dict[str, float], lr: float) -> None:

@@ -64,7 +64,7 @@ class Case:
     images: Tensor
     noise: Tensor
 
-    def load(self, chosen: np.ndarray) -> Batch:
+    def load(self, chosen: np.ndarray, epoch: int) -> Batch:
         variational = "log_variance" in import_module(f"cyclic_cli.models.{self.name}").OUTPUTS
         return {"image": self.images[chosen]}, {"noise": self.noise[chosen]} if variational else {}
 
@@ -76,7 +76,7 @@ class Case:
         )  # fmt: skip
         self.model.zero_grad()
         for _ in range(times):
-            losses = gradients(np.arange(BATCH))
+            losses = gradients(np.arange(BATCH), 0)
         gradients.close()
         return losses, [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
 
@@ -84,7 +84,7 @@ class Case:
         """The same as one would write it down, without the module under test."""
         use_fusion(self.model, False)
         objectives, weights = objectives_of(self.name)
-        batch, noise = self.load(np.arange(BATCH))
+        batch, noise = self.load(np.arange(BATCH), 0)
         outputs = self.model(batch["image"], **noise)
         losses = {name: objective.loss(outputs, batch) for name, objective in objectives.items()}
         losses["total"] = sum(weights[name] * loss for name, loss in losses.items())
@@ -154,9 +154,9 @@ def test_threads_compute_the_bits_of_one_thread(precision: str) -> None:
         module = model_of("conv")
         model = fabric.setup(prepare_model(module, plan))
         gradients = Gradients(
-            fabric, model, *objectives_of("conv"), plan, lambda chosen: ({"image": images[chosen]}, {})
+            fabric, model, *objectives_of("conv"), plan, lambda chosen, epoch: ({"image": images[chosen]}, {})
         )
-        losses = gradients(np.arange(6))
+        losses = gradients(np.arange(6), 0)
         gradients.close()
         found.append((losses, [parameter.grad for parameter in module.parameters()]))
     for losses, values in found[1:]:
@@ -171,9 +171,9 @@ def test_parameters_that_a_loss_does_not_reach_get_no_gradient(parallel: str) ->
     images = torch.rand(3, 1, SIDE, SIDE)
     gradients = Gradients(
         WITHOUT_FABRIC, Wrapped(model), objectives, {"divergence": 1.0}, plan,
-        lambda chosen: ({"image": images[chosen]}, {}),
+        lambda chosen, epoch: ({"image": images[chosen]}, {}),
     )  # fmt: skip
-    gradients(np.arange(3))
+    gradients(np.arange(3), 0)
     gradients.close()
     assert model.mean_head.weight.grad.any()
     assert model.expansion.weight.grad is None

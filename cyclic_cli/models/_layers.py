@@ -136,6 +136,29 @@ def principal_directions(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
     return directions, values
 
 
+def image_components(
+    images: Iterable[Tensor], image_shape: tuple[int, int, int], number: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return directions (number, C · H · W) of batches of images (N, C, H, W), their mean, and the scale of a code.
+
+    They are the principal components of the images, steadied by displaced copies and the smooth prior. Divided by
+    the scale (), the numbers of a code have a root mean square of about one together. Raises ValueError without images.
+    """
+    prior, observed = SmoothPrior(image_shape), StreamingComponents()
+    for batch in images:
+        prior.update(batch.float())
+        observed.update(with_displaced(batch.float()).flatten(1))
+    if not observed.count:
+        raise ValueError("there are no images to initialise the model from")
+    directions, variances = observed.components(number, prior.images().flatten(1))
+    return directions, observed.mean, code_scale(variances)
+
+
+def code_scale(variances: Tensor) -> Tensor:
+    """Return the one scale () of all numbers of a code with these variances: distances stay those of the images."""
+    return variances.mean().sqrt().clamp(min=1e-3)
+
+
 class SmoothPrior:
     """Pseudo-observations for a covariance of images: low-frequency cosines with the spectrum of the data."""
 

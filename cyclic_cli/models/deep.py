@@ -25,6 +25,7 @@ from cyclic_cli.models._layers import (
     SmoothPrior,
     StreamingComponents,
     check_image_shape,
+    code_scale,
     layers_of,
     paired,
     patch_components,
@@ -119,7 +120,7 @@ class Model(nn.Module):
         first, second, third = layers_of(self.compression, nn.Linear)
         latent = third.out_features
         directions, variances = observed.components(latent, prior)
-        scale = variances.mean().sqrt().clamp(min=1e-3)
+        scale = code_scale(variances)
         identity, zero = torch.eye(latent), torch.zeros(latent)
         inputs = paired(directions.view(latent, -1, *self.maps_shape[1:]), 1).flatten(1)  # pairs of maps
         set_layer(first, paired(inputs / scale), paired(-directions @ observed.mean / scale))

@@ -16,14 +16,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from cyclic_cli.models._layers import (
-    SmoothPrior,
-    StreamingComponents,
-    check_image_shape,
-    layers_of,
-    set_layer,
-    with_displaced,
-)
+from cyclic_cli.models._layers import check_image_shape, image_components, layers_of, set_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,22 +49,15 @@ class Model(nn.Module):
         Both maps between the layers of the code start as identities. All numbers of the code share one scale,
         which gives them a root mean square of about one and keeps distances between codes those of the images.
         """
-        prior, observed = SmoothPrior(self.image_shape), StreamingComponents()
-        for batch in images:
-            prior.update(batch.float())
-            observed.update(with_displaced(batch.float()).flatten(1))
-        if not observed.count:
-            raise ValueError("there are no images to initialise the model from")
         compress, into_code = layers_of(self.encoder, nn.Linear)
         out_of_code, expand = layers_of(self.decoder, nn.Linear)
         latent = into_code.out_features
-        directions, variances = observed.components(latent, prior.images().flatten(1))
-        scale = variances.mean().sqrt().clamp(min=1e-3)
+        directions, mean, scale = image_components(images, self.image_shape, latent)
         identity, zero = torch.eye(latent), torch.zeros(latent)
-        set_layer(compress, directions / scale, -directions @ observed.mean / scale)
+        set_layer(compress, directions / scale, -directions @ mean / scale)
         set_layer(into_code, identity, zero)
         set_layer(out_of_code, identity, zero)
-        set_layer(expand, directions.T * scale, observed.mean)
+        set_layer(expand, directions.T * scale, mean)
 
     def encode(self, image: Tensor) -> Tensor:
         """Return the code (N, latent) of images (N, C, H, W) in [0, 1]."""

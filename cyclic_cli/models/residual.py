@@ -24,14 +24,12 @@ from torch.nn import functional
 from cyclic_cli.models._layers import (
     GROUPS,
     JITTER,
-    SmoothPrior,
-    StreamingComponents,
     check_image_shape,
+    image_components,
     patch_components,
     residual_branch,
     set_layer,
     take_sample,
-    with_displaced,
 )
 from cyclic_cli.models._spectrum import covariance_roots, minimise, periodic
 
@@ -168,17 +166,10 @@ class VectorCode(nn.Module):
 
     def initialise(self, images: Iterable[Tensor]) -> None:
         """Start at the principal components of batches of images; all numbers share one scale (see `linear`)."""
-        prior, observed = SmoothPrior(self.reduced), StreamingComponents()
-        for batch in images:
-            reduced = self.reduce(batch.float())
-            prior.update(reduced)
-            observed.update(with_displaced(reduced).flatten(1))
-        if not observed.count:
-            raise ValueError("there are no images to initialise the model from")
-        directions, variances = observed.components(self.analysis.out_features, prior.images().flatten(1))
-        scale = variances.mean().sqrt().clamp(min=1e-3)
-        set_layer(self.analysis, directions / scale, -directions @ observed.mean / scale)
-        set_layer(self.synthesis, directions.T * scale, observed.mean)
+        reduced = (self.reduce(batch.float()) for batch in images)
+        directions, mean, scale = image_components(reduced, self.reduced, self.analysis.out_features)
+        set_layer(self.analysis, directions / scale, -directions @ mean / scale)
+        set_layer(self.synthesis, directions.T * scale, mean)
 
     def encode(self, image: Tensor) -> Tensor:
         code: Tensor = self.analysis(self.reduce(image).flatten(1))

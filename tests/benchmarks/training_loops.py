@@ -231,10 +231,10 @@ def plain_curve(task: Task, run: Any, reverse: bool = False) -> list[float]:
     optimizer = torch.optim.AdamW(run._parameter_groups(), weight_decay=run.config.weight_decay)
     losses = []
     for step in range(run.steps):
-        run.epoch, within = divmod(step, run.steps_per_epoch)
-        order = epoch_order(len(run.data), run.config.seed, run.epoch)
+        epoch, within = divmod(step, run.steps_per_epoch)
+        order = epoch_order(len(run.data), run.config.seed, epoch)
         chosen = order[within * run.batch_size : (within + 1) * run.batch_size]
-        batch, noise = run._batch(chosen[::-1].copy() if reverse else chosen)
+        batch, noise = run._batch(chosen[::-1].copy() if reverse else chosen, epoch)
         lr = training.learning_rate(step, run.steps, run.config.lr, run.config.warmup)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["share"]
