@@ -16,6 +16,7 @@ def main() -> None:
     # Read when torch is loaded: its threads sleep while they wait for one another. By themselves they spin, and on
     # cores that others use too training then is several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what it warns of is for who wrote the network
     try:
         app(prog_name="cyclic")
     except SystemExit as end:

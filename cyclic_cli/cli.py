@@ -44,6 +44,8 @@ class ErrorGroup(TyperGroup):
             console.say("Interrupted. The same command continues where it can.")
             raise typer.Exit(130) from None
         except CyclicError as error:
+            if error.everywhere and not settings.is_main_process():
+                raise typer.Exit(0) from error  # the first process says it; its exit code counts
             console.show(error)
             raise typer.Exit(error.exit_code) from error
         except OSError as error:  # a folder that cannot be read or made, a disk that is full
@@ -334,6 +336,12 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="auto, 32, bf16 or 16.", show_default=TrainConfig.precision)
     ] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Processes here, a GPU each.", show_default="the launcher's, or 1")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="auto, ddp or fsdp (divided models).", show_default=TrainConfig.strategy)
+    ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the network by torch.compile.")] = False,
     config: Annotated[Path | None, typer.Option(help="A run file: YAML, `name: value`.", show_default=False)] = None,
     assign: Annotated[
@@ -357,7 +365,7 @@ def train(
     """Train a model on a data set."""
     flags = {
         "arch": arch, "fraction": fraction, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
-        "objective": objective, "device": device, "precision": precision,
+        "objective": objective, "device": device, "precision": precision, "devices": devices, "strategy": strategy,
         "compile": compile or None,
     }  # fmt: skip
     values = settings.assign(settings.read_run_file(config) if config else {}, assign or [])
@@ -365,15 +373,16 @@ def train(
     run_settings = settings.build(TrainConfig, values, "the run")
     registry.check_file("models", run_settings.arch, "architecture")
     registry.check(resume, ("never", "auto", "must"), "choice of --resume")
-    with console.talk(quiet) as report:
+    with console.talk(quiet or not settings.is_main_process()) as report:
         from cyclic_cli import training as task
 
         found = _dataset(dataset, report)
         run = out or Path("runs") / task.default_run_name(run_settings)
         summary = task.train(found, run, run_settings, resume, report)
-    _show("Run", asdict(summary), json)
-    if not json and not quiet:
-        console.say(f"Next: cyclic reconstruct SCAN --model {summary.run}")
+    if settings.is_main_process():
+        _show("Run", asdict(summary), json)
+        if not json and not quiet:
+            console.say(f"Next: cyclic reconstruct SCAN --model {summary.run}")
 
 
 @app.command()
@@ -427,7 +436,9 @@ def reconstruct(
         names = ["source", *(["model"] if len(models) > 1 else []), "output", "mse", "psnr", "ssim"]
         console.columns(names, [asdict(result) for result in results])
     if not summary.used:
-        raise CyclicError(f"None of {summary.inputs} inputs could be used.", "Give DICOM, PNG, JPEG or TIFF files.")
+        if not summary.inputs:
+            raise CyclicError("There are no files in what was named.", "Give files, or folders that hold some.")
+        raise CyclicError(f"None of {summary.inputs} inputs could be used.", "Each was named above, with the reason.")
     if strict and summary.rejected:
         raise typer.Exit(SOME_LEFT_OUT)
 

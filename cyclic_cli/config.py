@@ -5,6 +5,7 @@ has a `Config` of its own, which checks the `model:` table of a run file.
 """
 
 import dataclasses
+import math
 import os
 import re
 import tempfile
@@ -86,32 +87,42 @@ class TrainConfig:
     fuse: bool = True  # convolution and pooling as one operation
     keep_memory: bool = True  # the allocator keeps freed pages
     compile: bool = False  # the network by torch.compile
+    devices: int | None = None  # processes on this machine, a GPU each; None: those of torchrun or srun, else one
+    strategy: str = "auto"  # how processes share a model: auto, ddp, fsdp
+    not_finite: str = "stop"  # what a loss or gradient of NaN or infinity does: stop, skip (that batch)
     checkpoint_minutes: float = 5.0  # state is saved this often, and after every epoch
     checkpoint_steps: int | None = None  # the same, counted in steps
 
     def __post_init__(self) -> None:
+        positive, any_size = "a whole number from 1", "a number from 0"
+        weights = self.objectives.values()
         limits = {
-            "fraction": 0 < self.fraction <= 1,
-            "epochs": self.epochs >= 1,
-            "batch_size": self.batch_size is None or self.batch_size >= 1,
-            "lr": self.lr is None or self.lr >= 0,
-            "weight_decay": self.weight_decay is None or self.weight_decay >= 0,
-            "warmup": self.warmup is None or 0 <= self.warmup <= 1,
-            "gradient_clip": self.gradient_clip > 0,
-            "fitted_lr": self.fitted_lr is None or self.fitted_lr >= 0,
-            "augment": self.augment is None or self.augment >= 0,
-            "micro_batch": self.micro_batch is None or self.micro_batch >= 1,
-            "seed": 0 <= self.seed < 2**63,
-            "objectives": all(weight >= 0 for weight in self.objectives.values()),
-            "checkpoint_minutes": self.checkpoint_minutes > 0,
-            "checkpoint_steps": self.checkpoint_steps is None or self.checkpoint_steps >= 1,
+            "fraction": (0 < self.fraction <= 1, "above 0 and at most 1"),
+            "epochs": (self.epochs >= 1, positive),
+            "batch_size": (self.batch_size is None or self.batch_size >= 1, positive),
+            "lr": (self.lr is None or 0 <= self.lr < math.inf, any_size),
+            "weight_decay": (self.weight_decay is None or 0 <= self.weight_decay < math.inf, any_size),
+            "warmup": (self.warmup is None or 0 <= self.warmup <= 1, "from 0 to 1"),
+            "gradient_clip": (self.gradient_clip > 0, "above 0"),
+            "fitted_lr": (self.fitted_lr is None or 0 <= self.fitted_lr < math.inf, any_size),
+            "augment": (self.augment is None or 0 <= self.augment <= 10, "from 0 to 10"),
+            "micro_batch": (self.micro_batch is None or self.micro_batch >= 1, positive),
+            "seed": (0 <= self.seed < 2**63, "a whole number from 0"),
+            "objectives": (all(0 <= weight < math.inf for weight in weights), "a table of weights from 0"),
+            "devices": (self.devices is None or self.devices >= 1, positive),
+            "checkpoint_minutes": (self.checkpoint_minutes > 0, "above 0"),
+            "checkpoint_steps": (self.checkpoint_steps is None or self.checkpoint_steps >= 1, positive),
         }
-        for name, holds in limits.items():
+        for name, (holds, wanted) in limits.items():
             if not holds:
-                raise UsageError(f"{name}: {getattr(self, name)!r} is out of range.", f"See {flag(name)}.")
+                raise UsageError(f"{name} cannot be {getattr(self, name)!r}.", f"Give {name} {wanted}.")
+        if self.objectives and not any(weights):
+            raise UsageError("No objective has a weight above 0.", "Give one of them a weight.")
         check(self.objective, OBJECTIVES, "objective preset")
         check(self.device, ("auto", "cpu", "cuda"), "device")
         check(self.precision, ("auto", "32", "bf16", "16"), "precision")
+        check(self.strategy, ("auto", "ddp", "fsdp"), "strategy")
+        check(self.not_finite, ("stop", "skip"), "way with losses that are not finite")
         check(self.parallel, ("auto", "samples", "operations"), "way to share a step")
         check(self.memory_format, ("auto", "channels_last", "contiguous"), "memory format")
 
@@ -220,6 +231,38 @@ def available_cpus() -> int:
     except (OSError, ValueError):
         pass  # no control group of version 2: no quota to respect
     return max(1, min(counts))
+
+
+def in_slurm_step() -> bool:
+    """Whether `srun` started this process together with others. The shell of a job sees the job's variables too."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")
+    return "SLURM_PROCID" in os.environ and tasks.isdigit() and int(tasks) > 1
+
+
+def local_processes() -> tuple[int, int]:
+    """How many processes of this run a launcher (torchrun, `srun`) started here, 0 without one; and on how many nodes.
+
+    Raises:
+        CyclicError: `srun` started other numbers on other nodes.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return here, everywhere // here
+    if not in_slurm_step():
+        return 0, 1
+    tasks, nodes = int(os.environ["SLURM_STEP_NUM_TASKS"]), int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    if tasks % nodes:
+        raise CyclicError(f"{tasks} tasks do not spread evenly over {nodes} nodes.", "Use srun --ntasks-per-node.")
+    return tasks // nodes, nodes
+
+
+def is_main_process() -> bool:
+    """Whether this process talks and writes: the first of a run, or one alone."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    if in_slurm_step():
+        return os.environ["SLURM_PROCID"] == "0"
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def cache_folder() -> Path:

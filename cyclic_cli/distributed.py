@@ -1,17 +1,32 @@
-"""Devices and precision through Lightning Fabric. The only module that knows Fabric and `torch.distributed`."""
+"""Devices, precision and processes through Lightning Fabric. The only module that knows it and `torch.distributed`.
+
+A run is one process or several, started by `--devices`, by torchrun or by `srun`. Each takes its part of every batch
+(`Ranks.part`); what the parts come to is added up, so that the mathematics is that of one process with the whole batch:
+
+    ddp     every process holds the whole model (Li et al., "PyTorch Distributed", VLDB 2020)
+    fsdp    parameters, gradients and optimizer are divided among the processes (Zhao et al., VLDB 2023; FSDP2 of torch)
+"""
 
 import logging
 import os
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from cyclic_cli.config import available_cpus
-from cyclic_cli.errors import CyclicError
+from cyclic_cli.config import available_cpus, in_slurm_step, local_processes
+from cyclic_cli.errors import CyclicError, UsageError
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+UNIT = 1_000_000  # parameters from which a layer is gathered by itself, so that few are whole at a time
+
+Value = TypeVar("Value")
 
 
 def resolve(device: str, precision: str) -> tuple[str, str]:
@@ -42,20 +57,225 @@ def _cpu_has_bf16() -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
 
 
-def launch(device: str, precision: str) -> Any:
-    """A launched Fabric on one device; both words as `resolve` gives them."""
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+def launch(device: str, precision: str, devices: int | None = None, strategy: str = "auto") -> "Ranks":
+    """Start the processes of a run, or join those that torchrun or `srun` started.
+
+    Args:
+        device, precision: As `resolve` gives them.
+        devices: Processes on this machine, a GPU each; None: as many as the launcher started, else one.
+        strategy: ddp, fsdp, or auto, which is ddp for several processes.
+
+    Raises:
+        UsageError: a launcher started another number than `devices`.
+        CyclicError: there are fewer GPUs than processes.
+    """
     warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")  # of one input channel
     from lightning_fabric import Fabric
 
-    use_available_threads()
-    fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[precision])
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+
+    started, nodes = local_processes()
+    if started and devices not in (None, started):
+        raise UsageError(
+            f"--devices {devices}, but the launcher started {started} processes here.", "Leave --devices out."
+        )
+    processes = started or devices or 1
+    if device == "cuda" and processes > torch.cuda.device_count():
+        raise CyclicError(
+            f"{processes} processes, but {torch.cuda.device_count()} GPUs here.", "Start a process for each GPU."
+        )
+    threads = None if "OMP_NUM_THREADS" in os.environ else threads_each(processes)
+    fabric = Fabric(
+        accelerator=device, devices=processes, num_nodes=nodes, precision=PRECISIONS[precision],
+        strategy=_strategy(strategy, processes * nodes), plugins=[_environment()],
+    )  # fmt: skip
     fabric.launch()
-    return fabric
+    if threads is not None:  # after Fabric, which sets them too
+        torch.set_num_threads(threads)
+    return Ranks(fabric, fabric.global_rank, fabric.world_size, sharded=strategy == "fsdp")
+
+
+def threads_each(processes: int) -> int:
+    """The cores of this machine that one of its processes may use."""
+    if in_slurm_step() and os.environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
+        return available_cpus()
+    return max(1, available_cpus() // processes)
 
 
 def use_available_threads() -> None:
     """Let torch use the cores this process may use, unless OMP_NUM_THREADS says otherwise."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(available_cpus())
+
+
+def _environment() -> Any:
+    """Who started the processes, as Fabric sees it: asked by itself it would take any shell of a job for `srun`."""
+    from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return TorchElasticEnvironment()
+    if not in_slurm_step():
+        return LightningEnvironment()
+    here, nodes = local_processes()  # of the step, which the job's variables need not tell
+    os.environ |= {"SLURM_NTASKS_PER_NODE": str(here), "SLURM_NNODES": str(nodes), "SLURM_NTASKS": str(here * nodes)}
+    job, step = int(os.environ.get("SLURM_JOB_ID", 0)), int(os.environ.get("SLURM_STEP_ID", 0))
+    os.environ.setdefault("MASTER_PORT", str(15000 + (8 * job + step) % 15000))  # steps side by side, jobs too
+    return SLURMEnvironment(auto_requeue=False)
+
+
+def _strategy(name: str, processes: int) -> Any:
+    from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+
+    if name == "fsdp":
+        return ModelParallelStrategy(_sharded, data_parallel_size=processes, tensor_parallel_size=1)
+    if name == "ddp" or processes > 1:
+        return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)  # a loss may not reach all
+    return "auto"
+
+
+def _sharded(module: nn.Module, mesh: Any) -> nn.Module:
+    """Divide a model's parameters among the processes: large layers by themselves, the rest together."""
+    from torch.distributed.fsdp import fully_shard
+
+    group = mesh["data_parallel"]
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and layer.weight.numel() >= UNIT:
+            fully_shard(layer, mesh=group)
+    fully_shard(module, mesh=group)
+    return module
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, as one of them sees them; alone, every sum is its own."""
+
+    fabric: Any
+    rank: int
+    world: int
+    sharded: bool = False  # by FSDP
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that talks and writes."""
+        return self.rank == 0
+
+    def part(self, chosen: np.ndarray) -> np.ndarray:
+        """This process's part of a batch's samples (N,): neighbours, as many as the others' or one more or less."""
+        return np.array_split(chosen, self.world)[self.rank]
+
+    def largest_part(self, samples: int) -> int:
+        return -(-samples // self.world)
+
+    def share_weights(self, module: nn.Module) -> None:
+        """Give the model of the first process to all of them, before any of them is set up."""
+        if self.world > 1:
+            module.load_state_dict(self.fabric.broadcast(module.state_dict()))
+
+    def agreed(self, decide: Callable[[], Value]) -> Value:
+        """What the first process decides, in all of them; its CyclicError is raised in all of them."""
+        if self.world == 1:
+            return decide()
+        outcome: Value | CyclicError | None = None
+        if self.is_main:
+            try:
+                outcome = decide()
+            except CyclicError as error:
+                outcome = error
+        outcome = self.fabric.broadcast(outcome)
+        if isinstance(outcome, CyclicError):
+            outcome.everywhere = True
+            raise outcome
+        return outcome  # type: ignore[return-value]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Turn the way in which an exchange fails when another process has ended into a CyclicError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not any(word in str(error).lower() for word in ("peer", "gloo", "nccl")):
+                raise
+            raise CyclicError(
+                "Another process of the run has ended.", "It says why. The same command with --resume auto continues."
+            ) from error
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum of tensors of one shape over the processes."""
+        if self.world == 1:
+            return values
+        total: Tensor = self.fabric.all_reduce(values, reduce_op="sum")
+        return total
+
+    def gathered(self, rows: Tensor, samples: int) -> Tensor:
+        """The rows (N, ...) of a whole batch of N samples from those of each process's part, with their gradient."""
+        if self.world == 1:
+            return rows
+        most = self.largest_part(samples)
+        padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
+        together: Tensor = self.fabric.all_gather(padded, sync_grads=rows.requires_grad)
+        counts = [len(part) for part in np.array_split(np.arange(samples), self.world)]
+        return torch.cat([together[rank, :count] for rank, count in enumerate(counts)])
+
+    # ---------------------------------------------------------------------------------------------- state
+
+    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+        """All weights of a model by name, copied to the first process; divided ones are collected by all together."""
+        if self.sharded:
+            from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+            return get_model_state_dict(module, options=_whole())  # type: ignore[return-value]
+        return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
+
+    def load_weights(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Take over weights by name, in every process."""
+        if self.sharded:
+            from torch.distributed.checkpoint.state_dict import set_model_state_dict
+
+            set_model_state_dict(module, dict(weights), options=_whole())
+        else:
+            module.load_state_dict(weights)
+
+    def moments(self, module: nn.Module, optimizer: Any) -> dict[int, dict[str, Tensor]]:
+        """An optimizer's state by the number of the parameter in its groups, copied as `weights` are."""
+        if not self.sharded:
+            state = optimizer.state_dict()["state"]
+            return {number: {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
+                    for number, values in state.items()}  # fmt: skip
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+        whole: Any = get_optimizer_state_dict(module, _bare(optimizer), options=_whole())
+        if not whole:  # not the first process
+            return {}
+        names = _names(module, optimizer)
+        return {number: dict(whole["state"][name]) for number, name in enumerate(names) if name in whole["state"]}
+
+    def load_moments(self, module: nn.Module, optimizer: Any, state: dict[int, dict[str, Tensor]]) -> None:
+        """Take over an optimizer's state by the number of the parameter, in every process."""
+        empty = optimizer.state_dict()
+        if not self.sharded:
+            optimizer.load_state_dict({**empty, "state": state})
+            return
+        from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
+        names = _names(module, optimizer)
+        groups = [{**group, "params": [names[number] for number in group["params"]]} for group in empty["param_groups"]]
+        whole: Any = {"state": {names[number]: values for number, values in state.items()}, "param_groups": groups}
+        set_optimizer_state_dict(module, _bare(optimizer), whole, options=_whole())
+
+
+def _whole() -> Any:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def _bare(optimizer: Any) -> Any:
+    """The optimizer inside Fabric's."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _names(module: nn.Module, optimizer: Any) -> list[str]:
+    """The names of the parameters in the order of an optimizer's groups."""
+    by_identity = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [by_identity[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

@@ -45,6 +45,7 @@ class CyclicError(Exception):
     """
 
     exit_code = 1
+    everywhere = False  # raised in all processes of a run: one of them says so
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -64,6 +65,9 @@ class Stopped(CyclicError):
     def __init__(self, message: str, hint: str, exit_code: int) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.message, self.hint, self.exit_code), self.__dict__
 
 
 class Terminated(KeyboardInterrupt):

@@ -1,14 +1,15 @@
 """Losses and gradients of a batch, as fast as the hardware gives them; every measure can be switched off.
 
     micro-batches    a few images at once pass through the network, so that their maps stay in the processor's caches
-    samples          micro-batches side by side, one a core, each by a thread of its own that torch does not split up
+    samples          micro-batches side by side, each by a thread of its own; cores beyond their number split them up
     fusion           convolution and pooling as one convolution (see `models/_layers.py`)
     channels last    the memory format that convolutions of processors and tensor cores prefer
     precision        bfloat16 where the hardware multiplies it
     kept memory      the C library's allocator does not give the pages of the maps back after each step
 
 The mathematics is that of the whole batch: gradients of micro-batches add up, weighted by their share of it. So only
-objectives of each sample alone (`PER_SAMPLE`) let a batch be divided. What is chosen depends on settings, architecture
+objectives of each sample alone (`PER_SAMPLE`) let a batch be divided. Processes divide it too; objectives of whole
+batches then see the outputs of all of them. What is chosen depends on settings, architecture
 and hardware, never on a measured time: the same command on the same machine gives the same bits.
 """
 
@@ -16,6 +17,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import repeat
 from types import ModuleType
@@ -26,12 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from cyclic_cli.config import TrainConfig
+from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.models._layers import use_fusion
 from cyclic_cli.workers import keep_freed_memory
 
 MICRO_BATCH_PIXELS = 4 * 224 * 224  # of the images of a micro-batch
-LIGHT = 5_000_000  # parameters up to which it pays that each micro-batch has gradients of its own
+LIGHT = 5_000_000  # parameters up to which each micro-batch has gradients of its own: 20 MB each, to be added up
 
 Batch = tuple[dict[str, Tensor], dict[str, Tensor]]  # what the objectives see, and the noise a model is given
 
@@ -42,8 +45,10 @@ class Plan:
 
     device: str
     precision: str
-    threads: int  # cores that work on a step
+    processes: int
+    threads: int  # cores that work on a step, of each process
     parallel: str  # samples or operations
+    side_by_side: int  # micro-batches at once, of `threads` / `side_by_side` cores each
     micro_batch: int  # images
     memory_format: str  # channels_last or contiguous
     fuse: bool
@@ -53,32 +58,54 @@ class Plan:
     def described(self) -> str:
         """The plan in one line."""
         measures = {"fused": self.fuse, "memory kept": self.keep_memory, "compiled": self.compile}
-        share = "samples side by side" if self.parallel == "samples" else "operations split up"
-        shared = f"{self.threads} threads, {share}" if self.threads > 1 else "one thread"
+        shared = f"{self.threads} threads" if self.threads > 1 else "one thread"
+        parts = f"micro-batches of {self.micro_batch}"
+        if self.side_by_side > 1:
+            parts = f"{self.side_by_side} {parts} side by side"
+        processes = f"{self.processes} processes of " if self.processes > 1 else ""
         return ", ".join([
-            f"{self.device}, {self.precision}", shared, f"micro-batches of {self.micro_batch}",
+            f"{self.device}, {self.precision}",
+            *([processes + shared] if self.device == "cpu" or self.processes > 1 else []),
+            parts,
             self.memory_format.replace("_", " "), *(name for name, taken in measures.items() if taken),
         ])  # fmt: skip
 
 
 def make_plan(
-    config: TrainConfig, model: nn.Module, objectives: dict[str, ModuleType], batch_size: int, pixels: int
+    config: TrainConfig, ranks: Ranks, model: nn.Module, objectives: dict[str, ModuleType], batch_size: int, pixels: int
 ) -> Plan:
     """Choose what the settings leave open. `pixels` are those of one image, of all channels.
+
+    `batch_size` is that of all processes together.
 
     Raises:
         UsageError: a setting divides the batch, and an objective needs it whole; or threads on a GPU are asked for.
     """
+    batch_size = ranks.largest_part(batch_size)
     whole = [name for name, objective in objectives.items() if not objective.PER_SAMPLE]
     on_cpu, threads = config.device == "cpu", torch.get_num_threads()
     if whole and (config.parallel == "samples" or (config.micro_batch or batch_size) < batch_size):
         raise UsageError(f"The objective {whole[0]!r} needs whole batches.", "Leave --set micro_batch, parallel out.")
     if config.parallel == "samples" and (not on_cpu or config.compile):
         raise UsageError("parallel: samples is for processors, without --compile.", "Take --set parallel=operations.")
+    if config.parallel == "samples" and ranks.sharded:
+        raise UsageError(
+            "parallel: samples needs whole models.", "Take --set parallel=operations, or another strategy."
+        )
+    if config.memory_format == "channels_last" and ranks.sharded:
+        raise UsageError("FSDP divides contiguous parameters only.", "Leave --set memory_format out.")
     light = sum(parameter.numel() for parameter in model.parameters()) <= LIGHT
     parallel = config.parallel
     if parallel == "auto":
-        divisible = on_cpu and light and not whole and not config.compile and batch_size > 1 and threads > 1
+        divisible = (
+            on_cpu
+            and light
+            and not whole
+            and not ranks.sharded
+            and not config.compile
+            and batch_size > 1
+            and threads > 1
+        )
         parallel = "samples" if divisible else "operations"
     micro_batch = config.micro_batch or batch_size
     if config.micro_batch is None and on_cpu and light and not whole:
@@ -87,10 +114,14 @@ def make_plan(
     memory_format = config.memory_format
     if memory_format == "auto":
         convolutional = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
-        memory_format = "channels_last" if convolutional else "contiguous"
+        memory_format = "channels_last" if convolutional and not ranks.sharded else "contiguous"
+    micro_batch = min(micro_batch, batch_size)
+    side_by_side = min(threads, -(-batch_size // micro_batch)) if parallel == "samples" else 1
+    fusable = any(hasattr(layer, "fuse") for layer in model.modules())
     return Plan(
-        device=config.device, precision=config.precision, threads=threads if on_cpu else 1, parallel=parallel,
-        micro_batch=min(micro_batch, batch_size), memory_format=memory_format, fuse=config.fuse,
+        device=config.device, precision=config.precision, processes=ranks.world,
+        threads=threads if on_cpu else 1, parallel=parallel, side_by_side=side_by_side,
+        micro_batch=micro_batch, memory_format=memory_format, fuse=config.fuse and fusable,
         keep_memory=config.keep_memory and on_cpu, compile=config.compile,
     )  # fmt: skip
 
@@ -121,7 +152,7 @@ class Gradients:
 
     def __init__(
         self,
-        fabric: Any,
+        ranks: Ranks,
         model: Any,
         objectives: dict[str, ModuleType],
         weights: dict[str, float],
@@ -129,60 +160,121 @@ class Gradients:
         load: Callable[[np.ndarray, int], Batch],
     ) -> None:
         """The model is as Fabric set it up; `load` makes the batch of some samples, by numbers and epoch."""
-        self.fabric, self.model, self.objectives, self.weights = fabric, model, objectives, weights
+        self.ranks, self.model, self.objectives, self.weights = ranks, model, objectives, weights
         self.plan, self.load = plan, load
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.threads = None
         if plan.parallel == "samples":
-            self.threads = ThreadPoolExecutor(plan.threads, initializer=torch.set_num_threads, initargs=(1,))
+            cores = (plan.threads // plan.side_by_side,)
+            self.threads = ThreadPoolExecutor(plan.side_by_side, initializer=torch.set_num_threads, initargs=cores)
 
     def __call__(self, chosen: np.ndarray, epoch: int) -> dict[str, float]:
-        """The losses of the samples numbered by `chosen` (N,): every objective by its name, and their sum `total`."""
-        size = self.plan.micro_batch
-        parts = [chosen[first : first + size] for first in range(0, len(chosen), size)]
-        shares = [len(part) / len(chosen) for part in parts]
+        """What this process adds to the losses of a batch, by objective; the gradients are those of the whole batch.
+
+        `chosen` (N,) are the numbers of the samples of all processes.
+        """
+        size, part = self.plan.micro_batch, self.ranks.part(chosen)
+        steps = range(0, self.ranks.largest_part(len(chosen)), size)  # as many in every process: some act together
+        parts = [part[first : first + size] for first in steps]
         if self.threads is None:
-            losses = [self._accumulate(part, share, epoch) for part, share in zip(parts, shares, strict=True)]
+            losses = [self._accumulate(some, chosen, epoch, last=some is parts[-1]) for some in parts]
         else:
-            losses = []
-            for values, gradients in self.threads.map(self._gradients, parts, shares, repeat(epoch)):
-                losses.append(values)
-                for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                    if gradient is not None:
-                        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        names = losses[0]
-        return {
-            name: sum(share * float(part[name]) for share, part in zip(shares, losses, strict=True)) for name in names
-        }
+            losses = self._side_by_side([some for some in parts if len(some)], chosen, epoch)
+        return {name: sum(values[name] for values in losses) for name in self.objectives}
 
     def close(self) -> None:
         if self.threads is not None:
             self.threads.shutdown()
 
-    def _accumulate(self, part: np.ndarray, share: float, epoch: int) -> dict[str, Tensor]:
-        losses = self._losses(part, epoch)
-        self.fabric.backward(losses["total"] * share)
-        return {name: loss.detach() for name, loss in losses.items()}
+    def _accumulate(self, part: np.ndarray, chosen: np.ndarray, epoch: int, last: bool) -> dict[str, float]:
+        fabric, world = self.ranks.fabric, self.ranks.world
+        quiet = fabric.no_backward_sync(self.model, enabled=not last) if world > 1 else nullcontext()
+        with quiet:
+            total, values = self._losses(part, chosen, epoch)
+            fabric.backward(total * world)  # processes average their gradients
+        return {name: float(value) for name, value in values.items()}
+
+    def _side_by_side(self, parts: list[np.ndarray], chosen: np.ndarray, epoch: int) -> list[dict[str, float]]:
+        assert self.threads is not None
+        losses: list[dict[str, float]] = []
+        before = [parameter.grad for parameter in self.parameters]
+        results = self.threads.map(self._gradients, parts, repeat(chosen), repeat(epoch))  # in the order of the parts
+        sums: list[Tensor | None] = [None] * len(self.parameters)
+        for values, gradients in results:
+            losses.append({name: float(value) for name, value in values.items()})
+            for number, gradient in enumerate(gradients):
+                if gradient is not None:
+                    known = sums[number]
+                    sums[number] = gradient if known is None else known.add_(gradient)
+        for parameter, gradient, old in zip(self.parameters, self._of_all_processes(sums), before, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if old is None else old.add_(gradient)
+        return losses or [dict.fromkeys(self.objectives, 0.0)]
+
+    def _of_all_processes(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        """Sums of gradients (None: without) over the processes, in one exchange."""
+        if self.ranks.world == 1:
+            return gradients
+        there = torch.tensor([float(gradient is not None) for gradient in gradients])
+        filled = [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(self.parameters, gradients, strict=True)
+        ]
+        flat = self.ranks.summed(torch.cat([*(gradient.flatten() for gradient in filled), there]))
+        *sums, there = torch.split(flat, [*(gradient.numel() for gradient in filled), len(there)])
+        return [
+            gradient.copy_(total.view_as(gradient)) if count else None
+            for gradient, total, count in zip(filled, sums, there.tolist(), strict=True)
+        ]
 
     def _gradients(
-        self, part: np.ndarray, share: float, epoch: int
+        self, part: np.ndarray, chosen: np.ndarray, epoch: int
     ) -> tuple[dict[str, Tensor], tuple[Tensor | None, ...]]:
         """Losses and gradients (None for a parameter without) as values: other threads read the parameters."""
-        losses = self._losses(part, epoch)
-        gradients = torch.autograd.grad(losses["total"] * share, self.parameters, allow_unused=True)
-        return {name: loss.detach() for name, loss in losses.items()}, gradients
+        total, values = self._losses(part, chosen, epoch)
+        return values, torch.autograd.grad(total, self.parameters, allow_unused=True)
 
     def _forward(self, image: Tensor, **noise: Tensor) -> dict[str, Tensor]:
         if self.threads is None:
             return self.model(image, **noise)  # type: ignore[no-any-return]
-        with self.fabric.autocast():  # Fabric's own module wants its own backward pass, which threads cannot share
+        with (
+            self.ranks.fabric.autocast()
+        ):  # Fabric's own module wants its own backward pass, which threads cannot share
             outputs = self.model.module(image, **noise)
         return {name: output.to(torch.promote_types(output.dtype, torch.float32)) for name, output in outputs.items()}
 
-    def _losses(self, part: np.ndarray, epoch: int) -> dict[str, Tensor]:
-        batch, noise = self.load(part, epoch)
+    def _losses(self, part: np.ndarray, chosen: np.ndarray, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What some of a batch's samples add to its total loss, and to each objective (without gradient).
+
+        Without samples they add nothing, by way of one that counts for nothing: processes act together.
+        """
+        share = len(part) / len(chosen)
+        batch, noise = self.load(part if len(part) else chosen[:1], epoch)
         batch["image"] = batch["image"].contiguous(memory_format=layout(self.plan))
         outputs = self._forward(batch["image"], **noise)
-        losses = {name: objective.loss(outputs, batch) for name, objective in self.objectives.items()}
-        losses["total"] = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
-        return losses
+        added = {
+            name: self._added(objective, outputs, batch, share, chosen) for name, objective in self.objectives.items()
+        }
+        total = torch.stack([self.weights[name] * loss for name, loss in added.items()]).sum()
+        if not len(part):
+            total = total + 0 * sum(output.sum() for output in outputs.values())
+        return total, {name: loss.detach() for name, loss in added.items()}
+
+    def _added(
+        self,
+        objective: ModuleType,
+        outputs: dict[str, Tensor],
+        batch: dict[str, Tensor],
+        share: float,
+        chosen: np.ndarray,
+    ) -> Tensor:
+        if objective.PER_SAMPLE:
+            loss: Tensor = objective.loss(outputs, batch) * share
+            return loss
+        there = round(share * len(chosen))
+        together = [
+            {name: self.ranks.gathered(rows[:there], len(chosen)) for name, rows in values.items()}
+            for values in (outputs, batch)
+        ]
+        # Every process computes the same: a share of the value each, and of the gradient, which comes back from all.
+        return objective.loss(*together) / self.ranks.world  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,17 +26,18 @@ _Seen = tuple[float, bytes]  # when a lease was touched, and its content
 
 
 @contextmanager
-def hold(path: Path, work: str) -> Iterator[None]:
+def hold(path: Path, work: str, patience: float = 0.0) -> Iterator[None]:
     """Hold the lease `path` while the block runs.
 
     Args:
         path: The lease's file; its folder exists.
         work: What the lease protects, for the error: "the data set x is being prepared".
+        patience: Seconds to wait for a holder on another host, who may be a job that was just ended and began again.
 
     Raises:
         CyclicError: somebody who lives holds it.
     """
-    own = _take(path, work)
+    own = _take(path, work, time.monotonic() + patience)
     ended = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, own, ended), daemon=True)
     beat.start()
@@ -57,7 +59,7 @@ def is_held(path: Path) -> bool:
         draft.unlink(missing_ok=True)
 
 
-def _take(path: Path, work: str) -> bytes:
+def _take(path: Path, work: str, until: float) -> bytes:
     """Take a lease; its content, which no other lease has."""
     draft = _draft(path)
     try:
@@ -67,6 +69,9 @@ def _take(path: Path, work: str) -> bytes:
                 return draft.read_bytes()
             seen = _seen(path)
             holder = _living_holder(seen, draft)
+            if holder is not None and " on this host" not in holder and time.monotonic() < until:
+                time.sleep(BEAT)
+                continue
             if holder is not None:
                 raise CyclicError(
                     f"{work} by another process ({holder}).",

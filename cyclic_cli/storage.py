@@ -32,7 +32,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
@@ -45,6 +45,7 @@ from safetensors.numpy import save_file
 
 from cyclic_cli.config import Preprocessing, as_plain, build
 from cyclic_cli.errors import CyclicError
+from cyclic_cli.lease import SILENCE, hold
 
 if TYPE_CHECKING:
     import pyarrow
@@ -54,6 +55,7 @@ CHECKPOINT_FORMAT = 2
 ROW_GROUP = 8192  # rows of a Parquet table that are written together
 ROWS_AT_ONCE = 512  # of them as Python objects, which need ten times the memory
 STATES_KEPT = 2  # the newest saved state and the one before it
+LEASE = ".running"  # the file of the process that works on a run
 
 # ---------------------------------------------------------------------------------------------- whole files
 
@@ -67,16 +69,24 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield draft
-        os.replace(draft, path)
+        with _written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield draft
+            os.replace(draft, path)
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Turn what writing raises into a CyclicError about a path."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", 0) == errno.ENOSPC or "No space left" in str(error)
         cause = "no space is left" if full else getattr(error, "strerror", None) or "writing failed"
         raise CyclicError(f"{path} cannot be written: {cause}.", "Mend that, or name another --out.") from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -497,7 +507,7 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _holds_more_than_drafts(folder: Path) -> bool:
     """Whether anything but what a kill leaves behind lies in a folder."""
-    return any(path.name != ".unfinished" and not path.match(".*.tmp") for path in folder.iterdir())
+    return any(path.name not in (".unfinished", LEASE) and not path.match(".*.tmp") for path in folder.iterdir())
 
 
 def shard_name(shard: int) -> str:
@@ -657,18 +667,24 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "architecture": checkpoint.architecture,
         "preprocessing": as_plain(checkpoint.preprocessing),
         "provenance": checkpoint.provenance,
-        "fingerprint": _fingerprint(checkpoint),
+        "fingerprint": _fingerprint(checkpoint.architecture, checkpoint.weights),
     }
+    description["checksum"] = _checksum(description)
     # One entry of the header holds it all: safetensors writes several in any order.
     write_tensors(path, checkpoint.weights, {"cyclic": json.dumps(description, sort_keys=True)})
 
 
-def _fingerprint(checkpoint: Checkpoint) -> str:
-    digest = hashlib.sha256(json.dumps(checkpoint.architecture, sort_keys=True).encode())
-    for name in sorted(checkpoint.weights):
+def _fingerprint(architecture: dict[str, Any], weights: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
+    for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(checkpoint.weights[name]).tobytes())
+        digest.update(np.ascontiguousarray(weights[name]).data)
     return digest.hexdigest()[:32]
+
+
+def _checksum(values: Any) -> str:
+    """A checksum of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -683,6 +699,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         _refuse_newer(version, CHECKPOINT_FORMAT, path)
         if version == 1 and architecture["name"] != "linear":
             raise CyclicError(f"{path} is of version 0.1.0, whose networks were others.", "Train it again.")
+        if not all(np.isfinite(value).all() for value in weights.values() if value.dtype.kind == "f"):
+            raise CyclicError(f"{path} holds weights that are not finite.", "Train it again, with a lower --lr.")
+        checksum = description.pop("checksum", None)  # files of earlier versions have none
+        whole = checksum in (None, _checksum(description))
+        if not whole or description["fingerprint"] != _fingerprint(architecture, weights):
+            raise CyclicError(f"{path} is damaged: its checksum is another.", "Copy or make it again.")
         return Checkpoint(
             weights=weights,
             architecture=architecture,
@@ -711,10 +733,12 @@ class RunFolder:
 
     def exists(self) -> bool:
         """Whether there is anything at all under the run's name."""
-        return self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir()))
+        return self.folder.exists() and (
+            not self.folder.is_dir() or any(path.name != LEASE for path in self.folder.iterdir())
+        )
 
     def states(self) -> list[Path]:
-        """The whole saved states, oldest first."""
+        """The saved states, oldest first."""
         return sorted((self.folder / "state").glob("step-*"))
 
     def save_state(
@@ -726,25 +750,45 @@ class RunFolder:
         shutil.rmtree(draft, ignore_errors=True)
         try:
             write_checkpoint(draft / "model.safetensors", checkpoint)
-            write_tensors(draft / "optimizer.safetensors", optimizer, {"format": str(CHECKPOINT_FORMAT)})
-            write_text(draft / "progress.json", json.dumps(progress))
+            header = {"format": CHECKPOINT_FORMAT, "fingerprint": _fingerprint({}, optimizer)}
+            write_tensors(draft / "optimizer.safetensors", optimizer, {"cyclic": json.dumps(header)})
+            write_text(draft / "progress.json", json.dumps({"progress": progress, "checksum": _checksum(progress)}))
             if final.exists():  # the same step, saved again after the validation that follows it
                 shutil.rmtree(final)
             os.replace(draft, final)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        for old in self.states()[:-STATES_KEPT]:
+        states = self.states()
+        past = [state for state in states if state.name <= final.name]
+        for old in set(states) - set(past[-STATES_KEPT:]):  # later ones were damaged, and passed over
             shutil.rmtree(old)
 
-    def load_state(self) -> tuple[Checkpoint, dict[str, np.ndarray], dict[str, Any]]:
-        """The newest saved state: checkpoint, optimizer tensors, progress."""
-        newest = self.states()[-1]
+    def load_state(self, state: Path) -> tuple[Checkpoint, dict[str, np.ndarray], dict[str, Any]]:
+        """A saved state: checkpoint, optimizer tensors, progress. Raises CyclicError when any of them is damaged."""
         try:
-            progress = json.loads((newest / "progress.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CyclicError(f"{newest} is damaged.", "Remove that folder; the state before it is used.") from error
-        optimizer, _ = read_tensors(newest / "optimizer.safetensors")
-        return read_checkpoint(newest / "model.safetensors"), optimizer, progress
+            saved = json.loads((state / "progress.json").read_text(encoding="utf-8"))
+            optimizer, header = read_tensors(state / "optimizer.safetensors")
+            fingerprint = json.loads(header["cyclic"])["fingerprint"]
+            whole = saved["checksum"] == _checksum(saved["progress"]) and fingerprint == _fingerprint({}, optimizer)
+            checkpoint = read_checkpoint(state / "model.safetensors")
+        except (OSError, ValueError, KeyError, TypeError, CyclicError) as error:
+            raise CyclicError(f"The saved state {state} is damaged.", "The one before it can be used.") from error
+        if not whole:
+            raise CyclicError(f"The saved state {state} is damaged.", "The one before it can be used.")
+        return checkpoint, optimizer, saved["progress"]
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Hold the run's folder alone, for as long as the block runs. Raises CyclicError while another process does.
+
+        A process of another host may have been ended a moment ago, and this be its successor: it is waited for.
+        """
+        with ExitStack() as held:
+            with _written(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                work = f"The run {self.folder} is being trained"
+                held.enter_context(hold(self.folder / LEASE, work, patience=1.5 * SILENCE))
+            yield
 
     def is_foreign(self) -> bool:
         """Whether the folder holds something, and that is no run."""
@@ -769,8 +813,8 @@ class RunFolder:
             ) from error
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add one line to `metrics.jsonl`."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        """Add one line to `metrics.jsonl`. Raises CyclicError when the disk is full or the file cannot be written."""
+        with _written(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def metrics_size(self) -> int:

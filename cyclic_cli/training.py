@@ -8,19 +8,18 @@
 
 What is unusual: a stopped and resumed run ends with the bits of a run that was never stopped. So the learning
 rate is a function of the step, the order of an epoch one of (seed, epoch), a sample's noise one of (seed, epoch,
-sample), and `metrics.jsonl` is cut back to the state that is resumed.
+sample), and `metrics.jsonl` is cut back to the state that is resumed. Several processes divide every batch and do
+together what one would do alone; only the first talks and writes.
 """
 
 import math
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,16 +30,21 @@ from cyclic_cli import config as settings
 from cyclic_cli import distributed, registry
 from cyclic_cli.config import TrainConfig, as_plain
 from cyclic_cli.data import Samples, epoch_order, moved, sample_noise
-from cyclic_cli.errors import CyclicError, Stopped, UsageError
-from cyclic_cli.events import Epoch, Note, Report, Step, silent
+from cyclic_cli.distributed import Ranks
+from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.events import Epoch, Note, Progress, Report, Step, silent
 from cyclic_cli.gradients import Batch, Gradients, layout, make_plan, prepare_model
-from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset, write_checkpoint, write_yaml
+from cyclic_cli.saving import RunProgress, Writer, changes, environment, newest_whole_state, optimizer_arrays, restore
+from cyclic_cli.stopping import agreed_wishes, stop_signals, stopped
+from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset, read_checkpoint, write_checkpoint, write_yaml
 
 LOG_EVERY = 10  # steps between two lines of metrics
 INITIALISATION_BATCH = 32
 VALIDATION_BATCH = 64
 BEFORE_TRAINING = -1  # the epoch whose order the model is started in
-OPERATION = ("checkpoint_minutes", "checkpoint_steps")  # settings that change no bit of the result
+NAMED = 16  # samples of a batch that an error names
+# Settings that may be others when a run goes on: they change nothing of the result but rounding.
+OPERATION = ("checkpoint_minutes", "checkpoint_steps", "devices", "strategy", "not_finite", "keep_memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,18 +87,28 @@ def train(
         Stopped: a signal ended the run after its state was saved.
     """
     folder = RunFolder(run)
-    _check_resume(folder, resume)
     stored = StoredDataset(dataset)
     architecture = registry.load("models", config.arch, "architecture")
-    config = _filled_in(config, architecture)
-    if resume != "never" and folder.config.exists():
-        _refuse_other_run(folder, config, stored)
-        if folder.summary.exists():
-            report(Note(f"{run} is finished"))
-            return _finished(folder)
-    training = _Training(stored, folder, config, architecture, report)
-    with _stop_signals() as stop:
-        return training.run(stop)
+    config = _filled_in(_as_before(config, folder) if resume != "never" else config, architecture)
+    with stop_signals() as stop, ExitStack() as held:
+        ranks = distributed.launch(config.device, config.precision, config.devices, config.strategy)
+        report = report if ranks.is_main else silent
+
+        def begun() -> TrainSummary | None:
+            """Take the folder; or return the summary of a run that is finished."""
+            for is_ours in (False, True):  # looked at twice: another may have worked on it until it was ours
+                _check_resume(folder, resume)
+                if resume != "never" and folder.config.exists():
+                    _refuse_other_run(folder, config, stored)
+                    if folder.summary.exists():
+                        report(Note(f"{run} is finished already, nothing to do"))
+                        return _finished(folder)
+                if not is_ours:
+                    held.enter_context(folder.lease())
+            return None
+
+        finished = ranks.agreed(begun)
+        return finished or _Training(ranks, stored, folder, config, architecture, report).run(stop)
 
 
 def default_run_name(config: TrainConfig) -> str:
@@ -130,13 +144,25 @@ def _filled_in(config: TrainConfig, architecture: ModuleType) -> TrainConfig:
     )
 
 
+def _as_before(config: TrainConfig, folder: RunFolder) -> TrainConfig:
+    """What the hardware chose at the start of a run holds for its whole length, on whatever it goes on."""
+    before = settings.read_run_file(folder.config) if folder.config.exists() else {}
+    device, precision = (str(before.get(name, "auto")) for name in ("device", "precision"))
+    return replace(
+        config,
+        device=device if config.device == "auto" else config.device,
+        precision=precision if config.precision == "auto" else config.precision,
+    )
+
+
 def _refuse_other_run(folder: RunFolder, config: TrainConfig, dataset: StoredDataset) -> None:
     before = settings.read_run_file(folder.config)
     now = _described(config, dataset)
     different = [name for name in now if before.get(name) != now[name] and name not in OPERATION]
     if different:
         shown = "; ".join(f"{name}: {before.get(name)} there, {now[name]} here" for name in different[:4])
-        raise CyclicError(f"The run {folder.folder} is another one ({shown}).", "Name another one with --out.")
+        hint = "The length of a run cannot be changed; name" if different == ["epochs"] else "Name"
+        raise CyclicError(f"The run {folder.folder} is another one ({shown}).", f"{hint} another one with --out.")
 
 
 def _described(config: TrainConfig, dataset: StoredDataset) -> dict[str, Any]:
@@ -154,45 +180,13 @@ def _finished(folder: RunFolder) -> TrainSummary:
         ) from None
 
 
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that receives the first stopping signal; a second one ends the process at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@dataclass
-class _Progress:
-    """What of a run changes, as `progress.json` keeps it."""
-
-    step: int = 0  # optimizer steps done
-    epochs_done: int = 0  # with their validation
-    epoch_losses: dict[str, float] = field(default_factory=dict)  # sums over the steps of the current epoch
-    val: dict[str, float] = field(default_factory=dict)  # of the best checkpoint
-    metrics_size: int = 0  # bytes
-
-
 class _Clock:
     """Seconds of the training loop, without the first step and without validation."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.images = 0
+        self.first = 0.0  # images a second of the first step, for runs of one
         self._since: float | None = None
 
     def start(self) -> None:
@@ -203,9 +197,13 @@ class _Clock:
             self.seconds += time.monotonic() - self._since
         self._since = None
 
+    def running(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self._since if self._since is not None else 0.0
+
     def rate(self) -> float:
-        running = time.monotonic() - self._since if self._since is not None else 0.0
-        return self.images / (self.seconds + running) if self.images else 0.0
+        running = self.running()
+        return self.images / (self.seconds + running) if self.images else self.first
 
 
 class _Training:
@@ -213,6 +211,7 @@ class _Training:
 
     def __init__(
         self,
+        ranks: Ranks,
         dataset: StoredDataset,
         folder: RunFolder,
         config: TrainConfig,
@@ -220,6 +219,7 @@ class _Training:
         report: Report,
     ) -> None:
         self.began = time.monotonic()
+        self.ranks, self.fabric = ranks, ranks.fabric
         self.dataset, self.folder, self.config, self.architecture, self.report = (
             dataset, folder, config, architecture, report,
         )  # fmt: skip
@@ -238,25 +238,25 @@ class _Training:
         self.steps_per_epoch = math.ceil(len(self.data) / self.batch_size)
         self.steps = self.steps_per_epoch * config.epochs
         self.objectives = _objectives(config, architecture)
-        self.progress = _Progress()
+        self.progress = RunProgress()
         self.clock = _Clock()
-        self.fabric = distributed.launch(config.device, config.precision)
+        self.write = Writer()
 
     # ------------------------------------------------------------------------------------------------- run
 
     def run(self, stop: list[int]) -> TrainSummary:
-        self._build()
+        self._build(stop)
         resumed_from = self._resume()
         executed = -self.progress.step
         if resumed_from is None:
-            write_yaml(self.folder.config, _described(self.config, self.dataset))
-            self.folder.metrics.unlink(missing_ok=True)
-        else:
-            self.report(Note(f"resuming at step {resumed_from} of {self.steps}"))
+            self.ranks.agreed(self._begin)
         try:
-            self._loop(stop)
+            with self.ranks.together():
+                self._loop(stop)
+                self.ranks.agreed(self.write.wait)
         finally:
             self.gradients.close()
+            self.write.close()
         summary = TrainSummary(
             run=str(self.folder.folder), checkpoint=str(self.folder.best), arch=self.config.arch,
             objective=self.config.objective, fraction=self.config.fraction, paired_fraction=None,
@@ -266,10 +266,16 @@ class _Training:
             resumed=resumed_from is not None, resumed_from_step=resumed_from,
         )  # fmt: skip
         without_paths = {name: value for name, value in asdict(summary).items() if name not in ("run", "checkpoint")}
-        self.folder.write_summary(without_paths)
+        if self.ranks.is_main:
+            self.folder.write_summary(without_paths)
         return summary
 
-    def _build(self) -> None:
+    def _begin(self) -> None:
+        write_yaml(self.folder.config, _described(self.config, self.dataset))
+        self.folder.metrics.unlink(missing_ok=True)
+        self._add_metrics("hardware", asdict(self.plan))
+
+    def _build(self, stop: list[int]) -> None:
         torch.manual_seed(self.config.seed)
         try:
             model_config = self.architecture.Config(**self.config.model)
@@ -278,20 +284,40 @@ class _Training:
             raise UsageError(
                 f"--arch {self.config.arch}: {error}.", "Change the setting, or prepare another --size."
             ) from None
-        if not self.folder.states():  # a resumed run takes its weights from there
-            self.report(Note(f"starting {self.config.arch} from the {len(self.data)} training images"))
-            order = epoch_order(len(self.data), self.config.seed, BEFORE_TRAINING)
-            self.module.initialise(self.data.batches(order, INITIALISATION_BATCH))
+        self.state = self.ranks.agreed(lambda: newest_whole_state(self.folder, self.report))
+        if self.state is None:  # a resumed run takes its weights from there
+            self.ranks.agreed(lambda: self._initialise(stop))
+        self.ranks.share_weights(self.module)
         pixels = math.prod(self.dataset.image_shape)
-        self.plan = make_plan(self.config, self.module, self.objectives, self.batch_size, pixels)
-        computed = prepare_model(self.module, self.plan)
-        optimizer = torch.optim.AdamW(
-            self._parameter_groups(), lr=self.config.lr or 0.0, weight_decay=self.config.weight_decay or 0.0, fused=True
-        )
-        self.model, self.optimizer = self.fabric.setup(computed, optimizer)
+        self.plan = make_plan(self.config, self.ranks, self.module, self.objectives, self.batch_size, pixels)
+        self.model = self.fabric.setup_module(prepare_model(self.module, self.plan))
+        self.optimizer = self.fabric.setup_optimizers(
+            torch.optim.AdamW(
+                self._parameter_groups(), lr=self.config.lr or 0.0,
+                weight_decay=self.config.weight_decay or 0.0, fused=True,
+            )
+        )  # fmt: skip
         self.gradients = Gradients(
-            self.fabric, self.model, self.objectives, self.config.objectives, self.plan, self._batch
+            self.ranks, self.model, self.objectives, self.config.objectives, self.plan, self._batch
         )
+        self.progress.environment = environment(self.plan)
+
+    def _initialise(self, stop: list[int]) -> None:
+        """Start the model from the training images. Raises Stopped when a signal ends that."""
+        total = len(self.data)
+        self.report(Note(f"starting {self.config.arch} from the {total} training images"))
+        order = epoch_order(total, self.config.seed, BEFORE_TRAINING)
+
+        def images() -> Iterator[Tensor]:
+            done = 0
+            for batch in self.data.batches(order, INITIALISATION_BATCH):
+                if stop:
+                    raise stopped(signal.Signals(stop[0]), 0, self.steps)
+                yield batch
+                done += len(batch)
+                self.report(Progress(done, total, "images of the start"))
+
+        self.module.initialise(images())
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters, and apart from them those that start in closed form, with their share of the rate."""
@@ -304,27 +330,35 @@ class _Training:
 
     def _resume(self) -> int | None:
         """Take up the newest saved state, and return its step."""
-        if not self.folder.states():
+        if self.state is None:
             return None
-        checkpoint, optimizer, progress = self.folder.load_state()
-        self.module.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
-        torch.set_rng_state(torch.from_numpy(optimizer.pop("random.torch")))
-        self.optimizer.load_state_dict(_with_tensors(self.optimizer.state_dict(), optimizer, layout(self.plan)))
-        try:
-            self.progress = _Progress(**progress)
-        except TypeError:
-            raise CyclicError(
-                f"The newest state of {self.folder.folder} is damaged.", "Remove its folder; the one before it is used."
-            ) from None
-        self.folder.cut_metrics(self.progress.metrics_size)
+        saved = self.folder.load_state(self.state)
+        self.progress = restore(self.ranks, self.module, self.optimizer, saved, layout(self.plan))
+        self.report(Note(f"resuming at step {self.progress.step} of {self.steps}"))
+        differences = changes(self.progress.environment, environment(self.plan))
+        if differences:
+            self.report(Note(f"the results may differ in rounding from those of a run in one go: {differences}"))
+        self.progress.environment = environment(self.plan)
+        self.progress.attempt += 1
+        if self.ranks.is_main:
+            self.folder.cut_metrics(self.progress.metrics_size)
+            self._check_best()
         return self.progress.step
+
+    def _check_best(self) -> None:
+        """Forget the best checkpoint when its file was lost or damaged: the next one counts as the best."""
+        if not self.progress.epochs_done:
+            return
+        try:
+            read_checkpoint(self.folder.best)
+        except CyclicError:
+            self.report(Note(f"{self.folder.best} is damaged or gone; the next epoch's takes its place", warning=True))
+            self.progress.val = {}
 
     # ------------------------------------------------------------------------------------------------ loop
 
     def _loop(self, stop: list[int]) -> None:
         saved_at, self.first_step = time.monotonic(), True
-        if not self.progress.step:
-            self.folder.append_metrics({"kind": "hardware", **asdict(self.plan)})
         self.report(Note(self.plan.described()))
         for epoch in range(self.progress.epochs_done, self.config.epochs):
             order = epoch_order(len(self.data), self.config.seed, epoch)
@@ -332,17 +366,20 @@ class _Training:
             self.model.train()
             while self.progress.step < (epoch + 1) * self.steps_per_epoch:
                 self._step(order, epoch)
-                if stop:
-                    self._end_by_signal(stop[0])
-                minutes = (time.monotonic() - saved_at) / 60
-                by_steps = self.config.checkpoint_steps and self.progress.step % self.config.checkpoint_steps == 0
-                if by_steps or minutes >= self.config.checkpoint_minutes:
+                due = time.monotonic() - saved_at >= 60 * self.config.checkpoint_minutes
+                number, due = agreed_wishes(self.ranks, stop, due)
+                if number or due or self.progress.step % (self.config.checkpoint_steps or self.steps + 1) == 0:
                     self._save_state()
                     saved_at = time.monotonic()
+                if number:
+                    self.ranks.agreed(self.write.wait)
+                    raise stopped(number, self.progress.step, self.steps)
             self._end_epoch(epoch)
             saved_at = time.monotonic()
-            if stop and epoch + 1 < self.config.epochs:
-                self._end_by_signal(stop[0], save=False)
+            number, _ = agreed_wishes(self.ranks, stop, save=False)
+            if number and epoch + 1 < self.config.epochs:
+                self.ranks.agreed(self.write.wait)
+                raise stopped(number, self.progress.step, self.steps)
 
     def _step(self, order: np.ndarray, epoch: int) -> None:
         within = self.progress.step - epoch * self.steps_per_epoch
@@ -350,23 +387,48 @@ class _Training:
         lr = learning_rate(self.progress.step, self.steps, self.config.lr or 0.0, self.config.warmup or 0.0)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
-        values = self.gradients(chosen, epoch)
-        if not math.isfinite(values["total"]):
-            raise CyclicError(
-                f"The loss is not finite at step {self.progress.step + 1}.", "Lower --lr, or take --precision 32."
+        losses = self._of_all_processes(self.gradients(chosen, epoch))
+        finite = math.isfinite(losses["total"])
+        if finite:
+            norm = self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False
             )
-        self.fabric.clip_gradients(
-            self.model, self.optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False
-        )
-        self.optimizer.step()
+            finite = bool(norm.isfinite())
+        if finite:
+            self.optimizer.step()
+        elif self.config.not_finite == "stop":
+            raise self._not_finite("The loss", f", in a batch of {self._named(chosen)}")
         self.optimizer.zero_grad()
         self.progress.step += 1
         if self.first_step:
             self.first_step = False
+            self.clock.first = len(chosen) / self.clock.running()
             self.clock.start()  # the first step warms up; what came before does not count
         else:
             self.clock.images += len(chosen)
-        self._log(epoch, values, lr)
+        if finite:
+            self._log(epoch, losses, lr)
+        else:
+            self._log_skipped(epoch, chosen)
+
+    def _not_finite(self, what: str, where: str = "") -> CyclicError:
+        error = CyclicError(
+            f"{what} is not finite at step {self.progress.step + 1}{where}.",
+            "Lower --lr, take --precision 32, look at the samples, or leave such batches out: --set not_finite=skip.",
+        )
+        error.everywhere = True
+        return error
+
+    def _of_all_processes(self, losses: dict[str, float]) -> dict[str, float]:
+        """The losses of a whole batch, by objective, and their weighted sum `total`."""
+        values = torch.tensor(list(losses.values()), dtype=torch.float64, device=self.fabric.device)
+        losses = dict(zip(losses, self.ranks.summed(values).tolist(), strict=True))
+        return losses | {"total": sum(self.config.objectives[name] * loss for name, loss in losses.items())}
+
+    def _named(self, chosen: np.ndarray) -> str:
+        """Some samples, by the start of their keys in the index."""
+        keys = ", ".join(f"{key:016x}" for key in self.data.keys[chosen[:NAMED]])
+        return f"the samples {keys}{' ...' if len(chosen) > NAMED else ''}"
 
     def _batch(self, chosen: np.ndarray, epoch: int) -> Batch:
         """Images of the samples numbered by `chosen` (N,), and the random numbers that a variational model takes."""
@@ -382,80 +444,94 @@ class _Training:
 
     def _log(self, epoch: int, losses: dict[str, float], lr: float) -> None:
         step, sums = self.progress.step, self.progress.epoch_losses
+        self.progress.epoch_steps += 1
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss
         rate = self.clock.rate()
         self.report(Step(step, self.steps, epoch + 1, self.config.epochs, losses, lr, rate, self.batch_size))
         if step % LOG_EVERY == 0 or step == self.steps:
-            row = {"kind": "step", "step": step, "epoch": epoch + 1, "losses": losses, "lr": lr}
-            self.folder.append_metrics({**row, "images_per_second": round(rate, 1)})
+            row = {"step": step, "epoch": epoch + 1, "losses": losses, "lr": lr, "images_per_second": round(rate, 1)}
+            self._add_metrics("step", row)
 
-    def _end_by_signal(self, number: int, save: bool = True) -> None:
-        if save:
-            self._save_state()
-        code = 130 if number == signal.SIGINT else 143
-        name = signal.Signals(number).name
-        raise Stopped(
-            f"Stopped by {name} at step {self.progress.step} of {self.steps}, state saved.",
-            "The same command with --resume auto continues.",
-            code,
-        )
+    def _log_skipped(self, epoch: int, chosen: np.ndarray) -> None:
+        step = self.progress.step
+        self.report(Note(f"step {step} is skipped, its loss is not finite: {self._named(chosen)}", warning=True))
+        samples = [f"{key:016x}" for key in self.data.keys[chosen]]
+        self._add_metrics("skipped", {"step": step, "epoch": epoch + 1, "samples": samples})
+
+    def _add_metrics(self, kind: str, row: dict[str, Any]) -> None:
+        if self.ranks.is_main:
+            self.folder.append_metrics({"kind": kind, "attempt": self.progress.attempt, **row})
 
     # ------------------------------------------------------------------------------------- validate and save
 
     def _end_epoch(self, epoch: int) -> None:
         self.clock.stop()
         val = self._validate()
+        if not all(map(math.isfinite, val.values())):
+            raise self._not_finite("The validation error")
         self.clock.start()
         best = not val or not self.progress.val or val["mse"] < self.progress.val["mse"]
         if best:
             self.progress.val = val
         self.progress.epochs_done = epoch + 1
-        means = {name: total / self.steps_per_epoch for name, total in self.progress.epoch_losses.items()}
-        self.progress.epoch_losses = {}
-        row = {
-            "kind": "epoch",
-            "step": self.progress.step,
-            "epoch": epoch + 1,
-            "train": means,
-            "val": val,
-            "best": best,
-        }
-        self.folder.append_metrics({**row, "seconds": round(time.monotonic() - self.began, 2)})
-        if best:
-            write_checkpoint(self.folder.best, self._checkpoint())
-            self.folder.point_latest()
-        self._save_state()
+        steps = max(1, self.progress.epoch_steps)
+        means = {name: total / steps for name, total in self.progress.epoch_losses.items()}
+        self.progress.epoch_losses, self.progress.epoch_steps = {}, 0
+        row = {"step": self.progress.step, "epoch": epoch + 1, "train": means, "val": val, "best": best}
+        self._add_metrics("epoch", {**row, "seconds": round(time.monotonic() - self.began, 2)})
+        self._save_state(best)
         self.clock.stop()
         self.report(Epoch(epoch + 1, self.config.epochs, val, best))
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """MSE and PSNR (dB) over the image area, without letterbox: means over the validation images."""
+        """MSE and PSNR (dB) over the image area, without letterbox: means over the validation images.
+
+        In float32, whatever the precision of the steps: these are the figures of `cyclic reconstruct`.
+        """
         self.model.eval()
+        count = len(self.val_data)
+        part = self.ranks.part(np.arange(count))
         errors: list[float] = []
-        for first in range(0, len(self.val_data), VALIDATION_BATCH):
-            numbers = np.arange(first, min(first + VALIDATION_BATCH, len(self.val_data)))
-            image = self.val_data.images(numbers).to(self.fabric.device)
-            squares = (self.model(image)["reconstruction"].float().clamp(0, 1) - image).square()
-            for square, number in zip(squares, numbers, strict=True):
+        for first in range(0, self.ranks.largest_part(count), VALIDATION_BATCH):
+            numbers = part[first : first + VALIDATION_BATCH]
+            shown = numbers if len(numbers) else np.arange(1)  # processes act together: for nothing, if need be
+            image = self.val_data.images(shown).to(self.fabric.device)
+            squares = (self.module(image)["reconstruction"].clamp(0, 1) - image).square()
+            for square, number in zip(squares, numbers, strict=False):
                 rows, columns = self.val_data.area(int(number))
                 errors.append(float(square[:, rows, columns].mean()))
         self.model.train()
-        if not errors:
+        if not count:
             return {}
+        local = torch.tensor(errors, dtype=torch.float64, device=self.fabric.device)
+        errors = self.ranks.gathered(local, count).tolist()
         decibels = [-10 * math.log10(max(error, 1e-12)) for error in errors]
         return {"mse": sum(errors) / len(errors), "psnr": sum(decibels) / len(decibels)}
 
-    def _save_state(self) -> None:
+    def _save_state(self, best: bool = False) -> None:
+        """Take the state as it is now, and let it be written. A `best` model also becomes that of the run."""
         self.progress.metrics_size = self.folder.metrics_size()
-        arrays = _as_arrays(self.optimizer.state_dict()["state"])
+        checkpoint, arrays = self._checkpoint(), optimizer_arrays(self.ranks, self.module, self.optimizer)
+        if not self.ranks.is_main:
+            return
         arrays["random.torch"] = torch.get_rng_state().numpy()
-        self.folder.save_state(self.progress.step, self._checkpoint(), arrays, asdict(self.progress))
+        progress = asdict(self.progress)
+
+        def write() -> None:
+            if best:
+                write_checkpoint(self.folder.best, checkpoint)
+                self.folder.point_latest()
+            self.folder.save_state(progress["step"], checkpoint, arrays, progress)
+
+        self.write(write)
 
     def _checkpoint(self) -> Checkpoint:
         """The model as it is now."""
-        weights = {name: value.detach().float().cpu().numpy() for name, value in self.module.state_dict().items()}
+        weights = {name: value.float().numpy() for name, value in self.ranks.weights(self.module).items()}
+        if not all(np.isfinite(value).all() for value in weights.values()):
+            raise self._not_finite("A weight")
         return Checkpoint(
             weights=weights,
             architecture={
@@ -465,8 +541,7 @@ class _Training:
             },
             preprocessing=self.dataset.facts.preprocessing,
             provenance={
-                "tool": f"cyclic {version('cyclic-cli')}",
-                "torch": torch.__version__,
+                "environment": self.progress.environment,
                 "settings": {name: value for name, value in as_plain(self.config).items() if name not in OPERATION},
                 "dataset": self.dataset.facts.fingerprint,
                 "train_samples": len(self.data),
@@ -500,22 +575,3 @@ def _objectives(config: TrainConfig, architecture: ModuleType) -> dict[str, Modu
                 "Leave the objective out, or take another architecture.",
             )
     return objectives
-
-
-def _as_arrays(state: dict[int, dict[str, Tensor]]) -> dict[str, np.ndarray]:
-    """An optimizer's state as named arrays: `3.exp_avg`."""
-    return {
-        f"{number}.{name}": value.detach().cpu().numpy()
-        for number, values in state.items()
-        for name, value in values.items()
-    }
-
-
-def _with_tensors(empty: dict[str, Any], arrays: dict[str, np.ndarray], form: torch.memory_format) -> dict[str, Any]:
-    """An optimizer's state dictionary with the tensors that `_as_arrays` named, in the memory format of the model."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, array in arrays.items():
-        number, _, name = key.partition(".")
-        tensor = torch.from_numpy(array.copy())
-        state.setdefault(int(number), {})[name] = tensor.contiguous(memory_format=form) if tensor.dim() == 4 else tensor
-    return {**empty, "state": state}

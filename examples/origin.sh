@@ -2,13 +2,15 @@
 # The origin's three autoencoders with today's recipes: linear on 3 % and 40 % of the training patients (one epoch),
 # conv on 15 % (three epochs). Prints their errors on the test patients, and draws the same patients side by side.
 # Usage: examples/origin.sh [FOLDER] [TABLE] [WORK]
-#   FOLDER  images, de-identified (they are hashed without a secret); without it 400 phantoms are drawn
+#   FOLDER  images, de-identified (they are hashed without a secret), of 200 patients or more, since 3 % of them are
+#           trained on; without it 400 phantoms are drawn
 #   TABLE   a CSV that names each image's patient, if the images do not
 #   WORK    where everything is kept (default: ./origin); started again, finished parts are kept
 set -euo pipefail
 images=${1:+$(realpath "$1")}
 table=${2:+$(realpath "$2")}
 work=${3:-origin}
+python=$(dirname "$(command -v cyclic)")/python  # the one that cyclic is installed for
 mkdir -p "$work"
 cd "$work"
 
@@ -23,7 +25,7 @@ cyclic train dataset --arch linear --fraction 0.4 --epochs 1 --out linear-40 --r
 cyclic train dataset --arch conv --fraction 0.15 --epochs 3 --out conv-15 --resume auto >&2
 
 test_images() {
-    python - "$images" <<'PYTHON'
+    "$python" - "$images" <<'PYTHON'
 import sys
 from pathlib import Path
 from pyarrow.parquet import read_table
@@ -35,7 +37,7 @@ PYTHON
 [ -e figures.json ] || test_images | cyclic reconstruct - --model linear-3 --model linear-40 --model conv-15 \
     --out pictures --sheet sheet.png --summary figures.json --overwrite --json > scans.jsonl
 
-python - <<'PYTHON'
+"$python" - <<'PYTHON'
 import json
 
 ORIGIN = {"linear-3": 0.068, "linear-40": 0.039, "conv-15": 0.041}

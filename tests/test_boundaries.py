@@ -20,7 +20,7 @@ LAYERS = [  # from the ground up; within a layer a module may import those named
     ["errors", "registry", "events", "identity", "shapes", "scrub", "config", "lease", "workers"],
     ["metrics", "storage", "nifti", "dicom", "images", "similar", "panels", "text", "layouts", "sources", "phantom"],
     ["objectives", "models", "data", "distributed", "gradients"],
-    ["offer", "shards", "joining", "prepare", "training", "inference"],
+    ["offer", "shards", "joining", "prepare", "saving", "stopping", "training", "inference"],
     ["console", "cli", "__main__"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]
@@ -32,7 +32,17 @@ KNOWS = {  # what only some modules may import
     "typer": {"cli"},
     "rich": {"console"},
     "pyarrow": {"storage"},
-    "torch": {"models", "objectives", "data", "distributed", "gradients", "training", "inference"},
+    "torch": {
+        "models",
+        "objectives",
+        "data",
+        "distributed",
+        "gradients",
+        "saving",
+        "stopping",
+        "training",
+        "inference",
+    },
 }
 
 

@@ -1,5 +1,6 @@
 """Gradients of a batch: whatever way they are computed, they are those of the whole batch; which way is chosen."""
 
+import threading
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cyclic_cli import distributed
+from cyclic_cli import gradients as gradients_module
 from cyclic_cli.config import TrainConfig
+from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import UsageError
 from cyclic_cli.gradients import Batch, Gradients, Plan, make_plan, prepare_model
 from cyclic_cli.models import conv
@@ -22,8 +25,8 @@ from cyclic_cli.registry import names
 BATCH = 7  # a prime: micro-batches of 2 and 3 leave an uneven last one
 SIDE = 64
 PLAIN = Plan(
-    device="cpu", precision="32", threads=2, parallel="operations", micro_batch=BATCH, memory_format="contiguous",
-    fuse=False, keep_memory=False, compile=False,
+    device="cpu", precision="32", processes=1, threads=2, parallel="operations", side_by_side=2, micro_batch=BATCH,
+    memory_format="contiguous", fuse=False, keep_memory=False, compile=False,
 )  # fmt: skip
 
 
@@ -41,7 +44,7 @@ def model_of(name: str, side: int = SIDE) -> nn.Module:
 
 
 # Fabric would make float32 of the images; what it does to them and to the loss is tested with it below.
-WITHOUT_FABRIC = SimpleNamespace(backward=lambda loss: loss.backward(), autocast=nullcontext)
+WITHOUT_FABRIC = Ranks(SimpleNamespace(backward=lambda loss: loss.backward(), autocast=nullcontext), 0, 1)
 
 
 class Wrapped(nn.Module):
@@ -87,8 +90,8 @@ class Case:
         batch, noise = self.load(np.arange(BATCH), 0)
         outputs = self.model(batch["image"], **noise)
         losses = {name: objective.loss(outputs, batch) for name, objective in objectives.items()}
-        losses["total"] = sum(weights[name] * loss for name, loss in losses.items())
-        gradients = torch.autograd.grad(losses["total"], list(self.model.parameters()))
+        total = sum(weights[name] * loss for name, loss in losses.items())
+        gradients = torch.autograd.grad(total, list(self.model.parameters()))
         return {name: float(loss) for name, loss in losses.items()}, list(gradients)
 
 
@@ -146,15 +149,15 @@ def test_the_parameters_stay_the_same_objects(case: Case) -> None:
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_threads_compute_the_bits_of_one_thread(precision: str) -> None:
-    fabric = distributed.launch("cpu", precision)
+    ranks = distributed.launch("cpu", precision)
     images = torch.rand(6, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
     found = []
     for parallel in ("operations", "samples", "samples"):
         plan = replace(PLAIN, precision=precision, micro_batch=1, parallel=parallel, fuse=True)
         module = model_of("conv")
-        model = fabric.setup(prepare_model(module, plan))
+        model = ranks.fabric.setup_module(prepare_model(module, plan))
         gradients = Gradients(
-            fabric, model, *objectives_of("conv"), plan, lambda chosen, epoch: ({"image": images[chosen]}, {})
+            ranks, model, *objectives_of("conv"), plan, lambda chosen, epoch: ({"image": images[chosen]}, {})
         )
         losses = gradients(np.arange(6), 0)
         gradients.close()
@@ -203,7 +206,7 @@ def plan_of(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     config = TrainConfig(**{"arch": arch, "device": "cpu", "precision": "32", **settings})
     objectives, _ = objectives_of(arch)
-    return make_plan(config, model_of(arch, 224), objectives, batch_size, 224 * 224)
+    return make_plan(config, WITHOUT_FABRIC, model_of(arch, 224), objectives, batch_size, 224 * 224)
 
 
 def test_a_light_network_takes_samples_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +215,50 @@ def test_a_light_network_takes_samples_side_by_side(monkeypatch: pytest.MonkeyPa
     assert (plan.memory_format, plan.fuse, plan.keep_memory, plan.compile) == ("channels_last", True, True, False)
     assert plan_of("conv", monkeypatch, batch_size=4).micro_batch == 2  # so that both threads have some
     assert plan_of("conv", monkeypatch, threads=16, batch_size=4).micro_batch == 1
-    assert "samples side by side, micro-batches of 4, channels last, fused, memory kept" in plan.described()
+    described = "cpu, 32, 2 threads, 2 micro-batches of 4 side by side, channels last, fused, memory kept"
+    assert plan.described() == described
+
+
+def test_cores_beyond_the_samples_split_operations_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of("conv", monkeypatch, threads=16, batch_size=4)
+    assert (plan.micro_batch, plan.side_by_side, plan.threads) == (1, 4, 16)
+    assert "16 threads, 4 micro-batches of 1 side by side" in plan.described()
+    monkeypatch.undo()
+    seen: set[tuple[int, int]] = set()
+    together = threading.Barrier(4)
+
+    def load(chosen: np.ndarray, epoch: int) -> Batch:
+        together.wait(30)  # four threads at once, or never
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        return {"image": torch.rand(1, 1, SIDE, SIDE)}, {}
+
+    gradients = Gradients(WITHOUT_FABRIC, Wrapped(model_of("conv")), *objectives_of("conv"), plan, load)
+    gradients(np.arange(4), 0)
+    gradients.close()
+    assert len({thread for thread, _ in seen}) == 4
+    assert {cores for _, cores in seen} == {4}
+
+
+def test_the_network_sees_images_in_its_memory_format() -> None:
+    seen = []
+    model = Wrapped(model_of("deep"))
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].stride()))
+    plan = replace(PLAIN, memory_format="channels_last")
+    images = torch.rand(2, 3, SIDE, SIDE)
+    gradients = Gradients(
+        WITHOUT_FABRIC, model, *objectives_of("deep"), plan, lambda chosen, epoch: ({"image": images[chosen]}, {})
+    )
+    with pytest.raises(RuntimeError, match="channels"):  # the network has one
+        gradients(np.arange(2), 0)
+    assert seen == [images.contiguous(memory_format=torch.channels_last).stride()]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_allocator_keeps_memory_where_it_is_to(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(gradients_module, "keep_freed_memory", lambda: called.append(1))
+    prepare_model(model_of("conv"), replace(PLAIN, keep_memory=keep))
+    assert bool(called) == keep
 
 
 def test_a_heavy_network_takes_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:

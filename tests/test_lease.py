@@ -104,9 +104,9 @@ def test_a_part_and_the_whole_that_begin_together_are_not_both_at_work(
     take, at_work = lease._take, []
     looked = threading.Barrier(2)
 
-    def take_together(path: Path, work: str) -> bytes:
+    def take_together(path: Path, work: str, until: float) -> bytes:
         looked.wait(10)
-        return take(path, work)
+        return take(path, work, until)
 
     monkeypatch.setattr(lease, "_take", take_together)
 

@@ -27,6 +27,7 @@ from cyclic_cli.models._layers import (
     patch_components,
     take_sample,
     use_fusion,
+    with_displaced,
 )
 from cyclic_cli.models._spectrum import covariance_roots, minimise, periodic
 from cyclic_cli.models.deep import linear_maps
@@ -562,3 +563,18 @@ def test_linear_has_no_activation() -> None:
         middle = model.encode(images.mean(0, keepdim=True))
         torch.testing.assert_close(middle[0], model.encode(images).mean(0), atol=1e-4, rtol=1e-4)
     assert all(isinstance(part, (nn.Linear, nn.Sequential, linear.Model)) for part in model.modules())
+
+
+def test_images_count_with_copies_displaced_by_opposite_shifts() -> None:
+    images = torch.rand(2, 1, 64, 64)
+    torch.manual_seed(3)
+    result = with_displaced(images)
+    assert result.shape == (6, 1, 64, 64)
+    assert torch.equal(result[:2], images)
+    shifts = [
+        (down, right) for down in range(-16, 17) for right in range(-16, 17)
+        if torch.equal(images.roll((down, right), (2, 3)), result[2:4])
+    ]  # fmt: skip
+    assert len(shifts) == 1
+    assert shifts[0] != (0, 0)
+    assert torch.equal(images.roll((-shifts[0][0], -shifts[0][1]), (2, 3)), result[4:])

@@ -4,9 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +13,11 @@ import pytest
 import torch
 from conftest import Ran, make_png, smooth_image
 
-from cyclic_cli import training
+from cyclic_cli import distributed, training
 from cyclic_cli.config import TrainConfig
 from cyclic_cli.data import Samples
 from cyclic_cli.errors import CyclicError
-from cyclic_cli.events import Epoch, Step
+from cyclic_cli.events import Epoch, Note, Step
 from cyclic_cli.models import conv, deep, residual, vae
 from cyclic_cli.registry import names
 from cyclic_cli.storage import StoredDataset, read_checkpoint
@@ -39,7 +36,8 @@ def metrics(run: Path) -> list[dict[str, object]]:
     """The lines of a run's metrics without times and rates."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in row.items() if name not in ("seconds", "images_per_second")} for row in rows
+        {name: value for name, value in row.items() if name not in ("seconds", "images_per_second", "attempt")}
+        for row in rows
     ]
 
 
@@ -162,11 +160,12 @@ def test_a_run_says_how_its_steps_are_computed(
     rows = [row for row in metrics(Path("run")) if row["kind"] == "hardware"]
     assert rows == [
         {
-            "kind": "hardware", "device": "cpu", "precision": "32", "threads": 2, "parallel": "samples",
-            "micro_batch": 3, "memory_format": "channels_last", "fuse": True, "keep_memory": True, "compile": False,
+            "kind": "hardware", "device": "cpu", "precision": "32", "processes": 1, "threads": 2,
+            "parallel": "samples", "side_by_side": 2, "micro_batch": 3,
+            "memory_format": "channels_last", "fuse": True, "keep_memory": True, "compile": False,
         }
     ]  # fmt: skip
-    assert "samples side by side, micro-batches of 3" in said.err
+    assert "2 threads, 2 micro-batches of 3 side by side" in said.err
 
 
 def works(compiled: Callable[[torch.Tensor], torch.Tensor]) -> bool:
@@ -314,30 +313,6 @@ def test_an_unfinished_data_set_is_not_passed_over_for_the_demo(cyclic: Cyclic) 
     assert "no finished data set" in ran.err
 
 
-def test_a_killed_process_resumes_from_its_last_state(tiny_dataset: Path, tmp_path: Path) -> None:
-    """SIGKILL loses what came after the last saved state, and nothing else: the bits are those of a whole run."""
-    run = tmp_path / "killed"
-    command = [
-        sys.executable, "-m", "cyclic_cli", "train", str(tiny_dataset), "--arch", "deep", "--epochs", "40",
-        "--batch-size", "2", "--set", "checkpoint_steps=5", "--resume", "auto", "--json", "--quiet",
-    ]  # fmt: skip
-    process = subprocess.Popen([*command, "--out", str(run)], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 100
-    while not list(run.glob("state/step-0*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.3)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL, "it finished before it could be killed"
-    rest = json.loads(subprocess.run([*command, "--out", str(run)], check=True, capture_output=True).stdout)
-    whole = json.loads(
-        subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True).stdout
-    )
-    assert rest["resumed_from_step"] >= 5
-    assert rest["steps_executed"] == whole["steps"] - rest["resumed_from_step"]
-    assert weights(run) == weights(tmp_path / "whole")
-    assert metrics(run) == metrics(tmp_path / "whole")
-
-
 def test_a_finished_run_is_summed_up_again_and_an_existing_one_refused(tiny_dataset: Path, cyclic: Cyclic) -> None:
     words = ("train", tiny_dataset, "--arch", "linear", "--epochs", 1)
     first = cyclic(*words, "--json").json
@@ -422,3 +397,132 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert rates[9] == 1.0
     assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 45 / 90)))
     assert 0 < rates[99] < 0.001
+
+
+# ------------------------------------------------------------------------------------------ what is not finite
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, number: int, size: int) -> None:
+    """One image of the split of this size is all NaN whenever it is read."""
+    read = Samples.images
+
+    def images(samples: Samples, chosen: np.ndarray) -> torch.Tensor:
+        found = read(samples, chosen)
+        if len(samples) == size:
+            found[chosen == number] = float("nan")
+        return found
+
+    monkeypatch.setattr(Samples, "images", images)
+
+
+def test_a_run_whose_only_step_ruins_the_weights_is_no_success(tiny_dataset: Path, cyclic: Cyclic) -> None:
+    ran = cyclic("train", tiny_dataset, "--arch", "linear", "--epochs", 1, "--batch-size", 500, "--lr", 1e36)
+    assert ran.code == 1
+    assert "not finite at step" in ran.err
+    assert not list(Path("runs").rglob("model.safetensors"))
+
+
+def test_a_batch_whose_loss_is_not_finite_stops_the_run_or_is_skipped(
+    tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic
+) -> None:
+    data = Samples.of(StoredDataset(tiny_dataset), "train")
+    monkeypatch.setattr(_Training, "_initialise", lambda training, stop: None)
+    poisoned(monkeypatch, 3, len(data))
+    words = ("train", tiny_dataset, "--arch", "linear", "--epochs", 2, "--batch-size", 5, "--out", "run")
+    stopped = cyclic(*words)
+    assert stopped.code == 1
+    assert "The loss is not finite" in stopped.err
+    assert f"{data.keys[3]:016x}" in stopped.err
+    skipped = cyclic(*words, "--set", "not_finite=skip", "--resume", "auto", "--json")
+    assert skipped.code == 0, skipped.err
+    rows = [row for row in metrics(Path("run")) if row["kind"] == "skipped"]
+    assert [f"{data.keys[3]:016x}" in row["samples"] for row in rows] == [True, True]  # type: ignore[operator]
+    assert all(np.isfinite(value).all() for value in read_checkpoint(Path("run/model.safetensors")).weights.values())
+
+
+# ------------------------------------------------------------------------------------------------ going on
+
+
+def stopped_at(step: int, dataset: Path, run: Path, config: TrainConfig) -> None:
+    def stop(event: object) -> None:
+        if isinstance(event, Step) and event.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(CyclicError, match="Stopped by SIGTERM"):
+        train(dataset, run, config, report=stop)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "progress.json"])
+@pytest.mark.parametrize("damage", ["cut", "bit"])
+def test_a_damaged_state_is_named_and_the_one_before_it_used(
+    file: str, damage: str, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    config = TrainConfig(arch="linear", epochs=2, batch_size=4, checkpoint_steps=2)
+    train(tiny_dataset, tmp_path / "whole", config)
+    run = tmp_path / "run"
+    stopped_at(5, tiny_dataset, run, config)
+    newest = sorted((run / "state").iterdir())[-1]
+    content = (newest / file).read_bytes()
+    middle = len(content) * 2 // 3
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    (newest / file).write_bytes(content[:middle] if damage == "cut" else flipped)
+    events: list[object] = []
+    rest = train(tiny_dataset, run, config, resume="auto", report=events.append)
+    said = [event.text for event in events if isinstance(event, Note) and event.warning]
+    assert len(said) == 1
+    assert newest.name in said[0]
+    assert (newest.name, rest.resumed_from_step) == ("step-00000005", 4)
+    assert weights(run) == weights(tmp_path / "whole")
+    assert metrics(run) == metrics(tmp_path / "whole")
+
+
+def test_when_every_state_is_damaged_the_run_says_so(tiny_dataset: Path, tmp_path: Path) -> None:
+    config = TrainConfig(arch="linear", epochs=2, batch_size=4, checkpoint_steps=2)
+    stopped_at(5, tiny_dataset, tmp_path / "run", config)
+    for state in (tmp_path / "run" / "state").iterdir():
+        (state / "progress.json").write_text("{}")
+    with pytest.raises(CyclicError, match="Every saved state"):
+        train(tiny_dataset, tmp_path / "run", config, resume="auto")
+
+
+def test_two_runs_in_one_folder_are_refused(tiny_dataset: Path, tmp_path: Path) -> None:
+    config = TrainConfig(arch="linear", epochs=1, batch_size=4)
+    refused = []
+
+    def second(event: object) -> None:
+        if isinstance(event, Step) and not refused:
+            with pytest.raises(CyclicError, match="is being trained by another process"):
+                train(tiny_dataset, tmp_path / "run", config, resume="auto")
+            refused.append(event.step)
+
+    train(tiny_dataset, tmp_path / "run", config, report=second)
+    assert refused == [1]
+    assert not (tmp_path / "run" / ".running").exists()
+
+
+def test_what_the_first_hardware_chose_holds_to_the_end(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(arch="linear", epochs=1, batch_size=4)
+    monkeypatch.setattr(distributed, "_cpu_has_bf16", lambda: False)
+    stopped_at(2, tiny_dataset, tmp_path / "run", config)
+    monkeypatch.setattr(distributed, "_cpu_has_bf16", lambda: True)
+    train(tiny_dataset, tmp_path / "run", config, resume="auto")
+    assert read_checkpoint(tmp_path / "run" / "model.safetensors").provenance["settings"]["precision"] == "32"
+
+
+def test_a_signal_in_the_start_ends_it_at_once(tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
+    def stop(event: object) -> None:
+        if isinstance(event, Note) and event.text.startswith("starting"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(CyclicError, match="nothing to save yet") as caught:
+        train(tiny_dataset, tmp_path / "run", TrainConfig(arch="linear", epochs=1), report=stop)
+    assert caught.value.exit_code == 143
+    assert cyclic("train", tiny_dataset, "--arch", "linear", "--out", tmp_path / "run", "--epochs", 1).code == 0
+
+
+def test_gradients_are_clipped(tiny_dataset: Path, tmp_path: Path) -> None:
+    for name, norm in (("a", 1.0), ("b", 1e-12)):
+        train(tiny_dataset, tmp_path / name, TrainConfig(arch="vae", epochs=1, batch_size=4, gradient_clip=norm))
+    assert weights(tmp_path / "a") != weights(tmp_path / "b")

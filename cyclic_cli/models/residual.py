@@ -67,7 +67,6 @@ class Model(nn.Module):
         if config.reduction not in (None, 2, 4, 8, 16):
             raise ValueError(f"the reduction is 2, 4, 8, 16 or none, not {config.reduction}")
         channels, width = image_shape[0], config.width
-        self.latent = config.latent
         head: list[nn.Module]
         if config.reduction is None:
             self.linear: VectorCode | MapCode = VectorCode(image_shape, config.latent)

@@ -6,8 +6,8 @@
 
 where μ, σ² and σxy are the mean, variance and covariance under a Gaussian window of 11×11 pixels and σ 1.5 for images
 that span [0, 1] (Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE TIP
-13(4), 2004). Inner positions are those whose window lies wholly inside the image. The same definition as
-`cyclic_cli.metrics.ssim`, so that the figures of training and of `cyclic reconstruct` agree.
+13(4), 2004). Inner positions are those whose window lies wholly inside the image. The formula is that
+of `cyclic_cli.metrics.ssim`, here over the whole image with its letterbox, and not clamped.
 """
 
 from __future__ import annotations

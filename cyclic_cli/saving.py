@@ -1,0 +1,124 @@
+"""The state of a run: taken between two steps, written by a thread of its own, taken up again by a later attempt.
+
+Writing off the training thread costs a step only the copy of weights and optimizer. One write goes on at a time, in
+order; a signal or the end of a run waits for the last one.
+"""
+
+import platform
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cyclic_cli.distributed import Ranks
+from cyclic_cli.errors import CyclicError
+from cyclic_cli.events import Note, Report
+from cyclic_cli.gradients import Plan
+from cyclic_cli.storage import Checkpoint, RunFolder
+
+
+@dataclass
+class RunProgress:
+    """What of a run changes besides weights and optimizer, as `progress.json` keeps it."""
+
+    step: int = 0  # optimizer steps done
+    epochs_done: int = 0  # with their validation
+    epoch_losses: dict[str, float] = field(default_factory=dict)  # sums over the steps of the current epoch
+    epoch_steps: int = 0  # that these are the sums of
+    val: dict[str, float] = field(default_factory=dict)  # of the best checkpoint
+    metrics_size: int = 0  # bytes
+    attempt: int = 1
+    environment: dict[str, Any] = field(default_factory=dict)  # what the bits depend on, see `environment`
+
+
+def environment(plan: Plan) -> dict[str, Any]:
+    """What besides settings and data decides the bits of a result."""
+    return {
+        "cyclic": version("cyclic-cli"), "torch": torch.__version__, "numpy": np.__version__,
+        "processor": platform.machine(), "features": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if plan.device == "cuda" else "cpu",
+        "threads": plan.threads, "processes": plan.processes,
+    }  # fmt: skip
+
+
+class Writer:
+    """Does what it is given, one after the other, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1, "state")
+        self.writing: Future[None] | None = None
+
+    def __call__(self, write: Callable[[], None]) -> None:
+        """Begin to write; wait first while an earlier write goes on. Raises what that one raised."""
+        self.wait()
+        self.writing = self.thread.submit(write)
+
+    def wait(self) -> None:
+        """Raises what the last write raised."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    def close(self) -> None:
+        """End the thread when its last write is done."""
+        self.thread.shutdown()
+
+
+def optimizer_arrays(ranks: Ranks, module: nn.Module, optimizer: Any) -> dict[str, np.ndarray]:
+    """An optimizer's state as named arrays, `3.exp_avg`, in the first process; all take part."""
+    return {
+        f"{number}.{name}": value.numpy()
+        for number, values in ranks.moments(module, optimizer).items()
+        for name, value in values.items()
+    }
+
+
+def restore(
+    ranks: Ranks, module: nn.Module, optimizer: Any, saved: tuple[Checkpoint, dict[str, np.ndarray], dict[str, Any]],
+    form: torch.memory_format,
+) -> RunProgress:  # fmt: skip
+    """Take up a saved state in every process; tensors get the memory format of the model."""
+    checkpoint, arrays, progress = saved
+    ranks.load_weights(module, {name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
+    torch.set_rng_state(torch.from_numpy(arrays.pop("random.torch")))
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, array in arrays.items():
+        number, _, name = key.partition(".")
+        tensor = torch.from_numpy(array.copy())
+        state.setdefault(int(number), {})[name] = tensor.contiguous(memory_format=form) if tensor.dim() == 4 else tensor
+    ranks.load_moments(module, optimizer, state)
+    return RunProgress(**progress)
+
+
+def newest_whole_state(folder: RunFolder, report: Report) -> Path | None:
+    """The newest saved state that is not damaged; damaged ones are named. None where there never was one.
+
+    Raises:
+        CyclicError: all are damaged.
+    """
+    states = folder.states()
+    for state in reversed(states):
+        try:
+            saved = folder.load_state(state)
+            RunProgress(**saved[2])
+        except (CyclicError, TypeError):
+            report(Note(f"the saved state {state} is damaged, the one before it is taken", warning=True))
+        else:
+            return state
+    if states:
+        raise CyclicError(
+            f"Every saved state of {folder.folder} is damaged.", "Name another --out, or remove the run to begin again."
+        )
+    return None
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """In words, what differs between the environments of two attempts; empty when nothing does."""
+    names = [name for name in now if name in before and before[name] != now[name]]
+    return ", ".join(f"{name} {before[name]} → {now[name]}" for name in names)

@@ -1,0 +1,54 @@
+"""Signals that end a run: the first only raises a flag, on whose step all processes agree; a second ends at once."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+
+from cyclic_cli.distributed import Ranks
+from cyclic_cli.errors import Stopped
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that receives the first stopping signal; a second one ends the process at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def agreed_wishes(ranks: Ranks, received: list[int], save: bool) -> tuple[signal.Signals | None, bool]:
+    """The signal that any process received, and whether the first one wishes to save; the same in all of them."""
+    wishes = torch.tensor([*(number in received for number in SIGNALS), save and ranks.is_main], dtype=torch.float32)
+    *signals, save = ranks.summed(wishes.to(ranks.fabric.device)).bool().tolist()
+    return next((number for number, sent in zip(SIGNALS, signals, strict=True) if sent), None), save
+
+
+def stopped(number: signal.Signals, step: int, steps: int) -> Stopped:
+    """The error with which a run ends, its state saved, or before its first step."""
+    error = Stopped(
+        f"Stopped by {number.name} at step {step} of {steps}, {'state saved' if step else 'nothing to save yet'}.",
+        f"The same command with --resume auto {'continues' if step else 'begins again'}.",
+        130 if number == signal.SIGINT else 143,
+    )
+    error.everywhere = True
+    return error

@@ -1,0 +1,40 @@
+"""Starts `cyclic` again and again without loading torch anew: forks itself for every line of words, as JSON, on stdin.
+
+It answers with the number of the new process, and, once that has ended, with its exit code. What the commands
+say goes to the file that is named first.
+"""
+
+import json
+import os
+import sys
+
+# Loaded, but not used: threads of torch would not survive the fork.
+import lightning_fabric  # noqa: F401
+import pyarrow.parquet  # noqa: F401
+
+from cyclic_cli import distributed, gradients, training  # noqa: F401
+from cyclic_cli.__main__ import main
+
+
+def run(words: list[str], log: str) -> None:
+    """Become `cyclic` with these words."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(file, number)
+    sys.argv = ["cyclic", *words]
+    main()
+
+
+def say(number: int) -> None:
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
+
+
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        run(json.loads(line), sys.argv[1])
+        os._exit(0)
+    say(pid)
+    _, status = os.waitpid(pid, 0)
+    say(os.waitstatus_to_exitcode(status))

@@ -1,0 +1,242 @@
+"""Several processes do what one does: the same weights, every sample once, one voice, one writer."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Ran
+
+from cyclic_cli import distributed
+from cyclic_cli.config import TrainConfig, is_main_process, local_processes
+from cyclic_cli.distributed import Ranks
+from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.storage import read_checkpoint
+
+Cyclic = Callable[..., Ran]
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node")
+EXCHANGE = Path(__file__).with_name("exchanging.py")
+
+
+def command(*words: object, processes: int | None = None) -> list[str]:
+    """`cyclic` in a process of its own, or in several started by torchrun."""
+    launcher = (sys.executable,) if processes is None else (*TORCHRUN, str(processes))
+    return [*launcher, "-m", "cyclic_cli", *map(str, words)]
+
+
+def ran(words: list[str], **environment: str) -> Ran:
+    result = subprocess.run(words, capture_output=True, text=True, env=os.environ | environment, timeout=240)
+    return Ran(result.returncode, result.stdout, result.stderr)
+
+
+def difference(run: Path, other: Path) -> float:
+    """The norm of the difference of two runs' weights, relative to that of the weights.
+
+    Not weight by weight: Adam moves a weight whose gradient is all rounding by as much as any other.
+    """
+    one, two = (read_checkpoint(folder / "model.safetensors").weights for folder in (run, other))
+    assert one.keys() == two.keys()
+    squares = sum(np.square(one[name] - two[name], dtype=np.float64).sum() for name in one)
+    return float(np.sqrt(squares / sum(np.square(value, dtype=np.float64).sum() for value in one.values())))
+
+
+def train_words(dataset: Path, *words: object) -> list[object]:
+    return ["train", dataset, "--precision", 32, "--device", "cpu", "--json", *words]
+
+
+ALL = "objectives={reconstruction: 1, absolute: 0.2, similarity: 0.1}"
+CASES = {
+    # 24 training images in batches of 7: the last has 3, of which one process of two has one more
+    "ddp": (["--arch", "conv", "--batch-size", 7, "--epochs", 5, "--lr", 1e-5, "--set", ALL], ["--devices", 2], None),
+    # divergence; batches of 2 on three processes, one of which has nothing to do
+    "torchrun": (["--arch", "vae", "--batch-size", 2, "--epochs", 2, "--set", "augment=1"], [], 3),
+    "operations": (
+        ["--arch", "conv", "--batch-size", 7, "--epochs", 5, "--lr", 1e-5, "--set", ALL, "--set", "micro_batch=2"],
+        ["--devices", 3, "--set", "parallel=operations"], None,
+    ),
+    "fsdp": (
+        ["--arch", "deep", "--batch-size", 5, "--epochs", 4, "--lr", 1e-5],
+        ["--devices", 2, "--strategy", "fsdp"], None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=pytest.mark.slow) if name == "operations" else name for name in CASES]
+)
+def test_processes_train_the_weights_of_one(case: str, tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
+    settings, shared, processes = CASES[case]
+    words = train_words(tiny_dataset, *settings)
+    one = cyclic(*words, "--out", tmp_path / "one")
+    several = ran(command(*words, *shared, "--out", tmp_path / "several", processes=processes))
+    assert (one.code, several.code) == (0, 0), several.err
+    assert one.json["steps"] >= 20
+    assert several.json["steps"] == one.json["steps"]
+    assert several.json["val"]["psnr"] == pytest.approx(one.json["val"]["psnr"], rel=1e-5)
+    assert difference(tmp_path / "one", tmp_path / "several") < 1e-5
+    rows = [json.loads(line) for line in (tmp_path / "several" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if row["kind"] == "epoch"] == list(range(1, one.json["epochs"] + 1))
+    assert several.err.count("starting ") == several.err.count(f"epoch 1/{one.json['epochs']}  val") == 1
+    assert "warning" not in several.err.lower()
+
+
+def test_a_stopped_run_goes_on_with_another_number_of_processes(
+    tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    words = train_words(tiny_dataset, "--arch", "conv", "--batch-size", 3, "--epochs", 400, "--resume", "auto")
+    words += ["--set", "checkpoint_steps=10", "--lr", 1e-5]
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(*words, "--devices", 2, "--out", run), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    wait_for(lambda: list(run.glob("state/step-*")), process)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert time.monotonic() - began < 20
+    assert said.count("Stopped by SIGTERM") == 1
+    rest = cyclic(*words, "--out", run)
+    assert rest.code == 0, rest.err
+    assert "processes 2 → 1" in rest.err
+    whole = cyclic(*words, "--out", tmp_path / "whole")
+    assert rest.json["steps_executed"] + rest.json["resumed_from_step"] == whole.json["steps"]
+    assert rest.json["val"]["psnr"] == pytest.approx(whole.json["val"]["psnr"], rel=1e-4)
+    assert difference(run, tmp_path / "whole") < 1e-4
+
+
+def test_when_a_process_dies_the_others_end_with_a_word(tiny_dataset: Path, tmp_path: Path) -> None:
+    words = train_words(tiny_dataset, "--arch", "conv", "--batch-size", 3, "--epochs", 4000)
+    run = tmp_path / "run"
+    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": "2"}  # as torchrun does, which would end both
+    ranks = [
+        subprocess.Popen(
+            command(*words, "--out", run), env=environment | {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0"},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    wait_for(lambda: (run / "model.safetensors").exists(), ranks[0])
+    ranks[1].kill()
+    _, said = ranks[0].communicate(timeout=60)
+    assert ranks[1].wait() == -signal.SIGKILL
+    assert ranks[0].returncode == 1
+    assert "Another process of the run has ended." in said
+    assert "Traceback" not in said
+
+
+def test_what_is_refused_is_refused_once(tiny_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("arch: conv\n")
+    refused = ran(command(*train_words(tiny_dataset, "--out", tmp_path / "run"), "--devices", 2))
+    assert refused.code == 1
+    assert refused.err.count("exists.") == 1
+    assert "Traceback" not in refused.err
+
+
+def test_exchanges_between_three_processes() -> None:
+    """Gathered rows and their gradient, sums, decisions: see `exchanging.py`, which asserts."""
+    done = ran([*TORCHRUN, "3", str(EXCHANGE)])
+    assert done.code == 0, done.err
+    assert sorted(done.out.split()) == ["rank0", "rank1", "rank2"]
+
+
+def test_parts_of_a_batch_are_neighbours_and_hold_every_sample_once() -> None:
+    for samples in (1, 2, 5, 6, 7):
+        ranks = [Ranks(None, rank, 3) for rank in range(3)]
+        parts = [one.part(np.arange(samples)) for one in ranks]
+        assert np.concatenate(parts).tolist() == list(range(samples))
+        assert max(map(len, parts)) == ranks[0].largest_part(samples)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "here", "is_main"),
+    [
+        ({}, (0, 1), True),
+        ({"LOCAL_RANK": "1"}, (0, 1), False),  # started by the first process itself
+        ({**SLURM, "SLURM_PROCID": "0"}, (2, 2), True),
+        ({**SLURM, "SLURM_PROCID": "3", "SLURM_LOCALID": "0"}, (2, 2), False),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, (0, 1), True),  # the shell of a job
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, (0, 1), True),
+        ({"TORCHELASTIC_RUN_ID": "a", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6", "RANK": "5"}, (2, 3), False),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
+)
+def test_who_started_the_processes(
+    environment: dict[str, str], here: tuple[int, int], is_main: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert local_processes() == here
+    assert is_main_process() == is_main
+
+
+def test_uneven_tasks_of_slurm_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**SLURM, "SLURM_STEP_NUM_TASKS": "5", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CyclicError, match="5 tasks"):
+        local_processes()
+
+
+def test_a_launcher_and_devices_that_disagree_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**SLURM, "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="--devices 3, but the launcher started 2"):
+        distributed.launch("cpu", "32", devices=3)
+
+
+def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "available_cpus", lambda: 8)
+    assert [distributed.threads_each(processes) for processes in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    for name, value in {**SLURM, "SLURM_PROCID": "0", "SLURM_CPUS_PER_TASK": "8"}.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.threads_each(2) == 8  # Slurm has shared them already
+
+
+@pytest.mark.parametrize("settings", [{"devices": 0}, {"strategy": "dp"}, {"not_finite": "go"}], ids=str)
+def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        TrainConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("setting", ["parallel=samples", "memory_format=channels_last"])
+def test_divided_models_have_neither_threads_nor_channels_last(
+    setting: str, tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    words = train_words(tiny_dataset, "--strategy", "fsdp", "--set", setting, "--out", tmp_path / "run")
+    assert cyclic(*words).code == 2
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "it ended before its time"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def test_alone_every_exchange_is_its_own() -> None:
+    alone = Ranks(None, 0, 1)
+    rows = torch.rand(3, 2)
+    assert alone.summed(rows) is rows
+    assert alone.gathered(rows, 3) is rows
+    assert alone.agreed(lambda: 5) == 5

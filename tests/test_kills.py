@@ -1,0 +1,137 @@
+"""Whenever a run is killed, the same command ends it with the bits of a run that was never stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import contents
+
+KILLS = 24
+INTERVAL = 4  # steps between two saved states
+LOGGED = 10  # steps between two lines of metrics
+EPOCHS = 60
+PER_EPOCH = 8  # steps
+WORDS = ("--arch", "linear", "--epochs", EPOCHS, "--batch-size", 3, "--set", f"checkpoint_steps={INTERVAL}")
+WORDS += ("--set", "augment=1", "--lr", 1e-3)
+
+
+class Forks:
+    """Processes of `cyclic` that start in a moment, see `forking.py`."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.server = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("forking.py"), log],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def start(self, *words: object) -> int:
+        assert self.server.stdin
+        assert self.server.stdout
+        self.server.stdin.write(json.dumps([str(word) for word in words]) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def end(self) -> int:
+        """The exit code of what was started, once it has ended."""
+        assert self.server.stdout
+        return int(self.server.stdout.readline())
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+
+@pytest.fixture
+def forks(tmp_path: Path) -> Iterator[Forks]:
+    started = Forks(tmp_path / "said.txt")
+    yield started
+    started.server.kill()
+    started.server.wait()
+
+
+def rows(run: Path) -> list[dict[str, object]]:
+    """The lines of a run's metrics without times, rates and attempts."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    left_out = ("seconds", "images_per_second", "attempt")
+    return [{name: value for name, value in row.items() if name not in left_out} for row in lines]
+
+
+def last_step(run: Path) -> int:
+    """The last step that a run has written of, at most `LOGGED` before the one it has come to."""
+    try:
+        return max((int(row.get("step", 0)) for row in rows(run)), default=0)  # type: ignore[call-overload]
+    except (OSError, ValueError):  # killed in the middle of a line
+        return 0
+
+
+def moments(run: Path, generator: random.Random) -> list[tuple[str, Callable[[], bool]]]:
+    """When to kill: names of phases, each with a condition that begins to hold in it."""
+
+    def is_writing() -> bool:
+        return any((run / "state").glob(".step-*.tmp"))
+
+    def at_epoch_end() -> bool:
+        return any(int(draft.name[6:14]) % PER_EPOCH == 0 for draft in (run / "state").glob(".step-*.tmp"))
+
+    def after(steps: int) -> Callable[[], bool]:
+        begun = newest_state(run)
+        return lambda: newest_state(run) >= begun + steps
+
+    return [
+        ("start", lambda: run.exists()),
+        ("settings", lambda: (run / "config.yaml").exists()),
+        ("metrics", lambda: (run / "metrics.jsonl").exists()),
+        ("writing", is_writing),
+        ("epoch", at_epoch_end),
+        ("between", after(generator.randrange(1, 12))),
+    ]
+
+
+def newest_state(run: Path) -> int:
+    return max((int(path.name[5:]) for path in (run / "state").glob("step-*")), default=0)
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_a_run_killed_again_and_again_ends_as_if_never_stopped(
+    seed: int, tiny_dataset: Path, tmp_path: Path, forks: Forks
+) -> None:
+    generator, run = random.Random(seed), tmp_path / "killed"
+    words = ("train", tiny_dataset, *WORDS, "--resume", "auto", "--quiet", "--json")
+    executed, phases = 0, []
+    for kill in range(KILLS):
+        pid, resumed = forks.start(*words, "--out", run), newest_state(run)
+        phase, condition = moments(run, generator)[kill % 6 if kill < 12 else generator.randrange(3, 6)]
+        deadline = time.monotonic() + 60
+        while not condition() and not (run / "summary.json").exists():
+            assert time.monotonic() < deadline, f"{phase} never came: {forks.said()}"
+            time.sleep(0.001)
+        time.sleep(generator.choice([0, 0, 0.002, 0.01]))
+        os.kill(pid, signal.SIGKILL)
+        assert forks.end() == -signal.SIGKILL, forks.said()
+        assert not (run / "summary.json").exists(), "it was over before it could be killed"
+        executed += max(0, last_step(run) - resumed)
+        phases.append(phase)
+    forks.start(*words, "--out", run)
+    assert forks.end() == 0, forks.said()
+    forks.start(*words, "--out", tmp_path / "whole")
+    assert forks.end() == 0, forks.said()
+    rest, whole = (json.loads(line) for line in forks.said().splitlines()[-2:])
+    assert len(set(phases)) == 6
+    assert rest["resumed"]
+    assert rest["steps"] == whole["steps_executed"]
+    # Resuming is not starting again.
+    assert executed + rest["steps_executed"] <= whole["steps"] + KILLS * (INTERVAL + LOGGED)
+    assert rows(run) == rows(tmp_path / "whole")
+    kept, wanted = contents(run), contents(tmp_path / "whole")
+    last = f"step-{whole['steps']:08d}"
+    for name in ("model.safetensors", f"state/{last}/model.safetensors", f"state/{last}/optimizer.safetensors"):
+        assert kept[name] == wanted[name], name
+    leftovers = [name for name in kept if name.endswith(".tmp") or ".tmp/" in name]
+    assert kept.keys() - set(leftovers) == wanted.keys()
