@@ -40,6 +40,7 @@ from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset, read_checkp
 
 LOG_EVERY = 10  # steps between two lines of metrics
 INITIALISATION_BATCH = 32
+INITIALISATION_IMAGES = 10_000  # at most: more would teach principal components little, and take hours of a large set
 VALIDATION_BATCH = 64
 BEFORE_TRAINING = -1  # the epoch whose order the model is started in
 NAMED = 16  # samples of a batch that an error names
@@ -304,9 +305,9 @@ class _Training:
 
     def _initialise(self, stop: list[int]) -> None:
         """Start the model from the training images. Raises Stopped when a signal ends that."""
-        total = len(self.data)
-        self.report(Note(f"starting {self.config.arch} from the {total} training images"))
-        order = epoch_order(total, self.config.seed, BEFORE_TRAINING)
+        order = epoch_order(len(self.data), self.config.seed, BEFORE_TRAINING)[:INITIALISATION_IMAGES]
+        total, whole = len(order), len(order) == len(self.data)
+        self.report(Note(f"starting {self.config.arch} from {'the ' if whole else ''}{total} training images"))
 
         def images() -> Iterator[Tensor]:
             done = 0

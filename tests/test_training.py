@@ -18,7 +18,7 @@ from cyclic_cli.config import TrainConfig
 from cyclic_cli.data import Samples
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Epoch, Note, Step
-from cyclic_cli.models import conv, deep, residual, vae
+from cyclic_cli.models import conv, deep, linear, residual, vae
 from cyclic_cli.registry import names
 from cyclic_cli.storage import StoredDataset, read_checkpoint
 from cyclic_cli.training import _Training, learning_rate, train
@@ -526,3 +526,13 @@ def test_gradients_are_clipped(tiny_dataset: Path, tmp_path: Path) -> None:
     for name, norm in (("a", 1.0), ("b", 1e-12)):
         train(tiny_dataset, tmp_path / name, TrainConfig(arch="vae", epochs=1, batch_size=4, gradient_clip=norm))
     assert weights(tmp_path / "a") != weights(tmp_path / "b")
+
+
+def test_a_start_sees_a_bounded_number_of_images(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "INITIALISATION_IMAGES", 7)
+    seen: list[int] = []
+    monkeypatch.setattr(linear.Model, "initialise", lambda model, images: seen.extend(map(len, images)))
+    train(tiny_dataset, tmp_path / "run", TrainConfig(arch="linear", epochs=1))
+    assert sum(seen) == 7
