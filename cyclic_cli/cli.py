@@ -342,7 +342,7 @@ def train(
     strategy: Annotated[
         str | None, typer.Option(help="auto, ddp or fsdp (divided models).", show_default=TrainConfig.strategy)
     ] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the network by torch.compile.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile; for GPUs, slower on CPUs.")] = False,
     config: Annotated[Path | None, typer.Option(help="A run file: YAML, `name: value`.", show_default=False)] = None,
     assign: Annotated[
         list[str] | None,
