@@ -9,8 +9,8 @@
 
 The mathematics is that of the whole batch: gradients of micro-batches add up, weighted by their share of it. So only
 objectives of each sample alone (`PER_SAMPLE`) let a batch be divided. Processes divide it too; objectives of whole
-batches then see the outputs of all of them. What is chosen depends on settings, architecture
-and hardware, never on a measured time: the same command on the same machine gives the same bits.
+batches then see the outputs of all of them. What is chosen depends on settings, architecture and hardware, never on a
+measured time: the same command on the same machine gives the same bits.
 """
 
 import os
@@ -197,7 +197,6 @@ class Gradients:
     def _side_by_side(self, parts: list[np.ndarray], chosen: np.ndarray, epoch: int) -> list[dict[str, float]]:
         assert self.threads is not None
         losses: list[dict[str, float]] = []
-        before = [parameter.grad for parameter in self.parameters]
         results = self.threads.map(self._gradients, parts, repeat(chosen), repeat(epoch))  # in the order of the parts
         sums: list[Tensor | None] = [None] * len(self.parameters)
         for values, gradients in results:
@@ -206,9 +205,9 @@ class Gradients:
                 if gradient is not None:
                     known = sums[number]
                     sums[number] = gradient if known is None else known.add_(gradient)
-        for parameter, gradient, old in zip(self.parameters, self._of_all_processes(sums), before, strict=True):
+        for parameter, gradient in zip(self.parameters, self._of_all_processes(sums), strict=True):
             if gradient is not None:
-                parameter.grad = gradient if old is None else old.add_(gradient)
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return losses or [dict.fromkeys(self.objectives, 0.0)]
 
     def _of_all_processes(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
@@ -237,9 +236,8 @@ class Gradients:
     def _forward(self, image: Tensor, **noise: Tensor) -> dict[str, Tensor]:
         if self.threads is None:
             return self.model(image, **noise)  # type: ignore[no-any-return]
-        with (
-            self.ranks.fabric.autocast()
-        ):  # Fabric's own module wants its own backward pass, which threads cannot share
+        # Fabric's own module wants its own backward pass, which threads cannot share.
+        with self.ranks.fabric.autocast():
             outputs = self.model.module(image, **noise)
         return {name: output.to(torch.promote_types(output.dtype, torch.float32)) for name, output in outputs.items()}
 
