@@ -23,29 +23,29 @@ class Samples:
     """The samples of one split with an image, in the order of the index."""
 
     dataset: StoredDataset
-    keys: np.ndarray  # (N,) uint64, from the sample keys
-    shards: np.ndarray  # (N,)
-    rows: np.ndarray  # (N,)
-    heights: np.ndarray  # (N,) pixels of the originals
-    widths: np.ndarray  # (N,)
-    patients: int
+    records: np.ndarray  # (N,) of `records.RECORD`, as a map
 
     @classmethod
     def of(cls, dataset: StoredDataset, split: str, fraction: float = 1.0) -> "Samples":
         """Those of the first `fraction` of a split's patients."""
-        table = dataset.select(split, fraction, ["sample", "patient", "shard", "row", "height", "width"])
-        keys = [int(key[:16], 16) for key in table["sample"].to_pylist()]
-        shards, rows, heights, widths = (table[name].to_numpy() for name in ("shard", "row", "height", "width"))
-        patients = len(table["patient"].unique())
-        return cls(dataset, np.array(keys, dtype=np.uint64), shards, rows, heights, widths, patients)
+        return cls(dataset, dataset.records(split, fraction))
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.records)
+
+    @property
+    def patients(self) -> int:
+        """How many patients the samples are of."""
+        return int(self.records[-1]["patient"]) + 1 if len(self) else 0
+
+    def keys(self, chosen: np.ndarray) -> np.ndarray:
+        """The keys (N,) uint64 of the samples numbered by `chosen` (N,): the first half of those in the index."""
+        return self.records[chosen]["key"]
 
     def images(self, chosen: np.ndarray) -> Tensor:
         """Images (N, C, H, W) float32 in [0, 1] of the samples numbered by `chosen` (N,)."""
-        stored = self.dataset.images(self.shards[chosen], self.rows[chosen])
-        return torch.from_numpy(as_float(stored))
+        records = self.records[chosen]
+        return torch.from_numpy(as_float(self.dataset.images(records["shard"], records["row"])))
 
     def batches(self, order: np.ndarray, size: int) -> Iterator[Tensor]:
         """The images numbered by `order` (N,), in batches of at most `size`: (N, C, H, W) float32 in [0, 1]."""
@@ -55,13 +55,61 @@ class Samples:
     def area(self, sample: int) -> tuple[slice, slice]:
         """Rows and columns of a sample's image that hold no letterbox."""
         size = self.dataset.facts.preprocessing.size
-        return image_area(int(self.heights[sample]), int(self.widths[sample]), size)
+        record = self.records[sample]
+        return image_area(int(record["height"]), int(record["width"]), size)
 
 
-def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order (N,) in which an epoch visits its samples."""
-    generator = torch.Generator().manual_seed(_mix(seed, epoch))
-    return torch.randperm(samples, generator=generator).numpy()
+class EpochOrder:
+    """The order in which an epoch visits its samples: a random permutation, computed where it is asked for.
+
+    Only a block of it is held, so that an epoch of a hundred million images begins at once. Sources: a
+    Feistel network whose round functions are a good hash is a pseudo-random permutation (Luby and Rackoff, SIAM
+    Journal on Computing 1988); numbers that it sends past the end walk on along their cycle until they come back
+    (Black and Rogaway, CT-RSA 2002). The hash is the finaliser of splitmix64 (Steele et al., OOPSLA 2014).
+    """
+
+    ROUNDS = 8
+    BLOCK = 16_384  # places that are computed together: numpy takes as long for a few
+
+    def __init__(self, samples: int, seed: int, epoch: int) -> None:
+        self.samples = samples
+        self._half = np.uint64(max(1, (max(samples - 1, 1).bit_length() + 1) // 2))  # bits of one of the two halves
+        self._low = np.uint64((1 << int(self._half)) - 1)
+        self._keys = np.random.Philox(key=_mix(seed, epoch)).random_raw(self.ROUNDS)
+        self._held: tuple[int, np.ndarray] = (-1, np.empty(0))  # the last block, by its number
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, places: slice) -> np.ndarray:
+        """The numbers (N,) int64 of the samples at consecutive places of the order."""
+        first, end, _ = places.indices(self.samples)
+        begun = first // self.BLOCK
+        blocks = [self._block(number) for number in range(begun, -(-end // self.BLOCK))]
+        start = begun * self.BLOCK
+        return np.concatenate([np.empty(0, np.int64), *blocks])[first - start : end - start]
+
+    def _block(self, number: int) -> np.ndarray:
+        if self._held[0] != number:
+            first = number * self.BLOCK
+            samples = self._permuted(np.arange(first, min(first + self.BLOCK, self.samples), dtype=np.uint64))
+            while (outside := np.flatnonzero(samples >= self.samples)).size:
+                samples[outside] = self._permuted(samples[outside])
+            self._held = number, samples.astype(np.int64)
+        return self._held[1]
+
+    def _permuted(self, numbers: np.ndarray) -> np.ndarray:
+        left, right = numbers >> self._half, numbers & self._low
+        for key in self._keys:
+            left, right = right, left ^ (_hash(right ^ key) & self._low)
+        return left << self._half | right
+
+
+def _hash(values: np.ndarray) -> np.ndarray:
+    """64 bits of each of (N,) uint64, all of which depend on all of its own."""
+    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return values ^ values >> np.uint64(31)
 
 
 def sample_noise(keys: np.ndarray, size: int, seed: int, epoch: int, purpose: str = "") -> Tensor:

@@ -8,6 +8,7 @@ Data set (a folder; `dataset.yaml` is written last, so a folder without it is un
 
     dataset.yaml               facts: format, preprocessing, split, counts, fingerprint
     index.parquet              a row per sample, sorted by split and subset position
+    records.npy                what training reads of it, see `records.py`
     images-00000.safetensors   `images` (N, C, H, W) uint8 or uint16, read through a memory map
     rejected.jsonl             one line per input that was skipped or rejected
     duplicates.jsonl           one line per input that is another's duplicate, and per pair of near duplicates
@@ -34,6 +35,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -46,11 +48,12 @@ from safetensors.numpy import save_file
 from cyclic_cli.config import Preprocessing, as_plain, build
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.lease import SILENCE, hold
+from cyclic_cli.records import RECORD, chosen, map_records, records_of, write_records
 
 if TYPE_CHECKING:
     import pyarrow
 
-DATASET_FORMAT = 2
+DATASET_FORMAT = 3
 CHECKPOINT_FORMAT = 2
 ROW_GROUP = 8192  # rows of a Parquet table that are written together
 ROWS_AT_ONCE = 512  # of them as Python objects, which need ten times the memory
@@ -208,6 +211,11 @@ class DatasetFacts:
     shards: int = 0
     request: dict[str, Any] = field(default_factory=dict)  # as of `DatasetDraft.begin`: the same one finds it finished
     fingerprint: str = ""  # of the samples
+
+    @property
+    def images(self) -> int:
+        """Samples with an image."""
+        return int(self.counts["paired"]) + int(self.counts["image_only"])
 
 
 INDEX_COLUMNS = {
@@ -369,7 +377,10 @@ class DatasetDraft:
             texts: The labels that hold text; the others are numbers.
         """
         labels = {label: "string" if label in texts else "float32" for label in facts.labels}
-        write_parquet(self.folder / "index.parquet", INDEX_COLUMNS | labels, tables["index"])
+        index = self.folder / "index.parquet"
+        write_parquet(index, INDEX_COLUMNS | labels, tables["index"])
+        with replacing(self.folder / "records.npy") as draft_of_records:
+            write_records(draft_of_records, _records(index), facts.images)
         write_parquet(self.folder / "inputs.parquet", INPUT_COLUMNS, tables["inputs"])
         write_parquet(self.folder / "reports.parquet", REPORT_COLUMNS, tables["reports"])
         write_json_lines(self.folder / "rejected.jsonl", tables["rejected"])
@@ -579,14 +590,19 @@ class StoredDataset:
         """Every report: rows of `REPORT_COLUMNS`."""
         return read_parquet(self.folder / "reports.parquet", REPORT_COLUMNS)
 
-    def select(self, split: str, fraction: float = 1.0, columns: list[str] | None = None) -> "pyarrow.Table":
-        """The rows of a split with an image, of the first `fraction` of its patients, in the index's order."""
-        import pyarrow.compute as pc
+    def records(self, split: str, fraction: float = 1.0) -> np.ndarray:
+        """The records (N,) of `records.RECORD` of a split's images, of the first `fraction` of its patients."""
+        return chosen(self._records, split, fraction)
 
-        wanted = None if columns is None else sorted({*columns, "split", "position", "has_image"})
-        table = self.index(wanted)
-        inside = pc.and_(pc.equal(table["split"], split), pc.less(table["position"], fraction))
-        return table.filter(pc.and_(inside, table["has_image"]))
+    @cached_property
+    def _records(self) -> np.ndarray:
+        path = self.folder / "records.npy"
+        try:
+            if self.facts.format < 3:  # the file did not exist
+                return np.fromiter(_records(self.folder / "index.parquet"), RECORD)
+            return map_records(path, self.facts.images)
+        except (OSError, ValueError) as error:
+            raise CyclicError(f"{path} is missing or damaged.", "Make the data set again.") from error
 
     def images(self, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Copy images out of the memory map.
@@ -601,18 +617,28 @@ class StoredDataset:
         kind = np.uint8 if self.facts.preprocessing.bits == 8 else np.uint16
         out = np.empty((len(shards), *self.image_shape), dtype=kind)
         for position, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
-            out[position] = self._map(shard)[row]
+            images = self._map(shard)
+            if row >= len(images):
+                raise CyclicError(f"{self.folder} is damaged: {shard_name(shard)} is too short.", "Make it again.")
+            out[position] = images[row]
         return out
 
     def check(self) -> None:
-        """Raise CyclicError when the index or a shard that it names is missing or cut short."""
-        for shard in set(self.index(["shard"])["shard"].to_pylist()) - {-1}:
+        """Raise CyclicError when the index, its records or a shard that they name are missing or cut short."""
+        self.index(["shard"])
+        for shard in np.unique(self._records["shard"]).tolist():
             self._map(shard)
 
     def _map(self, shard: int) -> np.ndarray:
         if shard not in self._maps:
             self._maps[shard] = _map_images(self.folder / shard_name(shard), self.image_shape)
         return self._maps[shard]
+
+
+def _records(index: Path) -> Iterator[tuple[int | float, ...]]:
+    """The records of an index."""
+    names = ("sample", "patient", "split", "position", "has_image", "shard", "row", "height", "width")
+    return records_of(read_parquet(index, {name: INDEX_COLUMNS[name] for name in names}))
 
 
 def _upgraded(values: dict[str, Any], version: int) -> dict[str, Any]:

@@ -29,11 +29,12 @@ from torch import Tensor
 from cyclic_cli import config as settings
 from cyclic_cli import distributed, registry
 from cyclic_cli.config import TrainConfig, as_plain
-from cyclic_cli.data import Samples, epoch_order, moved, sample_noise
+from cyclic_cli.data import EpochOrder, Samples, moved, sample_noise
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Epoch, Note, Progress, Report, Step, silent
 from cyclic_cli.gradients import Batch, Gradients, layout, make_plan, prepare_model
+from cyclic_cli.identity import SPLITS
 from cyclic_cli.saving import RunProgress, Writer, changes, environment, newest_whole_state, optimizer_arrays, restore
 from cyclic_cli.stopping import agreed_wishes, stop_signals, stopped
 from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset, read_checkpoint, write_checkpoint, write_yaml
@@ -227,7 +228,7 @@ class _Training:
         self.data = Samples.of(dataset, "train", config.fraction)
         self.val_data = Samples.of(dataset, "val")
         if not len(self.data):
-            if not dataset.index(["has_image"])["has_image"].to_numpy().any():
+            if not any(len(dataset.records(split)) for split in SPLITS):
                 raise CyclicError("The data set holds no images, only texts.", "Prepare images with them.")
             splits = ", ".join(f"{name} {count}" for name, count in dataset.facts.counts.get("splits", {}).items())
             raise CyclicError(
@@ -305,7 +306,7 @@ class _Training:
 
     def _initialise(self, stop: list[int]) -> None:
         """Start the model from the training images. Raises Stopped when a signal ends that."""
-        order = epoch_order(len(self.data), self.config.seed, BEFORE_TRAINING)[:INITIALISATION_IMAGES]
+        order = EpochOrder(len(self.data), self.config.seed, BEFORE_TRAINING)[:INITIALISATION_IMAGES]
         total, whole = len(order), len(order) == len(self.data)
         self.report(Note(f"starting {self.config.arch} from {'the ' if whole else ''}{total} training images"))
 
@@ -362,7 +363,7 @@ class _Training:
         saved_at, self.first_step = time.monotonic(), True
         self.report(Note(self.plan.described()))
         for epoch in range(self.progress.epochs_done, self.config.epochs):
-            order = epoch_order(len(self.data), self.config.seed, epoch)
+            order = EpochOrder(len(self.data), self.config.seed, epoch)
             self.clock.start()
             self.model.train()
             while self.progress.step < (epoch + 1) * self.steps_per_epoch:
@@ -382,7 +383,7 @@ class _Training:
                 self.ranks.agreed(self.write.wait)
                 raise stopped(number, self.progress.step, self.steps)
 
-    def _step(self, order: np.ndarray, epoch: int) -> None:
+    def _step(self, order: EpochOrder, epoch: int) -> None:
         within = self.progress.step - epoch * self.steps_per_epoch
         chosen = order[within * self.batch_size : (within + 1) * self.batch_size]
         lr = learning_rate(self.progress.step, self.steps, self.config.lr or 0.0, self.config.warmup or 0.0)
@@ -428,12 +429,12 @@ class _Training:
 
     def _named(self, chosen: np.ndarray) -> str:
         """Some samples, by the start of their keys in the index."""
-        keys = ", ".join(f"{key:016x}" for key in self.data.keys[chosen[:NAMED]])
+        keys = ", ".join(f"{key:016x}" for key in self.data.keys(chosen[:NAMED]))
         return f"the samples {keys}{' ...' if len(chosen) > NAMED else ''}"
 
     def _batch(self, chosen: np.ndarray, epoch: int) -> Batch:
         """Images of the samples numbered by `chosen` (N,), and the random numbers that a variational model takes."""
-        keys, seed, device = self.data.keys[chosen], self.config.seed, self.fabric.device
+        keys, seed, device = self.data.keys(chosen), self.config.seed, self.fabric.device
         image = self.data.images(chosen)
         if self.config.augment:
             image = moved(image, keys, self.config.augment, seed, epoch)
@@ -457,7 +458,7 @@ class _Training:
     def _log_skipped(self, epoch: int, chosen: np.ndarray) -> None:
         step = self.progress.step
         self.report(Note(f"step {step} is skipped, its loss is not finite: {self._named(chosen)}", warning=True))
-        samples = [f"{key:016x}" for key in self.data.keys[chosen]]
+        samples = [f"{key:016x}" for key in self.data.keys(chosen)]
         self._add_metrics("skipped", {"step": step, "epoch": epoch + 1, "samples": samples})
 
     def _add_metrics(self, kind: str, row: dict[str, Any]) -> None:

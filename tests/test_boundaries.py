@@ -18,7 +18,7 @@ PACKAGE = ROOT / "cyclic_cli"
 LAYERS = [  # from the ground up; within a layer a module may import those named before it
     ["__init__"],
     ["errors", "registry", "events", "identity", "shapes", "scrub", "config", "lease", "workers"],
-    ["metrics", "storage", "nifti", "dicom", "images", "similar", "panels", "text", "layouts", "sources", "phantom"],
+    "metrics records storage nifti dicom images similar panels text layouts sources phantom".split(),
     ["objectives", "models", "data", "distributed", "gradients"],
     ["offer", "shards", "joining", "prepare", "saving", "stopping", "training", "inference"],
     ["console", "cli", "__main__"],

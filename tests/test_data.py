@@ -1,13 +1,15 @@
 """Order, noise and movement of training images: functions of seed, epoch and sample, and of nothing else."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from scipy import ndimage, stats
 from torch import Tensor
 
 from cyclic_cli import data
-from cyclic_cli.data import epoch_order, moved, sample_noise
+from cyclic_cli.data import EpochOrder, moved, sample_noise
 
 SIDE = 64
 KEYS = np.array([5, 6, 7, 8], dtype=np.uint64)
@@ -29,8 +31,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch, **values: float) -> None:
 
 
 def test_orders_and_noise_depend_on_seed_epoch_and_sample_alone() -> None:
-    assert sorted(epoch_order(50, 0, 0)) == list(range(50))
-    assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 0, 1))
+    orders = [EpochOrder(50, *place)[:].tolist() for place in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    assert len({tuple(order) for order in orders}) == 3
+    assert orders[0] == orders[3]
     keys = np.array([5, 6, 7], dtype=np.uint64)
     noise = sample_noise(keys, 4000, 0, 3)
     assert torch.equal(sample_noise(keys[[2, 0]], 4000, 0, 3), noise[[2, 0]])
@@ -39,6 +42,38 @@ def test_orders_and_noise_depend_on_seed_epoch_and_sample_alone() -> None:
     assert float(noise.mean()) == pytest.approx(0, abs=0.03)
     assert float(noise.std()) == pytest.approx(1, abs=0.03)
     assert abs(float((noise[0] * noise[1]).mean())) < 0.06
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4, 5, 63, 64, 65, 1000, 99_999])
+def test_an_order_visits_every_sample_once_whatever_part_is_asked_for(samples: int) -> None:
+    order = EpochOrder(samples, 7, 2)
+    whole = order[:]
+    assert sorted(whole.tolist()) == list(range(samples))
+    assert len(order) == samples
+    parts = [order[first : first + 7] for first in range(0, min(samples, 700), 7)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole[:700])
+
+
+@pytest.mark.parametrize("samples", [2, 3, 5, 12, 100])
+def test_every_sample_comes_at_every_place_equally_often(samples: int) -> None:
+    """And after every other one: pairs of neighbours are as random as places."""
+    epochs = 400 * samples
+    orders = np.stack([EpochOrder(samples, 0, epoch)[:] for epoch in range(epochs)])
+    places = np.stack([np.bincount(column, minlength=samples) for column in orders.T])
+    steps = np.bincount(((orders[:, 1:] - orders[:, :-1]) % samples).ravel(), minlength=samples)[1:]
+    for counts in (places, steps) if samples > 2 else (places,):
+        assert stats.chisquare(counts, axis=None).pvalue > 1e-4
+
+
+def test_an_epoch_of_a_hundred_million_samples_begins_at_once_and_holds_none_of_them() -> None:
+    tracemalloc.start()
+    order = EpochOrder(100_000_000, 0, 0)
+    batches = np.concatenate([order[first : first + 64] for first in range(0, 6400, 64)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+    assert len(set(batches.tolist())) == 6400
+    assert stats.kstest(batches / 100_000_000, "uniform").pvalue > 1e-3
 
 
 def test_neighbouring_keys_have_noise_of_their_own_over_their_whole_range() -> None:

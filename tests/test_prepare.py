@@ -68,7 +68,7 @@ def test_the_index_is_sorted_so_that_a_fraction_is_a_prefix(tiny_dataset: Path) 
     places = [(SPLITS.index(str(row["split"])), row["position"]) for row in rows]
     assert places == sorted(places)
     train = [row["position"] for row in rows if row["split"] == "train"]
-    chosen = StoredDataset(tiny_dataset).select("train", 0.4)["position"].to_pylist()
+    chosen = StoredDataset(tiny_dataset).records("train", 0.4)["position"].tolist()
     assert chosen == train[: len(chosen)]
     assert 0 < len(chosen) < len(train)
 

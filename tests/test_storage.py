@@ -1,16 +1,20 @@
 """Files on disk: whole or absent, checked before they are believed."""
 
+import io
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from conftest import Ran
 
 from cyclic_cli.config import Preprocessing
 from cyclic_cli.errors import CyclicError
+from cyclic_cli.identity import SPLITS
 from cyclic_cli.storage import (
     Checkpoint,
     RunFolder,
@@ -20,6 +24,8 @@ from cyclic_cli.storage import (
     write_checkpoint,
     write_tensors,
 )
+
+Cyclic = Callable[..., Ran]
 
 
 def checkpoint(value: float = 1.0) -> Checkpoint:
@@ -147,7 +153,7 @@ def test_a_cut_or_missing_shard_is_refused(dataset: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format": 3}, "knows up to 2"),
+        ({"format": 4}, "knows up to 3"),
         ({"format": "x"}, "damaged"),
         ({"surprise": 1}, "surprise"),
         ({"shards": "x"}, "shards"),
@@ -174,13 +180,60 @@ def test_facts_of_the_first_format_are_read(dataset: Path) -> None:
             }
         )
     )  # fmt: skip
-    for name in ("inputs.parquet", "reports.parquet", "duplicates.jsonl"):
+    wanted = {split: np.array(StoredDataset(dataset).records(split)) for split in SPLITS}
+    for name in ("inputs.parquet", "reports.parquet", "duplicates.jsonl", "records.npy"):
         (dataset / name).unlink()
     stored = StoredDataset(dataset)
     assert stored.facts.request == {"fingerprint": "0123456789abcdef"}
     assert stored.facts.preprocessing.frames == "middle"
     assert not stored.can_be_updated
-    assert len(stored.select("train")) > 0
+    for split, records in wanted.items():
+        np.testing.assert_array_equal(stored.records(split), records)
+
+
+@pytest.mark.parametrize("shares", ["80/10/10", "50/0/50"])
+def test_records_say_what_the_index_says(tiny_files: Path, tmp_path: Path, cyclic: Cyclic, shares: str) -> None:
+    texts = tmp_path / "texts.csv"
+    texts.write_text("patient,text\nsomebody else,No finding.\n")
+    words = ("--reports", texts, "--already-deidentified", "--size", 32, "--split", shares)
+    cyclic("prepare", tiny_files, *words, "--out", tmp_path / "dataset")
+    stored = StoredDataset(tmp_path / "dataset")
+    rows = stored.index().to_pylist()
+    assert sum(not row["has_image"] for row in rows) == 1
+    for split in SPLITS:
+        for fraction in (1e-9, 0.3, 0.7, 1.0):
+            records = stored.records(split, fraction)
+            wanted = [row for row in rows if row["split"] == split and row["has_image"] and row["position"] < fraction]
+            for name in ("position", "shard", "row", "height", "width"):
+                assert records[name].tolist() == [row[name] for row in wanted]
+            assert [f"{key:016x}" for key in records["key"].tolist()] == [row["sample"][:16] for row in wanted]
+            patients = list(dict.fromkeys(row["patient"] for row in wanted))
+            assert records["patient"].tolist() == [patients.index(row["patient"]) for row in wanted]
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "other", "pickle"])
+def test_damaged_records_are_refused(dataset: Path, damage: str) -> None:
+    path = dataset / "records.npy"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "short":
+        path.write_bytes(content[:-10])
+    elif damage == "other":
+        np.save(path, np.load(io.BytesIO(content))[:-1])
+    elif damage == "pickle":
+        np.save(path, np.array([{}] * 40), allow_pickle=True)
+    with pytest.raises(CyclicError, match="missing or damaged"):
+        StoredDataset(dataset).records("train")
+
+
+def test_a_record_past_the_end_of_its_shard_is_refused(dataset: Path) -> None:
+    records = np.load(dataset / "records.npy")
+    records["row"][0] = 4_000_000_000
+    np.save(dataset / "records.npy", records)
+    stored = StoredDataset(dataset)
+    first = stored.records("train")[:1]
+    with pytest.raises(CyclicError, match="too short"):
+        stored.images(first["shard"], first["row"])
 
 
 def test_a_damaged_index_is_refused(dataset: Path) -> None:

@@ -72,9 +72,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(arch: str, tiny_
 
 def test_fractions_train_on_nested_samples(tiny_dataset: Path) -> None:
     stored = StoredDataset(tiny_dataset)
-    keys = {fraction: set(Samples.of(stored, "train", fraction).keys.tolist()) for fraction in (0.2, 0.5, 1.0)}
+    keys = {fraction: set(stored.records("train", fraction)["key"].tolist()) for fraction in (0.2, 0.5, 1.0)}
     assert keys[0.2] < keys[0.5] < keys[1.0]
-    assert not keys[1.0] & set(Samples.of(stored, "val").keys.tolist())
+    assert not keys[1.0] & set(stored.records("val")["key"].tolist())
 
 
 @pytest.mark.parametrize("arch", ["linear", "vae"])
@@ -243,7 +243,8 @@ def test_validation_is_what_reconstruct_measures(
 ) -> None:
     """Over the image area alone: the tiny images are 80 × 64, so a quarter of each square is letterbox."""
     summary = train(tiny_dataset, tmp_path / "run", TrainConfig(arch="conv", epochs=1))
-    rows = StoredDataset(tiny_dataset).select("val", columns=["source"])["source"].to_pylist()
+    rows = StoredDataset(tiny_dataset).index(["source", "split"]).to_pylist()
+    rows = [row["source"] for row in rows if row["split"] == "val"]
     scans = [tiny_files / source for source in rows]
     said = cyclic("reconstruct", *scans, "--model", tmp_path / "run", "--json").lines
     assert len(said) == len(rows) > 2
@@ -425,18 +426,18 @@ def test_a_run_whose_only_step_ruins_the_weights_is_no_success(tiny_dataset: Pat
 def test_a_batch_whose_loss_is_not_finite_stops_the_run_or_is_skipped(
     tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic
 ) -> None:
-    data = Samples.of(StoredDataset(tiny_dataset), "train")
+    keys = StoredDataset(tiny_dataset).records("train")["key"]
     monkeypatch.setattr(_Training, "_initialise", lambda training, stop: None)
-    poisoned(monkeypatch, 3, len(data))
+    poisoned(monkeypatch, 3, len(keys))
     words = ("train", tiny_dataset, "--arch", "linear", "--epochs", 2, "--batch-size", 5, "--out", "run")
     stopped = cyclic(*words)
     assert stopped.code == 1
     assert "The loss is not finite" in stopped.err
-    assert f"{data.keys[3]:016x}" in stopped.err
+    assert f"{keys[3]:016x}" in stopped.err
     skipped = cyclic(*words, "--set", "not_finite=skip", "--resume", "auto", "--json")
     assert skipped.code == 0, skipped.err
     rows = [row for row in metrics(Path("run")) if row["kind"] == "skipped"]
-    assert [f"{data.keys[3]:016x}" in row["samples"] for row in rows] == [True, True]  # type: ignore[operator]
+    assert [f"{keys[3]:016x}" in row["samples"] for row in rows] == [True, True]  # type: ignore[operator]
     assert all(np.isfinite(value).all() for value in read_checkpoint(Path("run/model.safetensors")).weights.values())
 
 

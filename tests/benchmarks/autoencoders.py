@@ -135,8 +135,8 @@ class Images:
     @cached_property
     def shown(self) -> list[int]:
         """The first test image of each of the first patients."""
-        patients = self.stored.select("test", columns=["patient"])["patient"].to_pylist()
-        return sorted(patients.index(patient) for patient in dict.fromkeys(patients))[:PATIENTS]
+        _, first = np.unique(self.samples("test").records["patient"], return_index=True)
+        return first[:PATIENTS].tolist()
 
 
 # ---------------------------------------------------------------------------------------------------- limits
@@ -291,7 +291,8 @@ class Bench:
             path = self.arrays / f"{split}.npy"
             if not path.exists():
                 samples = self.images.samples(split)
-                storage.write_array(path, self.images.stored.images(samples.shards, samples.rows))
+                shards, rows = samples.records["shard"], samples.records["row"]
+                storage.write_array(path, self.images.stored.images(shards, rows))
         return self.arrays
 
     def _once(self, folder: Path, make: Callable[[], dict]) -> dict:

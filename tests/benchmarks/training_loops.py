@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from cyclic_cli import config as settings
 from cyclic_cli import console, registry, training
 from cyclic_cli.config import TrainConfig
-from cyclic_cli.data import Samples, epoch_order
+from cyclic_cli.data import EpochOrder, Samples
 from cyclic_cli.events import Event, Step
 from cyclic_cli.models._layers import use_fusion
 from cyclic_cli.storage import StoredDataset
@@ -232,7 +232,7 @@ def plain_curve(task: Task, run: Any, reverse: bool = False) -> list[float]:
     losses = []
     for step in range(run.steps):
         epoch, within = divmod(step, run.steps_per_epoch)
-        order = epoch_order(len(run.data), run.config.seed, epoch)
+        order = EpochOrder(len(run.data), run.config.seed, epoch)
         chosen = order[within * run.batch_size : (within + 1) * run.batch_size]
         batch, noise = run._batch(chosen[::-1].copy() if reverse else chosen, epoch)
         lr = training.learning_rate(step, run.steps, run.config.lr, run.config.warmup)
