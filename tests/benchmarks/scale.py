@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def make(folder: Path, samples: int, images: int) -> None:
         write_tensors(folder / shard_name(shard), {"images": np.zeros((SHARD, 1, 224, 224), np.uint8)}, {})
     bounds = [0, samples * 8 // 10, samples * 9 // 10, samples]
     records = np.lib.format.open_memmap(folder / "records.npy", "w+", RECORD, (samples,))
-    for split, (first, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for split, (first, end) in enumerate(pairwise(bounds)):
         for start in range(first, end, CHUNK):
             numbers = np.arange(start, min(start + CHUNK, end))
             part, patients = records[numbers[0] : numbers[-1] + 1], (numbers - first) // PATIENT
