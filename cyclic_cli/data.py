@@ -84,10 +84,11 @@ class EpochOrder:
     def __getitem__(self, places: slice) -> np.ndarray:
         """The numbers (N,) int64 of the samples at consecutive places of the order."""
         first, end, _ = places.indices(self.samples)
-        begun = first // self.BLOCK
-        blocks = [self._block(number) for number in range(begun, -(-end // self.BLOCK))]
-        start = begun * self.BLOCK
-        return np.concatenate([np.empty(0, np.int64), *blocks])[first - start : end - start]
+        parts = [np.empty(0, np.int64)]
+        for number in range(first // self.BLOCK, -(-end // self.BLOCK)):
+            start = number * self.BLOCK
+            parts.append(self._block(number)[max(0, first - start) : end - start])
+        return np.concatenate(parts)
 
     def _block(self, number: int) -> np.ndarray:
         if self._held[0] != number:
