@@ -333,16 +333,15 @@ def train(
         typer.Option(help=f"Preset: {', '.join(settings.OBJECTIVES)}.", show_default=TrainConfig.objective),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default=TrainConfig.device)] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="auto, 32, bf16 or 16.", show_default=TrainConfig.precision)
-    ] = None,
+    precision: Annotated[str | None, typer.Option(help="32, bf16 or 16.", show_default=TrainConfig.precision)] = None,
     devices: Annotated[
-        int | None, typer.Option(min=1, help="Processes here, a GPU each.", show_default="the launcher's, or 1")
+        int | None, typer.Option(min=1, help="Processes here.", show_default="the launcher's, or 1")
     ] = None,
     strategy: Annotated[
         str | None, typer.Option(help="auto, ddp or fsdp (divided models).", show_default=TrainConfig.strategy)
     ] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile; for GPUs, slower on CPUs.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile, on GPUs.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write its event files.")] = False,
     config: Annotated[Path | None, typer.Option(help="A run file: YAML, `name: value`.", show_default=False)] = None,
     assign: Annotated[
         list[str] | None,
@@ -366,7 +365,7 @@ def train(
     flags = {
         "arch": arch, "fraction": fraction, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
         "objective": objective, "device": device, "precision": precision, "devices": devices, "strategy": strategy,
-        "compile": compile or None,
+        "compile": compile or None, "tensorboard": tensorboard or None,
     }  # fmt: skip
     values = settings.assign(settings.read_run_file(config) if config else {}, assign or [])
     values |= {name: value for name, value in flags.items() if value is not None}

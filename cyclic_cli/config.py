@@ -8,6 +8,7 @@ import dataclasses
 import math
 import os
 import re
+import shlex
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from cyclic_cli.registry import check
 
 OBJECTIVES = ("autoencode",)
 """Presets of `--objective`. What `autoencode` weighs is said by each architecture (`OBJECTIVES` of its file)."""
+FLAGS = ("arch", "fraction", "epochs", "batch_size", "lr", "seed", "objective", "device", "precision")
+"""Settings of a training that have an option of their own."""
 WINDOWS = ("auto", "full", "percentile", "lung", "bone", "brain", "mediastinum")
 FRAMES = ("middle", "first", "all")
 
@@ -90,6 +93,7 @@ class TrainConfig:
     devices: int | None = None  # processes on this machine, a GPU each; None: those of torchrun or srun, else one
     strategy: str = "auto"  # how processes share a model: auto, ddp, fsdp
     not_finite: str = "stop"  # what a loss or gradient of NaN or infinity does: stop, skip (that batch)
+    tensorboard: bool = False  # event files beside the metrics
     checkpoint_minutes: float = 5.0  # state is saved this often, and after every epoch
     checkpoint_steps: int | None = None  # the same, counted in steps
 
@@ -211,6 +215,19 @@ def assign(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         else:
             raise UsageError(f"--set {name}: {table!r} is not a table.", "Leave the part after the dot out.")
     return merged
+
+
+def train_command(values: dict[str, Any], threads: int, processes: int) -> str:
+    """The shell command that trains with these settings; the data set stands in it as DATASET."""
+    words = ["cyclic", "train", "DATASET"]
+    for name, value in values.items():
+        text = yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+        if name in FLAGS:
+            words += [flag(name), str(value)] if value is not None else []
+        elif value not in (None, {}):
+            words += ["--set", f"{name}={text}"]
+    words += ["--devices", str(processes)] if processes > 1 else []
+    return f"OMP_NUM_THREADS={threads} {shlex.join(words)}"
 
 
 def as_plain(settings: Any) -> dict[str, Any]:

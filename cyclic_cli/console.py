@@ -1,6 +1,7 @@
 """What a person sees: results on stdout, talk on stderr. With `cli`, the only module that knows Rich.
 
-On a terminal progress is a bar; elsewhere a plain line every few seconds. `--quiet` leaves warnings and errors.
+On a terminal progress is a bar, with the figures of a training below it; elsewhere a plain line every few seconds.
+`--quiet` leaves warnings and errors.
 """
 
 import json
@@ -16,6 +17,7 @@ from cyclic_cli.events import Epoch, Event, Note, Progress, Report, Step
 
 if TYPE_CHECKING:
     import rich.progress
+    import rich.table
 
 PLAIN_EVERY = 5.0  # seconds between two lines where there is no terminal
 FIGURES = {"mse": ("MSE", 5), "psnr": ("PSNR dB", 1), "ssim": ("SSIM", 3)}  # how a table heads and rounds them
@@ -110,31 +112,65 @@ def talk(quiet: bool) -> Iterator[Report]:
     if quiet:
         yield lambda event: say(event.text, "yellow") if isinstance(event, Note) and event.warning else None
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        with _progress_bar() as bar:
-            yield _Bars(bar)
+        from rich.console import Console, Group
+        from rich.live import Live
+
+        console = Console(stderr=True, highlight=False)
+        bar, figures = _progress_bar(console), _Figures()
+        with Live(console=console, transient=True, get_renderable=lambda: Group(bar, figures.table())):
+            yield _Bars(bar, figures)
     else:
         yield _Lines()
 
 
-def _progress_bar() -> "rich.progress.Progress":
+def _progress_bar(console: Any) -> "rich.progress.Progress":
     from rich import progress
-    from rich.console import Console
 
     return progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TextColumn("{task.fields[detail]}"),
-        console=Console(stderr=True, highlight=False),
-        transient=True,
+        console=console,
     )
+
+
+class _Figures:
+    """What a training has come to: the losses and the rate of the last step, and the last and the best validation."""
+
+    def __init__(self) -> None:
+        self.step: Step | None = None
+        self.last: Epoch | None = None
+        self.best: Epoch | None = None
+
+    def take(self, event: Step | Epoch) -> None:
+        if isinstance(event, Step):
+            self.step = event
+        else:
+            self.last, self.best = event, event if event.best else self.best
+
+    def table(self) -> "rich.table.Table":
+        from rich.table import Table
+
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column()
+        if self.step:
+            grid.add_row("  loss", _losses(self.step.losses))
+            grid.add_row("  learning rate", f"{self.step.lr:.1e}")
+        if self.last and self.last.val:
+            best = self.best if self.best and self.best is not self.last else None
+            grid.add_row("  validation", f"{_val(self.last)}, epoch {self.last.epoch}{'' if best else ', the best'}")
+            if best:
+                grid.add_row("  the best", f"{_val(best)}, epoch {best.epoch}")
+        return grid
 
 
 class _Bars:
     """Events as bars, one for each kind of work, with rate and time left."""
 
-    def __init__(self, bar: "rich.progress.Progress") -> None:
-        self.bar = bar
+    def __init__(self, bar: "rich.progress.Progress", figures: _Figures) -> None:
+        self.bar, self.figures = bar, figures
         self.tasks: dict[str, Any] = {}
         self.rates = _Rates()
 
@@ -142,13 +178,18 @@ class _Bars:
         if isinstance(event, Progress):
             self._move(event.unit, event.done, event.total, self.rates.of(event))
         elif isinstance(event, Step):
-            self._move("training", event.step, event.steps, _step_detail(event, short=True))
+            self.figures.take(event)
+            self._move("training", event.step, event.steps, ", ".join([f"epoch {event.epoch}", *_pace(event)]))
         else:
+            if isinstance(event, Epoch):
+                self.figures.take(event)
             style = "yellow" if isinstance(event, Note) and event.warning else ""
             self.bar.console.print(_line(event), style=style, markup=False, soft_wrap=True)
 
     def _move(self, name: str, done: int, total: int, detail: str) -> None:
         if name not in self.tasks:
+            for task in self.bar.tasks:  # what is done makes room for what comes next
+                self.bar.update(task.id, visible=not task.finished)
             self.tasks[name] = self.bar.add_task(name, total=total, detail="")
         self.bar.update(self.tasks[name], completed=done, total=total, detail=detail)
 
@@ -167,7 +208,8 @@ class _Lines:
                 say(f"{event.unit}: {event.done} of {event.total}{', ' + rate if rate else ''}")
         elif isinstance(event, Step):
             if self._due(False):
-                say(f"step {event.step} of {event.steps}, {_step_detail(event)}")
+                parts = [f"epoch {event.epoch}/{event.epochs}", f"loss {_losses(event.losses)}", f"lr {event.lr:.1e}"]
+                say(", ".join([f"step {event.step} of {event.steps}", *parts, *_pace(event)]))
         else:
             say(_line(event), "yellow" if isinstance(event, Note) and event.warning else "")
 
@@ -200,18 +242,27 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _step_detail(event: Step, short: bool = False) -> str:
-    left = (event.steps - event.step) * event.batch_images / event.images_per_second if event.images_per_second else 0
-    parts = [f"loss {event.losses['total']:.5f}"]
-    parts = parts if short else [f"epoch {event.epoch}/{event.epochs}", *parts, f"lr {event.lr:.1e}"]
-    parts += [f"{event.images_per_second:.0f} images/s", f"{_duration(left)} left"] if event.images_per_second else []
-    return ", ".join(parts)
+def _pace(event: Step) -> list[str]:
+    """Images a second and the time left, once they are known."""
+    if not event.images_per_second:
+        return []
+    left = (event.steps - event.step) * event.batch_images / event.images_per_second
+    return [f"{event.images_per_second:.0f} images/s", f"{_duration(left)} left"]
+
+
+def _losses(losses: dict[str, float]) -> str:
+    """The weighted sum of the losses, and each of them where there are several."""
+    parts = [f"{name} {loss:.4g}" for name, loss in losses.items() if name != "total"]
+    return f"{losses['total']:.4g}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
+
+
+def _val(event: Epoch) -> str:
+    return "  ".join(f"{name} {value:.5g}" for name, value in event.val.items()) or "no validation data"
 
 
 def _line(event: Event) -> str:
     if isinstance(event, Note):
         return event.text
     if isinstance(event, Epoch):
-        val = "  ".join(f"{name} {value:.5g}" for name, value in event.val.items()) or "no validation data"
-        return f"epoch {event.epoch}/{event.epochs}  val {val}{'  best' if event.best else ''}"
+        return f"epoch {event.epoch}/{event.epochs}  val {_val(event)}{'  best' if event.best else ''}"
     return str(event)

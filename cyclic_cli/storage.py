@@ -45,7 +45,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from cyclic_cli.config import Preprocessing, as_plain, build
+from cyclic_cli.config import Preprocessing, as_plain, build, train_command
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.lease import SILENCE, hold
 from cyclic_cli.records import RECORD, chosen, map_records, records_of, write_records
@@ -920,4 +920,16 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         "preprocessing": as_plain(checkpoint.preprocessing),
         "fingerprint": checkpoint.fingerprint,
         "provenance": checkpoint.provenance,
+        "again": _again(checkpoint.provenance),
     }
+
+
+def _again(provenance: dict[str, Any]) -> str | None:
+    """The command that would make a checkpoint again, with its data set and environment; earlier versions lack some."""
+    settings, environment = provenance.get("settings"), provenance.get("environment")
+    if not isinstance(settings, dict) or not isinstance(environment, dict):
+        return None
+    threads, processes = (environment.get(name) for name in ("threads", "processes"))
+    if not isinstance(threads, int) or not isinstance(processes, int):
+        return None
+    return train_command(settings, threads, processes)

@@ -17,7 +17,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +38,7 @@ from cyclic_cli.identity import SPLITS
 from cyclic_cli.saving import RunProgress, Writer, changes, environment, newest_whole_state, optimizer_arrays, restore
 from cyclic_cli.stopping import agreed_wishes, stop_signals, stopped
 from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset, read_checkpoint, write_checkpoint, write_yaml
+from cyclic_cli.tensorboard import TensorBoard
 
 LOG_EVERY = 10  # steps between two lines of metrics
 INITIALISATION_BATCH = 32
@@ -45,8 +46,14 @@ INITIALISATION_IMAGES = 10_000  # at most: more would teach principal components
 VALIDATION_BATCH = 64
 BEFORE_TRAINING = -1  # the epoch whose order the model is started in
 NAMED = 16  # samples of a batch that an error names
+SHOWN = 8  # validation images that TensorBoard shows
 # Settings that may be others when a run goes on: they change nothing of the result but rounding.
-OPERATION = ("checkpoint_minutes", "checkpoint_steps", "devices", "strategy", "not_finite", "keep_memory")
+OPERATION = (
+    "checkpoint_minutes", "checkpoint_steps", "devices", "strategy", "not_finite", "keep_memory", "tensorboard",
+)  # fmt: skip
+
+
+RECORDED = ("not_finite", *(setting.name for setting in fields(TrainConfig) if setting.name not in OPERATION))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +250,7 @@ class _Training:
         self.progress = RunProgress()
         self.clock = _Clock()
         self.write = Writer()
+        self.board: TensorBoard | None = None
 
     # ------------------------------------------------------------------------------------------------- run
 
@@ -250,8 +258,7 @@ class _Training:
         self._build(stop)
         resumed_from = self._resume()
         executed = -self.progress.step
-        if resumed_from is None:
-            self.ranks.agreed(self._begin)
+        self.ranks.agreed(lambda: self._begin(resumed_from is None))
         try:
             with self.ranks.together():
                 self._loop(stop)
@@ -259,6 +266,8 @@ class _Training:
         finally:
             self.gradients.close()
             self.write.close()
+            if self.board:
+                self.board.close()
         summary = TrainSummary(
             run=str(self.folder.folder), checkpoint=str(self.folder.best), arch=self.config.arch,
             objective=self.config.objective, fraction=self.config.fraction, paired_fraction=None,
@@ -272,10 +281,13 @@ class _Training:
             self.folder.write_summary(without_paths)
         return summary
 
-    def _begin(self) -> None:
-        write_yaml(self.folder.config, _described(self.config, self.dataset))
-        self.folder.metrics.unlink(missing_ok=True)
-        self._add_metrics("hardware", asdict(self.plan))
+    def _begin(self, anew: bool) -> None:
+        if self.config.tensorboard:
+            self.board = TensorBoard(self.folder.folder / "tensorboard", self.progress.step)
+        if anew:
+            write_yaml(self.folder.config, _described(self.config, self.dataset))
+            self.folder.metrics.unlink(missing_ok=True)
+            self._add_metrics("hardware", asdict(self.plan))
 
     def _build(self, stop: list[int]) -> None:
         torch.manual_seed(self.config.seed)
@@ -464,6 +476,8 @@ class _Training:
     def _add_metrics(self, kind: str, row: dict[str, Any]) -> None:
         if self.ranks.is_main:
             self.folder.append_metrics({"kind": kind, "attempt": self.progress.attempt, **row})
+            if self.board:
+                self.board.add(kind, row)
 
     # ------------------------------------------------------------------------------------- validate and save
 
@@ -500,7 +514,10 @@ class _Training:
             numbers = part[first : first + VALIDATION_BATCH]
             shown = numbers if len(numbers) else np.arange(1)  # processes act together: for nothing, if need be
             image = self.val_data.images(shown).to(self.fabric.device)
-            squares = (self.module(image)["reconstruction"].clamp(0, 1) - image).square()
+            reconstruction = self.module(image)["reconstruction"].clamp(0, 1)
+            if self.board and not first:
+                self.board.show(image[:SHOWN], reconstruction[:SHOWN], self.progress.step)
+            squares = (reconstruction - image).square()
             for square, number in zip(squares, numbers, strict=False):
                 rows, columns = self.val_data.area(int(number))
                 errors.append(float(square[:, rows, columns].mean()))
@@ -518,6 +535,8 @@ class _Training:
         checkpoint, arrays = self._checkpoint(), optimizer_arrays(self.ranks, self.module, self.optimizer)
         if not self.ranks.is_main:
             return
+        if self.board:
+            self.board.flush()  # a resumed run says again only what came after its state
         arrays["random.torch"] = torch.get_rng_state().numpy()
         progress = asdict(self.progress)
 
@@ -544,7 +563,7 @@ class _Training:
             preprocessing=self.dataset.facts.preprocessing,
             provenance={
                 "environment": self.progress.environment,
-                "settings": {name: value for name, value in as_plain(self.config).items() if name not in OPERATION},
+                "settings": {name: value for name, value in as_plain(self.config).items() if name in RECORDED},
                 "dataset": self.dataset.facts.fingerprint,
                 "train_samples": len(self.data),
                 "train_patients": self.data.patients,

@@ -20,7 +20,7 @@ LAYERS = [  # from the ground up; within a layer a module may import those named
     ["errors", "registry", "events", "identity", "shapes", "scrub", "config", "lease", "workers"],
     "metrics records storage nifti dicom images similar panels text layouts sources phantom".split(),
     ["objectives", "models", "data", "distributed", "gradients"],
-    ["offer", "shards", "joining", "prepare", "saving", "stopping", "training", "inference"],
+    ["offer", "shards", "joining", "prepare", "saving", "stopping", "tensorboard", "training", "inference"],
     ["console", "cli", "__main__"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]
@@ -40,6 +40,7 @@ KNOWS = {  # what only some modules may import
         "gradients",
         "saving",
         "stopping",
+        "tensorboard",
         "training",
         "inference",
     },

@@ -281,9 +281,11 @@ def test_a_gpu_takes_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan_of("conv", monkeypatch, device="cuda", micro_batch=16).micro_batch == 16
 
 
-def test_a_compiled_network_is_not_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_of("conv", monkeypatch, compile=True)
+def test_networks_are_compiled_for_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of("conv", monkeypatch, device="cuda", compile=True)
     assert (plan.parallel, plan.compile) == ("operations", True)
+    with pytest.raises(UsageError, match="--compile is for GPUs"):
+        plan_of("conv", monkeypatch, device="cpu", compile=True)
 
 
 @pytest.mark.parametrize(
@@ -310,9 +312,6 @@ def test_an_objective_of_whole_batches_lets_none_be_divided(
     assert plan_of("conv", monkeypatch, micro_batch=64).micro_batch == 64
 
 
-@pytest.mark.parametrize("settings", [{"device": "cuda"}, {"compile": True}], ids=str)
-def test_samples_side_by_side_are_for_processors_without_compilation(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_side_by_side_are_for_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="parallel: samples"):
-        plan_of("conv", monkeypatch, parallel="samples", **settings)
+        plan_of("conv", monkeypatch, parallel="samples", device="cuda")
