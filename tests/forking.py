@@ -1,12 +1,15 @@
 """Starts `cyclic` again and again without loading torch anew: forks itself for every line of words, as JSON, on stdin.
 
 It answers with the number of the new process, and, once that has ended, with its exit code. What the commands
-say goes to the file that is named first.
+say goes to the file that is named first; beside it lies a file `.validating` while a training is validated, which
+takes a little longer than it would, so that it can be met.
 """
 
 import json
 import os
 import sys
+import time
+from pathlib import Path
 
 # Loaded, but not used: threads of torch would not survive the fork.
 import lightning_fabric  # noqa: F401
@@ -15,12 +18,24 @@ import pyarrow.parquet  # noqa: F401
 from cyclic_cli import distributed, gradients, training  # noqa: F401
 from cyclic_cli.__main__ import main
 
+VALIDATION = 0.02  # seconds more
+
 
 def run(words: list[str], log: str) -> None:
     """Become `cyclic` with these words."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(file, number)
+    mark, validate = Path(log).with_suffix(".validating"), training._Training._validate
+
+    def slowly(run: training._Training) -> dict[str, float]:
+        mark.touch()
+        time.sleep(VALIDATION)
+        val = validate(run)
+        mark.unlink()
+        return val
+
+    training._Training._validate = slowly  # type: ignore[method-assign]
     sys.argv = ["cyclic", *words]
     main()
 

@@ -18,15 +18,14 @@ INTERVAL = 4  # steps between two saved states
 LOGGED = 10  # steps between two lines of metrics
 EPOCHS = 60
 PER_EPOCH = 8  # steps
-WORDS = ("--arch", "linear", "--epochs", EPOCHS, "--batch-size", 3, "--set", f"checkpoint_steps={INTERVAL}")
-WORDS += ("--set", "augment=1", "--lr", 1e-3)
+WORDS = ("--epochs", EPOCHS, "--batch-size", 3, "--set", f"checkpoint_steps={INTERVAL}", "--set", "augment=1")
 
 
 class Forks:
     """Processes of `cyclic` that start in a moment, see `forking.py`."""
 
     def __init__(self, log: Path) -> None:
-        self.log = log
+        self.log, self.validating = log, log.with_suffix(".validating")
         self.server = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("forking.py"), log],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -71,7 +70,7 @@ def last_step(run: Path) -> int:
         return 0
 
 
-def moments(run: Path, generator: random.Random) -> list[tuple[str, Callable[[], bool]]]:
+def moments(run: Path, validating: Path, generator: random.Random) -> list[tuple[str, Callable[[], bool]]]:
     """When to kill: names of phases, each with a condition that begins to hold in it."""
 
     def is_writing() -> bool:
@@ -90,6 +89,7 @@ def moments(run: Path, generator: random.Random) -> list[tuple[str, Callable[[],
         ("metrics", lambda: (run / "metrics.jsonl").exists()),
         ("writing", is_writing),
         ("epoch", at_epoch_end),
+        ("validation", validating.exists),
         ("between", after(generator.randrange(1, 12))),
     ]
 
@@ -98,16 +98,27 @@ def newest_state(run: Path) -> int:
     return max((int(path.name[5:]) for path in (run / "state").glob("step-*")), default=0)
 
 
-@pytest.mark.parametrize("seed", [0])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        ("linear", "--lr", 1e-3),
+        pytest.param(("vae", "--set", "model.latent=16"), marks=pytest.mark.slow),
+        pytest.param(("conv", "--lr", 1e-4), marks=pytest.mark.slow),
+    ],
+    ids=lambda words: words[0],
+)
 def test_a_run_killed_again_and_again_ends_as_if_never_stopped(
-    seed: int, tiny_dataset: Path, tmp_path: Path, forks: Forks
+    arch: tuple[object, ...], tiny_dataset: Path, tmp_path: Path, forks: Forks
 ) -> None:
-    generator, run = random.Random(seed), tmp_path / "killed"
-    words = ("train", tiny_dataset, *WORDS, "--resume", "auto", "--quiet", "--json")
+    generator, run = random.Random(0), tmp_path / "killed"
+    words = ("train", tiny_dataset, "--arch", *arch, *WORDS, "--resume", "auto", "--quiet", "--json")
     executed, phases = 0, []
     for kill in range(KILLS):
+        forks.validating.unlink(missing_ok=True)
         pid, resumed = forks.start(*words, "--out", run), newest_state(run)
-        phase, condition = moments(run, generator)[kill % 6 if kill < 12 else generator.randrange(3, 6)]
+        phase, condition = moments(run, forks.validating, generator)[
+            kill % 7 if kill < 14 else generator.randrange(3, 7)
+        ]
         deadline = time.monotonic() + 60
         while not condition() and not (run / "summary.json").exists():
             assert time.monotonic() < deadline, f"{phase} never came: {forks.said()}"
@@ -123,7 +134,7 @@ def test_a_run_killed_again_and_again_ends_as_if_never_stopped(
     forks.start(*words, "--out", tmp_path / "whole")
     assert forks.end() == 0, forks.said()
     rest, whole = (json.loads(line) for line in forks.said().splitlines()[-2:])
-    assert len(set(phases)) == 6
+    assert len(set(phases)) == 7
     assert rest["resumed"]
     assert rest["steps"] == whole["steps_executed"]
     # Resuming is not starting again.

@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import resource
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -473,6 +475,33 @@ def test_when_every_state_is_damaged_the_run_says_so(tiny_dataset: Path, tmp_pat
         (state / "progress.json").write_text("{}")
     with pytest.raises(CyclicError, match="Every saved state"):
         train(tiny_dataset, tmp_path / "run", config, resume="auto")
+
+
+def test_a_disk_that_fills_up_while_state_is_written_leaves_the_state_before_it(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """A limit on the size of files, from the third step on, fails the real writers as a full disk does."""
+    run, config = tmp_path / "run", TrainConfig(arch="linear", epochs=2, batch_size=4, checkpoint_steps=2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(event: object) -> None:
+        if isinstance(event, Step) and event.step == 3:
+            deadline = time.monotonic() + 60
+            while not (run / "state" / "step-00000002").exists():  # a thread of its own writes it
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+
+    try:
+        with pytest.raises(CyclicError, match=r"cannot be written: File too large"):
+            train(tiny_dataset, run, config, report=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (run / "state").iterdir()] == ["step-00000002"]
+    assert train(tiny_dataset, run, config, resume="auto").resumed_from_step == 2
+    train(tiny_dataset, tmp_path / "whole", config)
+    assert weights(run) == weights(tmp_path / "whole")
+    assert metrics(run) == metrics(tmp_path / "whole")
 
 
 def test_two_runs_in_one_folder_are_refused(tiny_dataset: Path, tmp_path: Path) -> None:

@@ -117,15 +117,14 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("source", ["run", "run/model.safetensors"])
+@pytest.mark.parametrize("recipe", ["linear", "vae", pytest.param("conv", marks=pytest.mark.slow)])
 def test_info_prints_the_command_that_makes_a_model_again_bit_for_bit(
-    recipe: str, source: str, tiny_dataset: Path, cyclic: Cyclic
+    recipe: str, tiny_dataset: Path, cyclic: Cyclic
 ) -> None:
     assert cyclic("train", tiny_dataset, *RECIPES[recipe], "--epochs", 2, "--out", "run").code == 0
-    said = json.loads(cyclic("info", source, "--json").out)
-    command = (said["checkpoint"] if source == "run" else said)["again"]
-    assert command in " ".join(cyclic("info", source).out.split())
+    command = json.loads(cyclic("info", "run", "--json").out)["checkpoint"]["again"]
+    assert json.loads(cyclic("info", "run/model.safetensors", "--json").out)["again"] == command
+    assert command in " ".join(cyclic("info", "run").out.split())
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     again = f"{command.replace('DATASET', str(tiny_dataset))} --out again --quiet --json"
     subprocess.run(["bash", "-c", again], check=True, env=os.environ | {"PATH": path}, capture_output=True)

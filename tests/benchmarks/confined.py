@@ -45,7 +45,11 @@ def write_dataset(folder: Path, images: np.ndarray, count: int) -> None:
     facts = DatasetFacts(
         preprocessing=Preprocessing(size=shape[1], bits=bits),
         channels=shape[0],
-        counts={"splits": {"train": training, "val": VALIDATION, "test": 0}},
+        counts={
+            "paired": 0,
+            "image_only": count,
+            "splits": {"train": training, "val": VALIDATION, "test": 0},
+        },
         shards=-(-count // SHARD),
         fingerprint=f"{count} images",
     )
