@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cyclic_cli import lease, storage
-from cyclic_cli.config import PrepareConfig, as_plain, cache_folder
+from cyclic_cli.config import PrepareConfig, as_plain, cache_folder, local_processes
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.identity import SPLITS, Keyer, find_secret
@@ -136,11 +136,17 @@ def prepare(
 
 
 def demo_dataset(report: Report, workers: int) -> Path:
-    """The data set of demo phantoms in the user's cache folder, drawn and prepared on first use."""
+    """The data set of demo phantoms in the user's cache folder, drawn and prepared on first use.
+
+    Raises:
+        CyclicError: several processes of a launcher ask for it before it is there.
+    """
     from cyclic_cli import phantom
 
     folder = cache_folder() / f"demo-{version('cyclic-cli')}"
     if not storage.is_dataset(folder / "dataset"):
+        if local_processes()[0] > 1:
+            raise CyclicError("No data set is named or found.", "Name one: several processes draw no phantoms.")
         report(Note(f"no data set is named or found: drawing the demo phantoms in {folder}, once"))
         if not (folder / "files" / "findings.csv").exists():
             phantom.write_demo(

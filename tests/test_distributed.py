@@ -184,6 +184,14 @@ def test_who_started_the_processes(
     assert is_main_process() == is_main
 
 
+def test_several_processes_draw_no_phantoms(monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic) -> None:
+    for name, value in {"PROCID": "0", "STEP_NUM_TASKS": "2", "STEP_NUM_NODES": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    ran = cyclic("train", "--arch", "linear")
+    assert ran.code == 1
+    assert "several processes draw no phantoms" in ran.err
+
+
 def test_uneven_tasks_of_slurm_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**SLURM, "SLURM_STEP_NUM_TASKS": "5", "SLURM_PROCID": "0"}.items():
         monkeypatch.setenv(name, value)

@@ -78,7 +78,7 @@ def test_workers_and_order_change_no_byte(tiny_files: Path, cyclic: Cyclic) -> N
         make_png(Path(f"files/{number:03}.png"), smooth_image(number, 20, 24))
     cyclic("prepare", "files", tiny_files, "--out", "one", PUBLIC, "--size", 32, "--workers", 1)
     cyclic("prepare", tiny_files, "files", "--out", "two", PUBLIC, "--size", 32, "--workers", 2)
-    assert len(contents(Path("one"))) == 6 + 3
+    assert len(contents(Path("one"))) == 7 + 3
     assert contents(Path("one")) == contents(Path("two"))
 
 

@@ -9,11 +9,12 @@ Counted: the parameters, hence the bytes of the gradients (float32) that process
 operations of an image, forward and backward, by torch's FlopCounterMode.
 
 On paper, for each architecture: a GPU of `--tflops` that does the share `--use` of them takes t for a step of
-`--batch-size` images, and at least `--floor` milliseconds, because its kernels start one after the other. The gradients of B bytes are added up within nodes of 8 GPUs over NVLink (450 GB/s each way for
-each GPU, as its maker says of the H100), and between nodes over one link of 100 Gb/s for each node, both in rings: 2 (n
-- 1) / n × B / bandwidth, and 10 µs for each of the 2 log2(n) hops. The efficiency is t / (t + communication) when
-nothing overlaps, and t / max(t, t / 3 + communication) when all of it hides behind the way back, two thirds of a step.
-Input, start and stragglers are not in it.
+`--batch-size` images, and at least `--floor` milliseconds, because its kernels start one after the other. The
+gradients of B bytes are added up within nodes of 8 GPUs over NVLink (450 GB/s each way for each GPU, as its maker says
+of the H100), and between nodes over one link of 100 Gb/s for each node, both in rings: 2 (n - 1) / n × B / bandwidth,
+and 10 µs for each of the 2 log2(n) hops. The efficiency is t / (t + communication) when nothing overlaps, and t /
+max(t, t / 3 + communication) when all of it hides behind the way back, two thirds of a step. Input, start and
+stragglers are not in it.
 """
 
 import argparse
