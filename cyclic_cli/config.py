@@ -131,6 +131,14 @@ class TrainConfig:
         check(self.memory_format, ("auto", "channels_last", "contiguous"), "memory format")
 
 
+OPERATION = (
+    "checkpoint_minutes", "checkpoint_steps", "devices", "strategy", "not_finite", "keep_memory", "tensorboard",
+)  # fmt: skip
+"""Settings of a training that may be others when it goes on: they change nothing of the result but rounding."""
+RECORDED = ("not_finite", *(one.name for one in dataclasses.fields(TrainConfig) if one.name not in OPERATION))
+"""Those that a checkpoint names, so that it can be made again."""
+
+
 def check_window(text: str) -> tuple[float, float] | str:
     """A `--window`: (centre, width) of CENTER/WIDTH, else the name itself. Raises UsageError for anything else."""
     found = re.fullmatch(r"([+-]?\d+(?:\.\d*)?)/(\d+(?:\.\d*)?)", text)

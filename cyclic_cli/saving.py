@@ -9,18 +9,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cyclic_cli.distributed import Ranks
-from cyclic_cli.errors import CyclicError
-from cyclic_cli.events import Note, Report
 from cyclic_cli.gradients import Plan
-from cyclic_cli.storage import Checkpoint, RunFolder
 
 
 @dataclass
@@ -77,48 +73,3 @@ def optimizer_arrays(ranks: Ranks, module: nn.Module, optimizer: Any) -> dict[st
         for number, values in ranks.moments(module, optimizer).items()
         for name, value in values.items()
     }
-
-
-def restore(
-    ranks: Ranks, module: nn.Module, optimizer: Any, saved: tuple[Checkpoint, dict[str, np.ndarray], dict[str, Any]],
-    form: torch.memory_format,
-) -> RunProgress:  # fmt: skip
-    """Take up a saved state in every process; tensors get the memory format of the model."""
-    checkpoint, arrays, progress = saved
-    ranks.load_weights(module, {name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
-    torch.set_rng_state(torch.from_numpy(arrays.pop("random.torch")))
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, array in arrays.items():
-        number, _, name = key.partition(".")
-        tensor = torch.from_numpy(array.copy())
-        state.setdefault(int(number), {})[name] = tensor.contiguous(memory_format=form) if tensor.dim() == 4 else tensor
-    ranks.load_moments(module, optimizer, state)
-    return RunProgress(**progress)
-
-
-def newest_whole_state(folder: RunFolder, report: Report) -> Path | None:
-    """The newest saved state that is not damaged; damaged ones are named. None where there never was one.
-
-    Raises:
-        CyclicError: all are damaged.
-    """
-    states = folder.states()
-    for state in reversed(states):
-        try:
-            saved = folder.load_state(state)
-            RunProgress(**saved[2])
-        except (CyclicError, TypeError):
-            report(Note(f"the saved state {state} is damaged, the one before it is taken", warning=True))
-        else:
-            return state
-    if states:
-        raise CyclicError(
-            f"Every saved state of {folder.folder} is damaged.", "Name another --out, or remove the run to begin again."
-        )
-    return None
-
-
-def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In words, what differs between the environments of two attempts; empty when nothing does."""
-    names = [name for name in now if name in before and before[name] != now[name]]
-    return ", ".join(f"{name} {before[name]} → {now[name]}" for name in names)

@@ -17,7 +17,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,32 +28,34 @@ from torch import Tensor
 
 from cyclic_cli import config as settings
 from cyclic_cli import distributed, registry
-from cyclic_cli.config import TrainConfig, as_plain
+from cyclic_cli.config import RECORDED, TrainConfig, as_plain
 from cyclic_cli.data import EpochOrder, Samples, moved, sample_noise
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Epoch, Note, Progress, Report, Step, silent
 from cyclic_cli.gradients import Batch, Gradients, layout, make_plan, prepare_model
 from cyclic_cli.identity import SPLITS
-from cyclic_cli.saving import RunProgress, Writer, changes, environment, newest_whole_state, optimizer_arrays, restore
+from cyclic_cli.resuming import (
+    as_before,
+    changes,
+    check_resume,
+    described,
+    newest_whole_state,
+    refuse_other_run,
+    restore,
+)  # fmt: skip
+from cyclic_cli.saving import RunProgress, Writer, environment, optimizer_arrays
 from cyclic_cli.stopping import agreed_wishes, stop_signals, stopped
 from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset, read_checkpoint, write_checkpoint, write_yaml
 from cyclic_cli.tensorboard import TensorBoard
+from cyclic_cli.validation import validate
 
 LOG_EVERY = 10  # steps between two lines of metrics
 INITIALISATION_BATCH = 32
 INITIALISATION_IMAGES = 10_000  # at most: more would teach principal components little, and take hours of a large set
-VALIDATION_BATCH = 64
 BEFORE_TRAINING = -1  # the epoch whose order the model is started in
 NAMED = 16  # samples of a batch that an error names
 SHOWN = 8  # validation images that TensorBoard shows
-# Settings that may be others when a run goes on: they change nothing of the result but rounding.
-OPERATION = (
-    "checkpoint_minutes", "checkpoint_steps", "devices", "strategy", "not_finite", "keep_memory", "tensorboard",
-)  # fmt: skip
-
-
-RECORDED = ("not_finite", *(setting.name for setting in fields(TrainConfig) if setting.name not in OPERATION))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ def train(
     folder = RunFolder(run)
     stored = StoredDataset(dataset)
     architecture = registry.load("models", config.arch, "architecture")
-    config = _filled_in(_as_before(config, folder) if resume != "never" else config, architecture)
+    config = _filled_in(as_before(config, folder) if resume != "never" else config, architecture)
     with stop_signals() as stop, ExitStack() as held:
         ranks = distributed.launch(config.device, config.precision, config.devices, config.strategy)
         report = report if ranks.is_main else silent
@@ -106,9 +108,9 @@ def train(
         def begun() -> TrainSummary | None:
             """Take the folder; or return the summary of a run that is finished."""
             for is_ours in (False, True):  # looked at twice: another may have worked on it until it was ours
-                _check_resume(folder, resume)
+                check_resume(folder, resume)
                 if resume != "never" and folder.config.exists():
-                    _refuse_other_run(folder, config, stored)
+                    refuse_other_run(folder, config, stored)
                     if folder.summary.exists():
                         report(Note(f"{run} is finished already, nothing to do"))
                         return _finished(folder)
@@ -125,19 +127,6 @@ def default_run_name(config: TrainConfig) -> str:
     return f"{config.arch}-{config.fraction:g}-seed{config.seed}"
 
 
-def _check_resume(folder: RunFolder, resume: str) -> None:
-    registry.check(resume, ("never", "auto", "must"), "choice of --resume")
-    if resume == "never" and folder.exists():
-        raise CyclicError(
-            f"The run {folder.folder} exists.",
-            "Add --resume auto to continue it, or name another one with --out.",
-        )
-    if folder.is_foreign():
-        raise CyclicError(f"{folder.folder} exists and is no run.", "Name another --out.")
-    if resume == "must" and not folder.states():
-        raise CyclicError(f"The run {folder.folder} has no saved state.", "Start it with --resume auto.")
-
-
 def _filled_in(config: TrainConfig, architecture: ModuleType) -> TrainConfig:
     """The settings with all that was left open filled in, from the architecture's file and from what `auto` means."""
     recommended = {"fitted_lr": 1.0, "augment": 0.0, **architecture.RECIPE}
@@ -151,32 +140,6 @@ def _filled_in(config: TrainConfig, architecture: ModuleType) -> TrainConfig:
         model=asdict(settings.build(architecture.Config, config.model, "the model")),
         objectives=dict(config.objectives or architecture.OBJECTIVES),
     )
-
-
-def _as_before(config: TrainConfig, folder: RunFolder) -> TrainConfig:
-    """What the hardware chose at the start of a run holds for its whole length, on whatever it goes on."""
-    before = settings.read_run_file(folder.config) if folder.config.exists() else {}
-    device, precision = (str(before.get(name, "auto")) for name in ("device", "precision"))
-    return replace(
-        config,
-        device=device if config.device == "auto" else config.device,
-        precision=precision if config.precision == "auto" else config.precision,
-    )
-
-
-def _refuse_other_run(folder: RunFolder, config: TrainConfig, dataset: StoredDataset) -> None:
-    before = settings.read_run_file(folder.config)
-    now = _described(config, dataset)
-    different = [name for name in now if before.get(name) != now[name] and name not in OPERATION]
-    if different:
-        shown = "; ".join(f"{name}: {before.get(name)} there, {now[name]} here" for name in different[:4])
-        hint = "The length of a run cannot be changed; name" if different == ["epochs"] else "Name"
-        raise CyclicError(f"The run {folder.folder} is another one ({shown}).", f"{hint} another one with --out.")
-
-
-def _described(config: TrainConfig, dataset: StoredDataset) -> dict[str, Any]:
-    """The content of `config.yaml`: every setting, and the data set by its fingerprint."""
-    return {**as_plain(config), "dataset": dataset.facts.fingerprint}
 
 
 def _finished(folder: RunFolder) -> TrainSummary:
@@ -285,7 +248,7 @@ class _Training:
         if self.config.tensorboard:
             self.board = TensorBoard(self.folder.folder / "tensorboard", self.progress.step)
         if anew:
-            write_yaml(self.folder.config, _described(self.config, self.dataset))
+            write_yaml(self.folder.config, described(self.config, self.dataset))
             self.folder.metrics.unlink(missing_ok=True)
             self._add_metrics("hardware", asdict(self.plan))
 
@@ -483,7 +446,7 @@ class _Training:
 
     def _end_epoch(self, epoch: int) -> None:
         self.clock.stop()
-        val = self._validate()
+        val = validate(self.ranks, self.module, self.val_data, self._show if self.board else None)
         if not all(map(math.isfinite, val.values())):
             raise self._not_finite("The validation error")
         self.clock.start()
@@ -500,34 +463,9 @@ class _Training:
         self.clock.stop()
         self.report(Epoch(epoch + 1, self.config.epochs, val, best))
 
-    @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        """MSE and PSNR (dB) over the image area, without letterbox: means over the validation images.
-
-        In float32, whatever the precision of the steps: these are the figures of `cyclic reconstruct`.
-        """
-        self.model.eval()
-        count = len(self.val_data)
-        part = self.ranks.part(np.arange(count))
-        errors: list[float] = []
-        for first in range(0, self.ranks.largest_part(count), VALIDATION_BATCH):
-            numbers = part[first : first + VALIDATION_BATCH]
-            shown = numbers if len(numbers) else np.arange(1)  # processes act together: for nothing, if need be
-            image = self.val_data.images(shown).to(self.fabric.device)
-            reconstruction = self.module(image)["reconstruction"].clamp(0, 1)
-            if self.board and not first:
-                self.board.show(image[:SHOWN], reconstruction[:SHOWN], self.progress.step)
-            squares = (reconstruction - image).square()
-            for square, number in zip(squares, numbers, strict=False):
-                rows, columns = self.val_data.area(int(number))
-                errors.append(float(square[:, rows, columns].mean()))
-        self.model.train()
-        if not count:
-            return {}
-        local = torch.tensor(errors, dtype=torch.float64, device=self.fabric.device)
-        errors = self.ranks.gathered(local, count).tolist()
-        decibels = [-10 * math.log10(max(error, 1e-12)) for error in errors]
-        return {"mse": sum(errors) / len(errors), "psnr": sum(decibels) / len(decibels)}
+    def _show(self, images: Tensor, reconstructions: Tensor) -> None:
+        assert self.board
+        self.board.show(images[:SHOWN], reconstructions[:SHOWN], self.progress.step)
 
     def _save_state(self, best: bool = False) -> None:
         """Take the state as it is now, and let it be written. A `best` model also becomes that of the run."""

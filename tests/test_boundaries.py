@@ -20,7 +20,7 @@ LAYERS = [  # from the ground up; within a layer a module may import those named
     ["errors", "registry", "events", "identity", "shapes", "scrub", "config", "lease", "workers"],
     "metrics records storage nifti dicom images similar panels text layouts sources phantom".split(),
     ["objectives", "models", "data", "distributed", "gradients"],
-    ["offer", "shards", "joining", "prepare", "saving", "stopping", "tensorboard", "training", "inference"],
+    "offer shards joining prepare saving resuming stopping validation tensorboard training inference".split(),
     ["console", "cli", "__main__"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]
@@ -39,6 +39,8 @@ KNOWS = {  # what only some modules may import
         "distributed",
         "gradients",
         "saving",
+        "resuming",
+        "validation",
         "stopping",
         "tensorboard",
         "training",
