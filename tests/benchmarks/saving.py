@@ -1,70 +1,73 @@
 """What does saving state cost a training?
 
-    python tests/benchmarks/saving.py DATASET [--arch linear] [--epochs 3] [--saves 6] [--rounds 3]
+    python tests/benchmarks/saving.py DATASET [--arch linear] [--epochs 10] [--every 24]
 
-`cyclic train` runs with state saved only at the ends of epochs, and with about `--saves` states more, in turn,
-`--rounds` times. Both have the same steps and the same ends; the seconds that they differ by, divided by the number of
-the additional states, are what one costs: the copy on the training thread, and the processor that the writing thread
-takes from the others. Beside it stands that cost as a share of the default time between two states. A negative cost is
-noise: the spread over the rounds says how much there is.
+`cyclic train` saves state every `--every` steps, and every step is timed. The steps of the first half of each interval
+hold the copy of the state and, while the thread writes, what that takes of the processor; those of the second half hold
+nothing of it. What the first half takes more than as many steps of the second (their median) is what that one state
+cost: a pair of neighbours in time, which a slow minute of the machine meets alike. Beside the median over all states,
+with quartiles, stands that cost as a share of the default time between two of them. A negative cost is noise.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
+import time
 from pathlib import Path
 
+import numpy as np
+
 from cyclic_cli.config import TrainConfig
+from cyclic_cli.distributed import use_available_threads
+from cyclic_cli.events import Event, Step
+from cyclic_cli.training import train
 
 
-def trained(dataset: Path, run: Path, words: list[str]) -> dict[str, float]:
-    """The summary of a training; `seconds` are those of its steps."""
-    command = [
-        sys.executable,
-        "-m",
-        "cyclic_cli",
-        "train",
-        str(dataset),
-        "--out",
-        str(run),
-        "--quiet",
-        "--json",
-        *words,
-    ]
-    said = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    images = said["train_samples"] * said["epochs"]
-    return {"steps": said["steps"], "seconds": images / said["images_per_second"]}
+def costs(seconds: dict[int, float], every: int) -> list[float]:
+    """Seconds that each state cost, from the seconds that ended with each step."""
+    found = []
+    for saved in range(every, max(seconds) - every, every):
+        steps = [seconds.get(step) for step in range(saved + 1, saved + every + 1)]
+        if None in steps:  # the end of an epoch, with its validation and its state
+            continue
+        after, rest = steps[: every // 2], steps[every // 2 :]
+        found.append(sum(after) - len(after) * statistics.median(rest))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--arch", default="linear")
-    parser.add_argument("--epochs", default=3, type=int)
+    parser.add_argument("--epochs", default=10, type=int)
     parser.add_argument("--fraction", default=1.0, type=float)
-    parser.add_argument("--saves", default=6, type=int)
-    parser.add_argument("--rounds", default=3, type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--every", default=24, type=int)
     asked = parser.parse_args()
-    words = ["--arch", asked.arch, "--epochs", str(asked.epochs), "--fraction", str(asked.fraction)]
-    words += ["--set", "checkpoint_minutes=1000"]
-    costs, seconds = [], []
-    for number in range(asked.rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            without = trained(asked.dataset, Path(folder) / "without", words)
-            every = max(1, int(without["steps"]) // (asked.saves + 1))
-            saves = sum(step % every == 0 for step in range(1, int(without["steps"]) + 1))
-            often = trained(asked.dataset, Path(folder) / "often", [*words, "--set", f"checkpoint_steps={every}"])
-            size = sum(path.stat().st_size for path in next((Path(folder) / "often" / "state").iterdir()).iterdir())
-        costs.append((often["seconds"] - without["seconds"]) / saves)
-        seconds.append(without["seconds"])
-        print(f"round {number + 1}: {without['seconds']:.2f} s without, {often['seconds']:.2f} s with {saves} saves")
-    interval = 60 * TrainConfig.checkpoint_minutes
-    cost, spread = statistics.median(costs), (min(costs), max(costs))
-    print(f"{asked.arch}: a state of {size / 1e6:.1f} MB costs {cost:.3f} s ({spread[0]:.3f} to {spread[1]:.3f})")
-    print(f"that is {cost / interval:.2%} of the {interval:.0f} s between two states by default")
+    use_available_threads()
+    seconds: dict[int, float] = {}
+    last = {"epoch": 0, "time": 0.0}
+
+    def note(event: Event) -> None:
+        if isinstance(event, Step):
+            now = time.perf_counter()
+            if event.epoch == last["epoch"]:
+                seconds[event.step] = now - last["time"]
+            last.update(epoch=event.epoch, time=now)
+
+    config = TrainConfig(
+        arch=asked.arch, epochs=asked.epochs, fraction=asked.fraction, batch_size=asked.batch_size,
+        checkpoint_minutes=1000, checkpoint_steps=asked.every,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        train(asked.dataset, Path(folder) / "run", config, report=note)
+        state = next((Path(folder) / "run" / "state").iterdir())
+        size = sum(path.stat().st_size for path in state.iterdir()) / 1e6
+    low, median, high = np.quantile(costs(seconds, asked.every), [0.25, 0.5, 0.75])
+    step, interval = statistics.median(seconds.values()), 60 * TrainConfig.checkpoint_minutes
+    print(f"{asked.arch}: {len(seconds)} steps of {1e3 * step:.1f} ms, {len(costs(seconds, asked.every))} states")
+    print(f"a state of {size:.1f} MB costs {median:.3f} s (quartiles {low:.3f} to {high:.3f})")
+    print(f"that is {median / interval:.3%} of the {interval:.0f} s between two states by default")
 
 
 if __name__ == "__main__":
