@@ -30,6 +30,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -87,8 +88,9 @@ def _written(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", 0) == errno.ENOSPC or "No space left" in str(error)
-        cause = "no space is left" if full else getattr(error, "strerror", None) or "writing failed"
+        said = re.search(r"\(os error (\d+)\)", str(error))  # of safetensors
+        number = getattr(error, "errno", None) or (int(said[1]) if said else 0)
+        cause = "no space is left" if number == errno.ENOSPC else os.strerror(number) if number else "writing failed"
         raise CyclicError(f"{path} cannot be written: {cause}.", "Mend that, or name another --out.") from error
 
 

@@ -54,10 +54,10 @@ def test_an_order_visits_every_sample_once_whatever_part_is_asked_for(samples: i
     np.testing.assert_array_equal(np.concatenate(parts), whole[:700])
 
 
-@pytest.mark.parametrize("samples", [2, 3, 5, 12, 100])
+@pytest.mark.parametrize("samples", [2, 3, 5, 12, 20])
 def test_every_sample_comes_at_every_place_equally_often(samples: int) -> None:
     """And after every other one: pairs of neighbours are as random as places."""
-    epochs = 400 * samples
+    epochs = 100 * samples
     orders = np.stack([EpochOrder(samples, 0, epoch)[:] for epoch in range(epochs)])
     places = np.stack([np.bincount(column, minlength=samples) for column in orders.T])
     steps = np.bincount(((orders[:, 1:] - orders[:, :-1]) % samples).ravel(), minlength=samples)[1:]

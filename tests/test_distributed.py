@@ -91,7 +91,7 @@ def test_processes_train_the_weights_of_one(case: str, tiny_dataset: Path, tmp_p
 def test_a_stopped_run_goes_on_with_another_number_of_processes(
     tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic
 ) -> None:
-    words = train_words(tiny_dataset, "--arch", "conv", "--batch-size", 3, "--epochs", 400, "--resume", "auto")
+    words = train_words(tiny_dataset, "--arch", "linear", "--batch-size", 3, "--epochs", 100, "--resume", "auto")
     words += ["--set", "checkpoint_steps=10", "--lr", 1e-5]
     run = tmp_path / "run"
     process = subprocess.Popen(
