@@ -225,7 +225,7 @@ def assign(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     return merged
 
 
-def train_command(values: dict[str, Any], threads: int, processes: int) -> str:
+def train_command(values: dict[str, Any], threads: int, processes: int, strategy: str) -> str:
     """The shell command that trains with these settings; the data set stands in it as DATASET."""
     words = ["cyclic", "train", "DATASET"]
     for name, value in values.items():
@@ -234,7 +234,7 @@ def train_command(values: dict[str, Any], threads: int, processes: int) -> str:
             words += [flag(name), str(value)] if value is not None else []
         elif value not in (None, {}):
             words += ["--set", f"{name}={text}"]
-    words += ["--devices", str(processes)] if processes > 1 else []
+    words += ["--devices", str(processes), "--strategy", strategy] if processes > 1 else []
     return f"OMP_NUM_THREADS={threads} {shlex.join(words)}"
 
 

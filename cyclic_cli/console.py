@@ -47,11 +47,17 @@ def write_json(value: Any) -> None:
     print(as_json(value), flush=True)
 
 
-def _stdout() -> Any:
-    """A console for results: as wide as the terminal, and wide enough for any path where there is none."""
+def _print(grid: "rich.table.Table") -> None:
+    """A table on stdout: as wide as the terminal, and as wide as its words where there is none."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(grid)
+        return
+    console = Console(highlight=False, width=10_000)
+    with console.capture() as captured:
+        console.print(grid)
+    sys.stdout.writelines(line.rstrip() + "\n" for line in captured.get().splitlines())
 
 
 def table(title: str, rows: dict[str, Any]) -> None:
@@ -62,7 +68,7 @@ def table(title: str, rows: dict[str, Any]) -> None:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     _add_rows(grid, rows, "")
-    _stdout().print(grid)
+    _print(grid)
 
 
 def _add_rows(grid: Any, rows: dict[str, Any], indent: str) -> None:
@@ -99,7 +105,7 @@ def columns(names: list[str], rows: list[dict[str, Any]]) -> None:
         grid.add_column(head, justify="right" if name in FIGURES else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(_rounded(name, row[name])) for name in names))
-    _stdout().print(grid)
+    _print(grid)
 
 
 def _rounded(name: str, value: Any) -> str:

@@ -44,6 +44,7 @@ class Plan:
     device: str
     precision: str
     processes: int
+    sharded: bool  # each process holds a part of the model
     threads: int  # cores that work on a step, of each process
     parallel: str  # samples or operations
     side_by_side: int  # micro-batches at once, of `threads` / `side_by_side` cores each
@@ -112,7 +113,7 @@ def make_plan(
     side_by_side = min(threads, -(-batch_size // micro_batch)) if parallel == "samples" else 1
     fusable = any(hasattr(layer, "fuse") for layer in model.modules())
     return Plan(
-        device=config.device, precision=config.precision, processes=ranks.world,
+        device=config.device, precision=config.precision, processes=ranks.world, sharded=ranks.sharded,
         threads=threads if on_cpu else 1, parallel=parallel, side_by_side=side_by_side,
         micro_batch=micro_batch, memory_format=memory_format, fuse=config.fuse and fusable,
         keep_memory=config.keep_memory and on_cpu, compile=config.compile,

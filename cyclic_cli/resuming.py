@@ -48,9 +48,16 @@ def refuse_other_run(folder: RunFolder, config: TrainConfig, dataset: StoredData
     now = described(config, dataset)
     different = [name for name in now if before.get(name) != now[name] and name not in OPERATION]
     if different:
-        shown = "; ".join(f"{name}: {before.get(name)} there, {now[name]} here" for name in different[:4])
+        values = [[_shown(name, table.get(name)) for table in (before, now)] for name in different[:4]]
+        shown = "; ".join(
+            f"{name}: {there} there, {here} here" for name, (there, here) in zip(different, values, strict=False)
+        )
         hint = "The length of a run cannot be changed; name" if different == ["epochs"] else "Name"
         raise CyclicError(f"The run {folder.folder} is another one ({shown}).", f"{hint} another one with --out.")
+
+
+def _shown(name: str, value: Any) -> str:
+    return f"one with the fingerprint {value}" if name == "dataset" else "auto" if value is None else str(value)
 
 
 def described(config: TrainConfig, dataset: StoredDataset) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class RunProgress:
     metrics_size: int = 0  # bytes
     attempt: int = 1
     environment: dict[str, Any] = field(default_factory=dict)  # what the bits depend on, see `environment`
+    changed: bool = False  # attempts had different ones
+    skipped: int = 0  # steps in a row, up to now, whose loss was not finite
 
 
 def environment(plan: Plan) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def environment(plan: Plan) -> dict[str, Any]:
         "cyclic": version("cyclic-cli"), "torch": torch.__version__, "numpy": np.__version__,
         "processor": platform.machine(), "features": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if plan.device == "cuda" else "cpu",
-        "threads": plan.threads, "processes": plan.processes,
+        "threads": plan.threads, "processes": plan.processes, "strategy": "fsdp" if plan.sharded else "ddp",
     }  # fmt: skip
 
 

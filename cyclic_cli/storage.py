@@ -600,11 +600,11 @@ class StoredDataset:
     def _records(self) -> np.ndarray:
         path = self.folder / "records.npy"
         try:
-            if self.facts.format < 3:  # the file did not exist
-                return np.fromiter(_records(self.folder / "index.parquet"), RECORD)
-            return map_records(path, self.facts.images)
+            if path.exists():
+                return map_records(path, self.facts.images)
         except (OSError, ValueError) as error:
-            raise CyclicError(f"{path} is missing or damaged.", "Make the data set again.") from error
+            raise CyclicError(f"{path} is damaged.", "Remove it: the index then serves in its place.") from error
+        return np.fromiter(_records(self.folder / "index.parquet"), RECORD)
 
     def images(self, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Copy images out of the memory map.
@@ -815,7 +815,15 @@ class RunFolder:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 work = f"The run {self.folder} is being trained"
                 held.enter_context(hold(self.folder / LEASE, work, patience=1.5 * SILENCE))
+                self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Remove what kills left behind; only for who is alone."""
+        for draft in self.folder.glob(".*.tmp"):
+            draft.unlink(missing_ok=True)
+        for draft in (self.folder / "state").glob(".*.tmp"):
+            shutil.rmtree(draft, ignore_errors=True)
 
     def is_foreign(self) -> bool:
         """Whether the folder holds something, and that is no run."""
@@ -923,6 +931,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         "fingerprint": checkpoint.fingerprint,
         "provenance": checkpoint.provenance,
         "again": _again(checkpoint.provenance),
+        "again_bit_for_bit": not checkpoint.provenance.get("environment_changed", False),
     }
 
 
@@ -934,4 +943,4 @@ def _again(provenance: dict[str, Any]) -> str | None:
     threads, processes = (environment.get(name) for name in ("threads", "processes"))
     if not isinstance(threads, int) or not isinstance(processes, int):
         return None
-    return train_command(settings, threads, processes)
+    return train_command(settings, threads, processes, str(environment.get("strategy", "auto")))

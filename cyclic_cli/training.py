@@ -55,6 +55,7 @@ INITIALISATION_BATCH = 32
 INITIALISATION_IMAGES = 10_000  # at most: more would teach principal components little, and take hours of a large set
 BEFORE_TRAINING = -1  # the epoch whose order the model is started in
 NAMED = 16  # samples of a batch that an error names
+SKIPS = 20  # batches without a finite loss, one after the other: not their samples are at fault, but the weights
 SHOWN = 8  # validation images that TensorBoard shows
 
 
@@ -109,7 +110,7 @@ def train(
             """Take the folder; or return the summary of a run that is finished."""
             for is_ours in (False, True):  # looked at twice: another may have worked on it until it was ours
                 check_resume(folder, resume)
-                if resume != "never" and folder.config.exists():
+                if resume != "never" and folder.config.exists() and (folder.states() or folder.best.exists()):
                     refuse_other_run(folder, config, stored)
                     if folder.summary.exists():
                         report(Note(f"{run} is finished already, nothing to do"))
@@ -314,12 +315,15 @@ class _Training:
         self.report(Note(f"resuming at step {self.progress.step} of {self.steps}"))
         differences = changes(self.progress.environment, environment(self.plan))
         if differences:
+            self.progress.changed = True
             self.report(Note(f"the results may differ in rounding from those of a run in one go: {differences}"))
         self.progress.environment = environment(self.plan)
         self.progress.attempt += 1
         if self.ranks.is_main:
             self.folder.cut_metrics(self.progress.metrics_size)
             self._check_best()
+        if differences:
+            self._add_metrics("hardware", asdict(self.plan))
         return self.progress.step
 
     def _check_best(self) -> None:
@@ -377,6 +381,7 @@ class _Training:
             raise self._not_finite("The loss", f", in a batch of {self._named(chosen)}")
         self.optimizer.zero_grad()
         self.progress.step += 1
+        self.progress.skipped = 0 if finite else self.progress.skipped + 1
         if self.first_step:
             self.first_step = False
             self.clock.first = len(chosen) / self.clock.running()
@@ -389,9 +394,10 @@ class _Training:
             self._log_skipped(epoch, chosen)
 
     def _not_finite(self, what: str, where: str = "") -> CyclicError:
+        others = "" if self.config.not_finite == "skip" else ", or leave such batches out: --set not_finite=skip"
         error = CyclicError(
-            f"{what} is not finite at step {self.progress.step + 1}{where}.",
-            "Lower --lr, take --precision 32, look at the samples, or leave such batches out: --set not_finite=skip.",
+            f"{what} is not finite at step {self.progress.step + bool(where)}{where}.",
+            f"Lower --lr, take --precision 32, or look at the samples{others}.",
         )
         error.everywhere = True
         return error
@@ -435,6 +441,8 @@ class _Training:
         self.report(Note(f"step {step} is skipped, its loss is not finite: {self._named(chosen)}", warning=True))
         samples = [f"{key:016x}" for key in self.data.keys(chosen)]
         self._add_metrics("skipped", {"step": step, "epoch": epoch + 1, "samples": samples})
+        if self.progress.skipped == SKIPS:
+            raise self._not_finite(f"The loss of each of the last {SKIPS} batches")
 
     def _add_metrics(self, kind: str, row: dict[str, Any]) -> None:
         if self.ranks.is_main:
@@ -501,6 +509,7 @@ class _Training:
             preprocessing=self.dataset.facts.preprocessing,
             provenance={
                 "environment": self.progress.environment,
+                "environment_changed": self.progress.changed,
                 "settings": {name: value for name, value in as_plain(self.config).items() if name in RECORDED},
                 "dataset": self.dataset.facts.fingerprint,
                 "train_samples": len(self.data),

@@ -14,7 +14,8 @@ from cyclic_cli.errors import CyclicError
 from cyclic_cli.gradients import Gradients, Plan
 
 PLAN = Plan(
-    device="cpu", precision="32", processes=3, threads=1, parallel="operations", side_by_side=1, micro_batch=64,
+    device="cpu", precision="32", processes=3, sharded=False,
+    threads=1, parallel="operations", side_by_side=1, micro_batch=64,
     memory_format="contiguous", fuse=False, keep_memory=False, compile=False,
 )  # fmt: skip
 

@@ -25,7 +25,8 @@ from cyclic_cli.registry import names
 BATCH = 7  # a prime: micro-batches of 2 and 3 leave an uneven last one
 SIDE = 64
 PLAIN = Plan(
-    device="cpu", precision="32", processes=1, threads=2, parallel="operations", side_by_side=2, micro_batch=BATCH,
+    device="cpu", precision="32", processes=1, sharded=False,
+    threads=2, parallel="operations", side_by_side=2, micro_batch=BATCH,
     memory_format="contiguous", fuse=False, keep_memory=False, compile=False,
 )  # fmt: skip
 

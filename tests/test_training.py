@@ -432,6 +432,20 @@ def test_a_batch_whose_loss_is_not_finite_stops_the_run_or_is_skipped(
     assert all(np.isfinite(value).all() for value in read_checkpoint(Path("run/model.safetensors")).weights.values())
 
 
+def test_losses_that_stay_infinite_stop_a_run_that_skips(
+    tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic
+) -> None:
+    """The weights are broken then, not the samples. With another rate the run may begin again in its folder."""
+    monkeypatch.setattr(training, "SKIPS", 4)
+    words = ("train", tiny_dataset, "--arch", "linear", "--epochs", 2, "--batch-size", 2, "--out", "run")
+    words += ("--resume", "auto", "--set", "not_finite=skip")
+    ran = cyclic(*words, "--lr", 1e30)
+    assert ran.code == 1
+    assert "The loss of each of the last 4 batches is not finite at step 5." in ran.err
+    assert "not_finite=skip" not in ran.err
+    assert cyclic(*words, "--lr", 1e-5).code == 0
+
+
 # ------------------------------------------------------------------------------------------------ going on
 
 
