@@ -5,8 +5,18 @@ from pathlib import Path
 import pytest
 
 from cyclic_cli import registry
-from cyclic_cli.config import TrainConfig, assign, available_cpus, build, read_run_file
+from cyclic_cli.config import TrainConfig, assign, available_cpus, build, read_run_file, train_command
 from cyclic_cli.errors import CyclicError, UsageError
+
+
+def test_a_command_that_trains_again_names_what_the_bits_depend_on() -> None:
+    values = {"arch": "vae", "lr": 1e-05, "batch_size": None, "model": {"latent": 8}, "fuse": False, "objectives": {}}
+    assert train_command(values, 2, 1, "ddp") == (
+        "OMP_NUM_THREADS=2 cyclic train DATASET --arch vae --lr 1e-05 --set 'model={latent: 8}' --set fuse=false"
+    )
+    assert train_command({"arch": "conv"}, 1, 4, "fsdp") == (
+        "OMP_NUM_THREADS=1 cyclic train DATASET --arch conv --devices 4 --strategy fsdp"
+    )
 
 
 def test_a_run_file_and_assignments_become_settings(tmp_path: Path) -> None:

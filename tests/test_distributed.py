@@ -107,7 +107,11 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(
     rest = cyclic(*words, "--out", run)
     assert rest.code == 0, rest.err
     assert "processes 2 → 1" in rest.err
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["processes"] for row in rows if row["kind"] == "hardware"] == [2, 1]
     whole = cyclic(*words, "--out", tmp_path / "whole")
+    for folder, same in ((run, False), (tmp_path / "whole", True)):
+        assert cyclic("info", folder, "--json").json["checkpoint"]["again_bit_for_bit"] is same
     assert rest.json["steps_executed"] + rest.json["resumed_from_step"] == whole.json["steps"]
     assert rest.json["val"]["psnr"] == pytest.approx(whole.json["val"]["psnr"], rel=1e-4)
     assert difference(run, tmp_path / "whole") < 1e-4

@@ -162,7 +162,7 @@ def test_a_run_says_how_its_steps_are_computed(
     rows = [row for row in metrics(Path("run")) if row["kind"] == "hardware"]
     assert rows == [
         {
-            "kind": "hardware", "device": "cpu", "precision": "32", "processes": 1, "threads": 2,
+            "kind": "hardware", "device": "cpu", "precision": "32", "processes": 1, "sharded": False, "threads": 2,
             "parallel": "samples", "side_by_side": 2, "micro_batch": 3,
             "memory_format": "channels_last", "fuse": True, "keep_memory": True, "compile": False,
         }
