@@ -193,7 +193,9 @@ class Gradients:
                     sums[number] = gradient if known is None else known.add_(gradient)
         for parameter, gradient in zip(self.parameters, self._of_all_processes(sums), strict=True):
             if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+                # In the memory format of the parameter, which `autograd.grad` does not promise: a fused optimizer walks
+                # through both as they lie in memory.
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
         return losses or [dict.fromkeys(self.objectives, 0.0)]
 
     def _of_all_processes(self, gradients: list[Tensor | None]) -> list[Tensor | None]:

@@ -20,10 +20,9 @@ def stop_signals() -> Iterator[list[int]]:
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
         received.append(number)
+        for each in SIGNALS:  # the system ends the process then, even one that waits in an exchange with others
+            signal.signal(each, signal.SIG_DFL)
 
     if threading.current_thread() is not threading.main_thread():
         yield received

@@ -31,6 +31,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -550,6 +551,7 @@ class StoredDataset:
             )
         self.facts = self._read_facts(folder / "dataset.yaml")
         self._maps: dict[int, np.ndarray] = {}
+        self._most_maps = _open_files() // 2  # each holds a file open
 
     @staticmethod
     def _read_facts(path: Path) -> DatasetFacts:
@@ -633,6 +635,8 @@ class StoredDataset:
 
     def _map(self, shard: int) -> np.ndarray:
         if shard not in self._maps:
+            if len(self._maps) >= self._most_maps:
+                del self._maps[next(iter(self._maps))]  # the oldest
             self._maps[shard] = _map_images(self.folder / shard_name(shard), self.image_shape)
         return self._maps[shard]
 
@@ -648,6 +652,15 @@ def _upgraded(values: dict[str, Any], version: int) -> dict[str, Any]:
     if version == 1:  # the request was its fingerprint alone; there were no inputs.parquet and reports.parquet
         values = {**values, "request": {"fingerprint": values.get("request", "")}}
     return values
+
+
+def _open_files() -> int:
+    """How many files this process may hold open, raised as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_530 if hard == resource.RLIM_INFINITY else min(hard, 65_530)  # Linux allows no more maps
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(soft, wanted)
 
 
 def _map_images(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
@@ -774,7 +787,7 @@ class RunFolder:
     ) -> None:
         """Save all that resuming needs as one folder that appears whole; older ones but the last are removed."""
         final = self.folder / "state" / f"step-{step:08d}"
-        draft = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+        draft, past = (final.with_name(f".{final.name}.{os.getpid()}{part}.tmp") for part in ("", ".past"))
         shutil.rmtree(draft, ignore_errors=True)
         try:
             write_checkpoint(draft / "model.safetensors", checkpoint)
@@ -782,13 +795,14 @@ class RunFolder:
             write_tensors(draft / "optimizer.safetensors", optimizer, {"cyclic": json.dumps(header)})
             write_text(draft / "progress.json", json.dumps({"progress": progress, "checksum": _checksum(progress)}))
             if final.exists():  # the same step, saved again after the validation that follows it
-                shutil.rmtree(final)
+                os.replace(final, past)
             os.replace(draft, final)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(past, ignore_errors=True)
         states = self.states()
-        past = [state for state in states if state.name <= final.name]
-        for old in set(states) - set(past[-STATES_KEPT:]):  # later ones were damaged, and passed over
+        earlier = [state for state in states if state.name <= final.name]
+        for old in set(states) - set(earlier[-STATES_KEPT:]):  # later ones were damaged, and passed over
             shutil.rmtree(old)
 
     def load_state(self, state: Path) -> tuple[Checkpoint, dict[str, np.ndarray], dict[str, Any]]:
@@ -858,7 +872,7 @@ class RunFolder:
 
     def cut_metrics(self, size: int) -> None:
         """Drop what an attempt wrote after the state that is resumed was saved."""
-        if self.metrics.exists():
+        if self.metrics_size() > size:
             os.truncate(self.metrics, size)
 
     def point_latest(self) -> None:

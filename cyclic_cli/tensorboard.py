@@ -9,22 +9,23 @@ from torch import Tensor
 from cyclic_cli.errors import CyclicError
 
 
+def require_tensorboard() -> Any:
+    """The class that writes event files. Raises CyclicError when the extra is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise CyclicError(
+            "TensorBoard is not installed.", "Install cyclic-cli[tensorboard], or leave --tensorboard out."
+        ) from None
+    return SummaryWriter
+
+
 class TensorBoard:
     """The curves and pictures of a run."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Begin in a folder, or go on after `step`: what an earlier attempt said of later ones is dropped.
-
-        Raises:
-            CyclicError: the extra is not installed.
-        """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise CyclicError(
-                "TensorBoard is not installed.", "Install cyclic-cli[tensorboard], or leave --tensorboard out."
-            ) from None
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+        """Begin in a folder, or go on after `step`: what an earlier attempt said of later ones is dropped."""
+        self.writer = require_tensorboard()(str(folder), purge_step=step + 1)
 
     def add(self, kind: str, row: dict[str, Any]) -> None:
         """Draw what a line of the metrics says."""

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ from cyclic_cli.resuming import (
 from cyclic_cli.saving import RunProgress, Writer, environment, optimizer_arrays
 from cyclic_cli.stopping import agreed_wishes, stop_signals, stopped
 from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset, read_checkpoint, write_checkpoint, write_yaml
-from cyclic_cli.tensorboard import TensorBoard
+from cyclic_cli.tensorboard import TensorBoard, require_tensorboard
 from cyclic_cli.validation import validate
 
 LOG_EVERY = 10  # steps between two lines of metrics
@@ -215,6 +215,8 @@ class _Training:
         self.clock = _Clock()
         self.write = Writer()
         self.board: TensorBoard | None = None
+        if config.tensorboard:
+            require_tensorboard()
 
     # ------------------------------------------------------------------------------------------------- run
 
@@ -227,6 +229,9 @@ class _Training:
             with self.ranks.together():
                 self._loop(stop)
                 self.ranks.agreed(self.write.wait)
+                if self.ranks.agreed(lambda: not self.folder.best.exists()):  # it was lost after the last epoch
+                    self._save_state(best=True)
+                    self.ranks.agreed(self.write.wait)
         finally:
             self.gradients.close()
             self.write.close()
@@ -333,7 +338,8 @@ class _Training:
         try:
             read_checkpoint(self.folder.best)
         except CyclicError:
-            self.report(Note(f"{self.folder.best} is damaged or gone; the next epoch's takes its place", warning=True))
+            self.folder.best.unlink(missing_ok=True)
+            self.report(Note(f"{self.folder.best} is damaged or gone; a later one takes its place", warning=True))
             self.progress.val = {}
 
     # ------------------------------------------------------------------------------------------------ loop
@@ -353,14 +359,19 @@ class _Training:
                     self._save_state()
                     saved_at = time.monotonic()
                 if number:
-                    self.ranks.agreed(self.write.wait)
-                    raise stopped(number, self.progress.step, self.steps)
-            self._end_epoch(epoch)
+                    self._stop(number, save=False)
+            self._end_epoch(epoch, stop)
             saved_at = time.monotonic()
             number, _ = agreed_wishes(self.ranks, stop, save=False)
             if number and epoch + 1 < self.config.epochs:
-                self.ranks.agreed(self.write.wait)
-                raise stopped(number, self.progress.step, self.steps)
+                self._stop(number, save=False)
+
+    def _stop(self, number: signal.Signals, save: bool = True) -> NoReturn:
+        """End the run by a signal, its state saved."""
+        if save:
+            self._save_state()
+        self.ranks.agreed(self.write.wait)
+        raise stopped(number, self.progress.step, self.steps)
 
     def _step(self, order: EpochOrder, epoch: int) -> None:
         within = self.progress.step - epoch * self.steps_per_epoch
@@ -452,9 +463,16 @@ class _Training:
 
     # ------------------------------------------------------------------------------------- validate and save
 
-    def _end_epoch(self, epoch: int) -> None:
+    def _end_epoch(self, epoch: int, stop: list[int]) -> None:
+        def is_stopped() -> bool:
+            return agreed_wishes(self.ranks, stop, save=False)[0] is not None
+
         self.clock.stop()
-        val = validate(self.ranks, self.module, self.val_data, self._show if self.board else None)
+        val = validate(self.ranks, self.module, self.val_data, is_stopped, self._show if self.board else None)
+        if val is None:  # to be validated by the next attempt
+            number, _ = agreed_wishes(self.ranks, stop, save=False)
+            assert number
+            self._stop(number)
         if not all(map(math.isfinite, val.values())):
             raise self._not_finite("The validation error")
         self.clock.start()

@@ -15,18 +15,25 @@ BATCH = 64
 
 @torch.no_grad()
 def validate(
-    ranks: Ranks, module: nn.Module, data: Samples, seen: Callable[[Tensor, Tensor], None] | None = None
-) -> dict[str, float]:
+    ranks: Ranks,
+    module: nn.Module,
+    data: Samples,
+    is_stopped: Callable[[], bool],
+    seen: Callable[[Tensor, Tensor], None] | None = None,
+) -> dict[str, float] | None:
     """MSE and PSNR (dB) over the image area, without letterbox: means over the images; empty where there are none.
 
     In float32, whatever the precision of the steps: these are the figures of `cyclic reconstruct`. Processes share the
-    images. `seen` gets the first images (N, C, H, W) of this one and their reconstructions.
+    images. `is_stopped` is asked before every batch, by all processes; None when it says so. `seen` gets the first
+    images (N, C, H, W) of this process and their reconstructions.
     """
     module.eval()
     count, device = len(data), ranks.fabric.device
     part = ranks.part(np.arange(count))
     errors: list[float] = []
     for first in range(0, ranks.largest_part(count), BATCH):
+        if is_stopped():
+            return None
         numbers = part[first : first + BATCH]
         shown = numbers if len(numbers) else np.arange(1)  # processes act together: for nothing, if need be
         image = data.images(shown).to(device)

@@ -170,6 +170,30 @@ def test_a_run_says_how_its_steps_are_computed(
     assert "2 threads, 2 micro-batches of 3 side by side" in said.err
 
 
+@pytest.mark.parametrize("arch", ["conv", "deep", "vae"])
+def test_every_way_to_compute_a_step_moves_the_weights_alike(
+    arch: str, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Side by side or not, channels last or not, fused or not: an optimizer must see each weight's own gradient."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    config = TrainConfig(arch=arch, epochs=2, batch_size=8, lr=1e-3, fitted_lr=1.0, device="cpu", precision="32")
+    ways = [
+        {}, {"parallel": "operations"}, {"parallel": "samples"}, {"memory_format": "contiguous"}, {"fuse": False},
+        {"micro_batch": 3},
+    ]  # fmt: skip
+    moved = []
+    for number, way in enumerate(ways):
+        train(tiny_dataset, tmp_path / str(number), replace(config, **way))
+        state = max((tmp_path / str(number) / "state").iterdir())
+        moved.append(read_checkpoint(state / "model.safetensors").weights)
+    train(tiny_dataset, tmp_path / "still", replace(config, lr=0.0))
+    start = read_checkpoint(max((tmp_path / "still" / "state").iterdir()) / "model.safetensors").weights
+    for name, weight in start.items():
+        movement = np.linalg.norm(moved[0][name] - weight)
+        for other in moved[1:]:  # Adam enlarges rounding where a gradient is near zero
+            assert np.linalg.norm(moved[0][name] - other[name]) <= 0.05 * movement + 1e-6, name
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("arch", ["linear", "conv"])
