@@ -15,8 +15,7 @@ from conftest import contents
 
 KILLS = 24
 INTERVAL = 4  # steps between two saved states
-LOGGED = 10  # steps between two lines of metrics
-EPOCHS = 60
+EPOCHS = 30
 PER_EPOCH = 8  # steps
 WORDS = ("--epochs", EPOCHS, "--batch-size", 3, "--set", f"checkpoint_steps={INTERVAL}", "--set", "augment=1")
 
@@ -25,7 +24,7 @@ class Forks:
     """Processes of `cyclic` that start in a moment, see `forking.py`."""
 
     def __init__(self, log: Path) -> None:
-        self.log, self.validating = log, log.with_suffix(".validating")
+        self.log, self.validating, self.steps = log, log.with_suffix(".validating"), log.with_suffix(".steps")
         self.server = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("forking.py"), log],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -62,22 +61,12 @@ def rows(run: Path) -> list[dict[str, object]]:
     return [{name: value for name, value in row.items() if name not in left_out} for row in lines]
 
 
-def last_step(run: Path) -> int:
-    """The last step that a run has written of, at most `LOGGED` before the one it has come to."""
-    try:
-        return max((int(row.get("step", 0)) for row in rows(run)), default=0)  # type: ignore[call-overload]
-    except (OSError, ValueError):  # killed in the middle of a line
-        return 0
+def moments(run: Path, pid: int, validating: Path, generator: random.Random) -> list[tuple[str, Callable[[], bool]]]:
+    """When to kill the process `pid`: names of phases, each with a condition that begins to hold in it."""
 
-
-def moments(run: Path, validating: Path, generator: random.Random) -> list[tuple[str, Callable[[], bool]]]:
-    """When to kill: names of phases, each with a condition that begins to hold in it."""
-
-    def is_writing() -> bool:
-        return any((run / "state").glob(".step-*.tmp"))
-
-    def at_epoch_end() -> bool:
-        return any(int(draft.name[6:14]) % PER_EPOCH == 0 for draft in (run / "state").glob(".step-*.tmp"))
+    def drafts() -> list[int]:
+        """The steps whose state is being written."""
+        return [int(draft.name[6:14]) for draft in (run / "state").glob(f".step-*.{pid}.tmp")]
 
     def after(steps: int) -> Callable[[], bool]:
         begun = newest_state(run)
@@ -87,10 +76,11 @@ def moments(run: Path, validating: Path, generator: random.Random) -> list[tuple
         ("start", lambda: run.exists()),
         ("settings", lambda: (run / "config.yaml").exists()),
         ("metrics", lambda: (run / "metrics.jsonl").exists()),
-        ("writing", is_writing),
-        ("epoch", at_epoch_end),
+        ("writing", lambda: bool(drafts())),
+        ("epoch", lambda: any(step % PER_EPOCH == 0 for step in drafts())),
         ("validation", validating.exists),
         ("between", after(generator.randrange(1, 12))),
+        ("end", after(EPOCHS * PER_EPOCH - newest_state(run))),
     ]
 
 
@@ -112,33 +102,32 @@ def test_a_run_killed_again_and_again_ends_as_if_never_stopped(
 ) -> None:
     generator, run = random.Random(0), tmp_path / "killed"
     words = ("train", tiny_dataset, "--arch", *arch, *WORDS, "--resume", "auto", "--quiet", "--json")
-    executed, phases = 0, []
+    phases = []
     for kill in range(KILLS):
         forks.validating.unlink(missing_ok=True)
-        pid, resumed = forks.start(*words, "--out", run), newest_state(run)
-        phase, condition = moments(run, forks.validating, generator)[
-            kill % 7 if kill < 14 else generator.randrange(3, 7)
-        ]
+        pid = forks.start(*words, "--out", run)
+        choice = 7 if kill == KILLS - 1 else kill % 7 if kill < 14 else generator.randrange(3, 7)
+        phase, condition = moments(run, pid, forks.validating, generator)[choice]
         deadline = time.monotonic() + 60
         while not condition() and not (run / "summary.json").exists():
             assert time.monotonic() < deadline, f"{phase} never came: {forks.said()}"
             time.sleep(0.001)
-        time.sleep(generator.choice([0, 0, 0.002, 0.01]))
+        time.sleep(0 if phase == "end" else generator.choice([0, 0, 0.002, 0.01]))
         os.kill(pid, signal.SIGKILL)
         assert forks.end() == -signal.SIGKILL, forks.said()
         assert not (run / "summary.json").exists(), "it was over before it could be killed"
-        executed += max(0, last_step(run) - resumed)
         phases.append(phase)
     forks.start(*words, "--out", run)
     assert forks.end() == 0, forks.said()
+    executed = forks.steps.stat().st_size
     forks.start(*words, "--out", tmp_path / "whole")
     assert forks.end() == 0, forks.said()
     rest, whole = (json.loads(line) for line in forks.said().splitlines()[-2:])
-    assert len(set(phases)) == 7
+    assert len(set(phases)) == 8
     assert rest["resumed"]
     assert rest["steps"] == whole["steps_executed"]
     # Resuming is not starting again.
-    assert executed + rest["steps_executed"] <= whole["steps"] + KILLS * (INTERVAL + LOGGED)
+    assert whole["steps"] < executed <= whole["steps"] + KILLS * INTERVAL
     assert rows(run) == rows(tmp_path / "whole")
     kept, wanted = contents(run), contents(tmp_path / "whole")
     last = f"step-{whole['steps']:08d}"

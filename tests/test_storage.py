@@ -242,6 +242,18 @@ def test_a_record_past_the_end_of_its_shard_is_refused(dataset: Path) -> None:
         stored.images(first["shard"], first["row"])
 
 
+def test_more_shards_than_files_may_be_open(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each map holds its file open: the oldest make room."""
+    stored = StoredDataset(dataset)
+    content = (dataset / "images-00000.safetensors").read_bytes()
+    for shard in range(1, 6):
+        (dataset / f"images-{shard:05d}.safetensors").write_bytes(content)
+    monkeypatch.setattr(stored, "_most_maps", 3)
+    wanted = stored.images(np.zeros(12, int), np.zeros(12, int))
+    np.testing.assert_array_equal(stored.images(np.arange(12) % 6, np.zeros(12, int)), wanted)
+    assert len(stored._maps) == 3
+
+
 def test_a_damaged_index_is_refused(dataset: Path) -> None:
     path = dataset / "index.parquet"
     path.write_bytes(path.read_bytes()[:-100])
