@@ -1,5 +1,6 @@
 """Signals that end a run: the first only raises a flag, on whose step all processes agree; a second ends at once."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,23 +17,37 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that receives the first stopping signal; a second one ends the process at once."""
+    """A list that receives the first stopping signal; a second one ends the process at once, with 128 + its number.
+
+    A thread counts them: while the main one waits in an exchange with other processes, Python calls no handler in it.
+    """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for each in SIGNALS:  # the system ends the process then, even one that waits in an exchange with others
-            signal.signal(each, signal.SIG_DFL)
+
+    def count(pipe: int) -> None:
+        numbers = iter(lambda: os.read(pipe, 1), b"")
+        for earlier, (number,) in enumerate(byte for byte in numbers if byte[0] in SIGNALS):
+            if earlier:
+                os._exit(128 + number)
+        os.close(pipe)
 
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    threading.Thread(target=count, args=(reading,), daemon=True).start()
+    pipe_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
         yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(pipe_before)
+        os.close(writing)
 
 
 def agreed_wishes(ranks: Ranks, received: list[int], save: bool) -> tuple[signal.Signals | None, bool]:

@@ -5,6 +5,8 @@ import math
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -540,6 +542,28 @@ def test_a_disk_that_fills_up_while_state_is_written_leaves_the_state_before_it(
     train(tiny_dataset, tmp_path / "whole", config)
     assert weights(run) == weights(tmp_path / "whole")
     assert metrics(run) == metrics(tmp_path / "whole")
+
+
+def test_a_second_signal_ends_a_process_that_waits_outside_of_python() -> None:
+    """As in an exchange with a process that hangs. Locking a mutex twice waits for ever, whatever signals come."""
+    program = """if True:
+        import ctypes
+        from cyclic_cli.stopping import stop_signals
+        with stop_signals():
+            libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+            libc.pthread_mutex_lock(mutex)
+            print("waiting", flush=True)
+            libc.pthread_mutex_lock(mutex)
+    """
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "waiting\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGUSR1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
 
 
 def test_a_signal_ends_a_validation_which_the_next_attempt_does(
