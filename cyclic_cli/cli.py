@@ -333,7 +333,7 @@ def train(
         typer.Option(help=f"Preset: {', '.join(settings.OBJECTIVES)}.", show_default=TrainConfig.objective),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default=TrainConfig.device)] = None,
-    precision: Annotated[str | None, typer.Option(help="32, bf16 or 16.", show_default=TrainConfig.precision)] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, 32 or bf16.", show_default=TrainConfig.precision)] = None,
     devices: Annotated[
         int | None, typer.Option(min=1, help="Processes here.", show_default="the launcher's, or 1")
     ] = None,

@@ -83,7 +83,7 @@ class TrainConfig:
     augment: float | None = None  # strength of small random movements and changes of contrast of training images
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda
-    precision: str = "auto"  # auto, 32, bf16, 16
+    precision: str = "auto"  # auto, 32, bf16
     micro_batch: int | None = None  # images that pass through the network at once; gradients add up
     parallel: str = "auto"  # how cores share a step: auto, samples (side by side), operations (each split up)
     memory_format: str = "auto"  # auto, channels_last, contiguous
@@ -124,7 +124,7 @@ class TrainConfig:
             raise UsageError("No objective has a weight above 0.", "Give one of them a weight.")
         check(self.objective, OBJECTIVES, "objective preset")
         check(self.device, ("auto", "cpu", "cuda"), "device")
-        check(self.precision, ("auto", "32", "bf16", "16"), "precision")
+        check(self.precision, ("auto", "32", "bf16"), "precision")
         check(self.strategy, ("auto", "ddp", "fsdp"), "strategy")
         check(self.not_finite, ("stop", "skip"), "way with losses that are not finite")
         check(self.parallel, ("auto", "samples", "operations"), "way to share a step")

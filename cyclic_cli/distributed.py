@@ -23,25 +23,23 @@ from torch import Tensor, nn
 from cyclic_cli.config import available_cpus, in_slurm_step, local_processes
 from cyclic_cli.errors import CyclicError, UsageError
 
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
 UNIT = 1_000_000  # parameters from which a layer is gathered by itself, so that few are whole at a time
 
 Value = TypeVar("Value")
 
 
 def resolve(device: str, precision: str) -> tuple[str, str]:
-    """What `auto` means here: cpu or cuda, and 32, bf16 or 16 (bf16 where the hardware multiplies it).
+    """What `auto` means here: cpu or cuda, and 32 or bf16 (bf16 where the hardware multiplies it).
 
     Raises:
-        CyclicError: CUDA is asked for and not there, or 16 without CUDA.
+        CyclicError: CUDA is asked for and not there.
     """
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise CyclicError("No CUDA device can be used here.", "Take --device cpu or auto.")
     if device == "auto":
         device = "cuda" if cuda else "cpu"
-    if precision == "16" and device == "cpu":
-        raise CyclicError("--precision 16 needs CUDA.", "Take 32, or bf16 where the processor has it.")
     if precision == "auto":
         supported = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bf16()
         precision = "bf16" if supported else "32"

@@ -369,7 +369,7 @@ def test_a_run_of_another_data_set_is_refused(tiny_dataset: Path, tiny_files: Pa
         (("--fraction", "2"), 2, "fraction"),
         (("--resume", "sometimes"), 2, "auto"),
         (("--set", "objectives.reconstruction=-1"), 2, "objectives"),
-        (("--device", "cpu", "--precision", "16"), 1, "CUDA"),
+        (("--precision", "16"), 2, "bf16"),
         (("--device", "cuda"), 1, "CUDA"),
         (("--set", "lr=1e30", "--set", "gradient_clip=1e30", "--batch-size", "2", "--epochs", "50"), 1, "not finite"),
     ],
