@@ -195,7 +195,10 @@ class Gradients:
             if gradient is not None:
                 # In the memory format of the parameter, which `autograd.grad` does not promise: a fused optimizer walks
                 # through both as they lie in memory.
-                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+                if parameter.grad is None:
+                    parameter.grad = torch.empty_like(parameter).copy_(gradient)
+                else:
+                    parameter.grad.add_(gradient)
         return losses or [dict.fromkeys(self.objectives, 0.0)]
 
     def _of_all_processes(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
