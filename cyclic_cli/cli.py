@@ -335,7 +335,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default=TrainConfig.device)] = None,
     precision: Annotated[str | None, typer.Option(help="auto, 32 or bf16.", show_default=TrainConfig.precision)] = None,
     devices: Annotated[
-        int | None, typer.Option(min=1, help="Processes here.", show_default="the launcher's, or 1")
+        int | None, typer.Option(min=1, help="Processes here, a GPU each.", show_default="the launcher's, or 1")
     ] = None,
     strategy: Annotated[
         str | None, typer.Option(help="auto, ddp or fsdp (divided models).", show_default=TrainConfig.strategy)

@@ -606,7 +606,10 @@ class StoredDataset:
                 return map_records(path, self.facts.images)
         except (OSError, ValueError) as error:
             raise CyclicError(f"{path} is damaged.", "Remove it: the index then serves in its place.") from error
-        return np.fromiter(_records(self.folder / "index.parquet"), RECORD)
+        try:
+            return np.fromiter(_records(self.folder / "index.parquet"), RECORD)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise CyclicError(f"{self.folder / 'index.parquet'} is damaged.", "Make the data set again.") from error
 
     def images(self, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Copy images out of the memory map.
@@ -937,6 +940,7 @@ def _describe_run(path: Path) -> dict[str, Any]:
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     parameters = sum(int(value.size) for value in checkpoint.weights.values())
+    again = _again(checkpoint.provenance)
     return {
         "architecture": checkpoint.architecture,
         "parameters": parameters,
@@ -944,8 +948,8 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         "preprocessing": as_plain(checkpoint.preprocessing),
         "fingerprint": checkpoint.fingerprint,
         "provenance": checkpoint.provenance,
-        "again": _again(checkpoint.provenance),
-        "again_bit_for_bit": not checkpoint.provenance.get("environment_changed", False),
+        "again": again,
+        "again_bit_for_bit": again is not None and not checkpoint.provenance.get("environment_changed", False),
     }
 
 

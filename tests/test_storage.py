@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import Ran
+from pyarrow import parquet
 
 from cyclic_cli.config import Preprocessing
 from cyclic_cli.errors import CyclicError
@@ -230,6 +231,15 @@ def test_the_index_serves_in_the_place_of_lost_records(dataset: Path) -> None:
     wanted = np.array(StoredDataset(dataset).records("train"))
     (dataset / "records.npy").unlink()
     np.testing.assert_array_equal(StoredDataset(dataset).records("train"), wanted)
+
+
+def test_an_index_with_a_key_that_is_none_is_refused(dataset: Path) -> None:
+    (dataset / "records.npy").unlink()
+    table = StoredDataset(dataset).index()
+    at = table.schema.get_field_index("sample")
+    parquet.write_table(table.set_column(at, "sample", [["not a key"] * len(table)]), dataset / "index.parquet")
+    with pytest.raises(CyclicError, match=r"index\.parquet is damaged"):
+        StoredDataset(dataset).records("train")
 
 
 def test_a_record_past_the_end_of_its_shard_is_refused(dataset: Path) -> None:

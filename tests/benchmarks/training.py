@@ -184,7 +184,8 @@ def show_speed(task: Task, results: dict[str, Measured], hardware: dict[str, Any
             value = results[CYCLIC].rate / other
             console.print(f"× plain loop, {what}: {value:.2f}  goal ≥ {bound:g}: {_met(value >= bound)}")
     console.print(
-        "cyclic train chose " + ", ".join(f"{name} {value}" for name, value in hardware.items() if name != "kind")
+        "cyclic train chose "
+        + ", ".join(f"{name} {value}" for name, value in hardware.items() if name not in ("kind", "attempt"))
     )
 
 
