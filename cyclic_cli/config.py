@@ -20,9 +20,23 @@ import yaml
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.registry import check
 
-OBJECTIVES = ("autoencode",)
-"""Presets of `--objective`. What `autoencode` weighs is said by each architecture (`OBJECTIVES` of its file)."""
-FLAGS = ("arch", "fraction", "epochs", "batch_size", "lr", "seed", "objective", "device", "precision")
+PRESETS: dict[str, dict[str, Any]] = {
+    "autoencode": {},
+    "contrastive": {"contrastive": 1.0},
+    "cyclip": {"contrastive": 1.0, "geometry": 0.25},
+    "cyclic": {
+        "contrastive": 1.0,
+        "geometry": 1.0,
+        "discrepancy": 1.0,
+        "neighbour_cycle": {"weight": 0.1, "start": 0.2, "full": 0.5},
+    },
+}
+"""Mixtures of objectives that `--objective` names; what `autoencode` weighs is said by each architecture."""
+JOINT_RECIPE = {"lr": 1e-3, "batch_size": 128, "weight_decay": 0.05, "warmup": 0.1}
+"""Training defaults of joint models, as `RECIPE` is of an architecture."""
+FLAGS = (
+    "arch", "fraction", "paired_fraction", "epochs", "batch_size", "lr", "seed", "objective", "device", "precision",
+)  # fmt: skip
 """Settings of a training that have an option of their own."""
 WINDOWS = ("auto", "full", "percentile", "lung", "bone", "brain", "mediastinum")
 FRAMES = ("middle", "first", "all")
@@ -65,14 +79,56 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Term:
+    """One objective of a mixture: its weight, which may begin late and rise, and what else its file lets one set."""
+
+    name: str
+    weight: float
+    start: float = 0.0  # share of the steps before it counts
+    full: float = 0.0  # share of the steps after which it has its whole weight
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, value: Any) -> "Term":
+        """From a run file's number, or table. Raises UsageError when it is neither."""
+        table = dict(value) if isinstance(value, dict) else {"weight": value}
+        try:
+            weight, start, full = (float(table.pop(key, default)) for key, default in SCHEDULE.items())
+        except (TypeError, ValueError):
+            raise UsageError(f"objectives.{name} has no weight that is a number.", "Write a number.") from None
+        if not (0 <= weight < math.inf and 0 <= start <= 1 and full <= 1):
+            raise UsageError(
+                f"objectives.{name} cannot be {value!r}.",
+                "Give a weight from 0, and start and full as shares of the steps, from 0 to 1.",
+            )
+        return cls(name=name, weight=weight, start=start, full=max(start, full), settings=table)
+
+    def at(self, progress: float) -> float:
+        """The weight after a share `progress` of the steps: 0, then rising in a line, then whole."""
+        if progress < self.start:
+            return 0.0
+        if progress >= self.full:
+            return self.weight
+        return self.weight * (progress - self.start) / (self.full - self.start)
+
+
+SCHEDULE = {"weight": 1.0, "start": 0.0, "full": 0.0}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """What decides a run. None: what the architecture recommends (`RECIPE` of its file)."""
 
     arch: str = "conv"
     model: dict[str, Any] = field(default_factory=dict)  # the architecture's own settings
     objective: str = "autoencode"
-    objectives: dict[str, float] = field(default_factory=dict)  # weights by name; empty: the preset's
+    objectives: dict[str, Any] = field(default_factory=dict)  # weights, or tables of `Term`, by name; empty: the preset's
+    modalities: dict[str, dict[str, Any]] = field(default_factory=lambda: {"image": {}, "text": {}})  # and their settings
+    embedding: int = 128  # numbers of the space that modalities share
+    private: int = 32  # numbers of a code that are a modality's own
+    paired_share: float = 0.5  # of a batch, where there are values without a partner too
     fraction: float = 1.0  # of the training patients
+    paired_fraction: float = 1.0  # of these: whose images and reports may be known to belong together
     epochs: int = 10
     batch_size: int | None = None
     lr: float | None = None  # peak learning rate
@@ -99,9 +155,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         positive, any_size = "a whole number from 1", "a number from 0"
-        weights = self.objectives.values()
+        terms = self.terms
         limits = {
             "fraction": (0 < self.fraction <= 1, "above 0 and at most 1"),
+            "paired_fraction": (0 <= self.paired_fraction <= 1, "from 0 to 1"),
+            "paired_share": (0 < self.paired_share <= 1, "above 0 and at most 1"),
+            "embedding": (self.embedding >= 1, positive),
+            "private": (self.private >= 0, "a whole number from 0"),
             "epochs": (self.epochs >= 1, positive),
             "batch_size": (self.batch_size is None or self.batch_size >= 1, positive),
             "lr": (self.lr is None or 0 <= self.lr < math.inf, any_size),
@@ -112,7 +172,6 @@ class TrainConfig:
             "augment": (self.augment is None or 0 <= self.augment <= 10, "from 0 to 10"),
             "micro_batch": (self.micro_batch is None or self.micro_batch >= 1, positive),
             "seed": (0 <= self.seed < 2**63, "a whole number from 0"),
-            "objectives": (all(0 <= weight < math.inf for weight in weights), "a table of weights from 0"),
             "devices": (self.devices is None or self.devices >= 1, positive),
             "checkpoint_minutes": (self.checkpoint_minutes > 0, "above 0"),
             "checkpoint_steps": (self.checkpoint_steps is None or self.checkpoint_steps >= 1, positive),
@@ -120,15 +179,26 @@ class TrainConfig:
         for name, (holds, wanted) in limits.items():
             if not holds:
                 raise UsageError(f"{name} cannot be {getattr(self, name)!r}.", f"Give {name} {wanted}.")
-        if self.objectives and not any(weights):
+        if self.objectives and not any(term.weight for term in terms):
             raise UsageError("No objective has a weight above 0.", "Give one of them a weight.")
-        check(self.objective, OBJECTIVES, "objective preset")
+        check(self.objective, PRESETS, "objective preset")
         check(self.device, ("auto", "cpu", "cuda"), "device")
         check(self.precision, ("auto", "32", "bf16"), "precision")
         check(self.strategy, ("auto", "ddp", "fsdp"), "strategy")
         check(self.not_finite, ("stop", "skip"), "way with losses that are not finite")
         check(self.parallel, ("auto", "samples", "operations"), "way to share a step")
         check(self.memory_format, ("auto", "channels_last", "contiguous"), "memory format")
+
+
+    @property
+    def terms(self) -> list[Term]:
+        """The objectives of `objectives`, read."""
+        return [Term.of(name, value) for name, value in self.objectives.items()]
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether modalities are trained together, rather than an autoencoder of images."""
+        return self.objective != "autoencode"
 
 
 OPERATION = (

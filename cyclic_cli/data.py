@@ -71,11 +71,11 @@ class EpochOrder:
     ROUNDS = 8
     BLOCK = 16_384  # places that are computed together: numpy takes as long for a few
 
-    def __init__(self, samples: int, seed: int, epoch: int) -> None:
+    def __init__(self, samples: int, seed: int, epoch: int, purpose: str = "") -> None:
         self.samples = samples
         self._half = np.uint64(max(1, (max(samples - 1, 1).bit_length() + 1) // 2))  # bits of one of the two halves
         self._low = np.uint64((1 << int(self._half)) - 1)
-        self._keys = np.random.Philox(key=_mix(seed, epoch)).random_raw(self.ROUNDS)
+        self._keys = np.random.Philox(key=_mix(seed, epoch, purpose)).random_raw(self.ROUNDS)
         self._held: tuple[int, np.ndarray] = (-1, np.empty(0))  # the last block, by its number
 
     def __len__(self) -> int:

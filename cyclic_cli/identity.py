@@ -77,6 +77,12 @@ def place(patient_key: str) -> float:
     return int(digest[:13], 16) / 16**13
 
 
+def paired_place(patient_key: str) -> float:
+    """Where a patient lies in [0, 1) of `--paired-fraction`: another hash than that of the split, so neither follows."""
+    digest = hashlib.sha256(b"paired\0" + patient_key.encode()).hexdigest()
+    return int(digest[:13], 16) / 16**13
+
+
 def split_of(position: float, shares: tuple[float, float, float]) -> tuple[str, float]:
     """The split whose interval holds a place, and the place within that interval, both from `shares` that sum to 1.
 

@@ -14,7 +14,7 @@ from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Note, Report
 from cyclic_cli.saving import RunProgress
-from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset
+from cyclic_cli.storage import Checkpoint, RunFolder
 
 
 def check_resume(folder: RunFolder, resume: str) -> None:
@@ -42,10 +42,10 @@ def as_before(config: TrainConfig, folder: RunFolder) -> TrainConfig:
     )
 
 
-def refuse_other_run(folder: RunFolder, config: TrainConfig, dataset: StoredDataset) -> None:
+def refuse_other_run(folder: RunFolder, config: TrainConfig, fingerprints: dict[str, Any]) -> None:
     """Raise CyclicError, with what differs, when a folder holds a run of other settings or data."""
     before = read_run_file(folder.config)
-    now = described(config, dataset)
+    now = described(config, fingerprints)
     different = [name for name in now if before.get(name) != now[name] and name not in OPERATION]
     if different:
         values = [[_shown(name, table.get(name)) for table in (before, now)] for name in different[:4]]
@@ -57,12 +57,12 @@ def refuse_other_run(folder: RunFolder, config: TrainConfig, dataset: StoredData
 
 
 def _shown(name: str, value: Any) -> str:
-    return f"one with the fingerprint {value}" if name == "dataset" else "auto" if value is None else str(value)
+    return f"one with the fingerprint {value}" if name in ("dataset", "also", "start_from") else "auto" if value is None else str(value)
 
 
-def described(config: TrainConfig, dataset: StoredDataset) -> dict[str, Any]:
-    """The content of `config.yaml`: every setting, and the data set by its fingerprint."""
-    return {**as_plain(config), "dataset": dataset.facts.fingerprint}
+def described(config: TrainConfig, fingerprints: dict[str, Any]) -> dict[str, Any]:
+    """The content of `config.yaml`: every setting, and the data sets by their fingerprints."""
+    return {**as_plain(config), **fingerprints}
 
 
 def newest_whole_state(folder: RunFolder, report: Report) -> Path | None:

@@ -581,6 +581,20 @@ class StoredDataset:
         except (OSError, pa.ArrowException) as error:
             raise CyclicError(f"{self.folder / 'index.parquet'} is damaged.", "Make the data set again.") from error
 
+    def rows(self, columns: Iterable[str], split: str, fraction: float = 1.0) -> dict[str, np.ndarray]:
+        """Columns (N,) of the index, of the samples of a split's first `fraction` of patients, in its order.
+
+        Texts and keys are arrays of str, missing numbers NaN.
+
+        Raises:
+            CyclicError: there is no such column, or the index is damaged.
+        """
+        table = self.index(list(dict.fromkeys([*columns, "split", "position"])))
+        position = table["position"].to_numpy()
+        chosen = (table["split"].to_numpy(zero_copy_only=False) == split) & (position < fraction)
+        table = table.filter(chosen)
+        return {name: table[name].to_numpy(zero_copy_only=False) for name in columns}
+
     @property
     def can_be_updated(self) -> bool:
         """Whether it says of every input and report what an update needs."""

@@ -1,6 +1,6 @@
 """`cyclic train`: trains a model on a data set and keeps it in a run folder.
 
-    build      data, model (started from the data), optimizer, objectives
+    build      what is learned (an autoencoder, or modalities aligned), started from the data; the optimizer
     resume     the newest saved state, when there is one and it is asked for
     loop       epochs of steps; state is saved every few minutes, after every epoch and before a signal ends it
     validate   after every epoch; the best checkpoint so far is the run's model
@@ -15,26 +15,24 @@ together what one would do alone; only the first talks and writes.
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cyclic_cli import config as settings
-from cyclic_cli import distributed, registry
+from cyclic_cli import alignment, autoencoding, distributed
+from cyclic_cli.alignment import Alignment
+from cyclic_cli.autoencoding import Autoencoding
 from cyclic_cli.config import RECORDED, TrainConfig, as_plain
-from cyclic_cli.data import EpochOrder, Samples, moved, sample_noise
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Epoch, Note, Progress, Report, Step, silent
-from cyclic_cli.gradients import Batch, Gradients, layout, make_plan, prepare_model
-from cyclic_cli.identity import SPLITS
+from cyclic_cli.gradients import layout, prepare_model
 from cyclic_cli.resuming import (
     as_before,
     changes,
@@ -48,12 +46,8 @@ from cyclic_cli.saving import RunProgress, Writer, environment, optimizer_arrays
 from cyclic_cli.stopping import agreed_wishes, stop_signals, stopped
 from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset, read_checkpoint, write_checkpoint, write_yaml
 from cyclic_cli.tensorboard import TensorBoard, require_tensorboard
-from cyclic_cli.validation import validate
 
 LOG_EVERY = 10  # steps between two lines of metrics
-INITIALISATION_BATCH = 32
-INITIALISATION_IMAGES = 10_000  # at most: more would teach principal components little, and take hours of a large set
-BEFORE_TRAINING = -1  # the epoch whose order the model is started in
 NAMED = 16  # samples of a batch that an error names
 SKIPS = 20  # batches without a finite loss, one after the other: not their samples are at fault, but the weights
 SHOWN = 8  # validation images that TensorBoard shows
@@ -82,7 +76,13 @@ class TrainSummary:
 
 
 def train(
-    dataset: Path, run: Path, config: TrainConfig, resume: str = "never", report: Report = silent
+    dataset: Path,
+    run: Path,
+    config: TrainConfig,
+    resume: str = "never",
+    report: Report = silent,
+    also: Sequence[Path] = (),
+    start_from: Path | None = None,
 ) -> TrainSummary:
     """Train a model, or go on where a run was stopped.
 
@@ -92,6 +92,8 @@ def train(
         config: What decides the run.
         resume: never (the run must not exist), auto (continue where there is state, else start), must.
         report: Gets Step, Epoch and Note events.
+        also: Further data sets, whose images and reports a joint run takes as values without a partner.
+        start_from: A checkpoint of the same model, whose weights the run begins with.
 
     Raises:
         CyclicError: the run exists, has no state to resume, or was another run; there is no training data; the
@@ -99,9 +101,8 @@ def train(
         Stopped: a signal ended the run after its state was saved.
     """
     folder = RunFolder(run)
-    stored = StoredDataset(dataset)
-    architecture = registry.load("models", config.arch, "architecture")
-    config = _filled_in(as_before(config, folder) if resume != "never" else config, architecture)
+    sources = Sources(StoredDataset(dataset), tuple(map(StoredDataset, also)), start_from and read_checkpoint(start_from))
+    config = _filled_in(as_before(config, folder) if resume != "never" else config)
     with stop_signals() as stop, ExitStack() as held:
         ranks = distributed.launch(config.device, config.precision, config.devices, config.strategy)
         report = report if ranks.is_main else silent
@@ -111,7 +112,7 @@ def train(
             for is_ours in (False, True):  # looked at twice: another may have worked on it until it was ours
                 check_resume(folder, resume)
                 if resume != "never" and folder.config.exists() and (folder.states() or folder.best.exists()):
-                    refuse_other_run(folder, config, stored)
+                    refuse_other_run(folder, config, sources.fingerprints)
                     if folder.summary.exists():
                         report(Note(f"{run} is finished already, nothing to do"))
                         return _finished(folder)
@@ -120,7 +121,7 @@ def train(
             return None
 
         finished = ranks.agreed(begun)
-        return finished or _Training(ranks, stored, folder, config, architecture, report).run(stop)
+        return finished or _Training(ranks, sources, folder, config, report).run(stop)
 
 
 def default_run_name(config: TrainConfig) -> str:
@@ -128,19 +129,11 @@ def default_run_name(config: TrainConfig) -> str:
     return f"{config.arch}-{config.fraction:g}-seed{config.seed}"
 
 
-def _filled_in(config: TrainConfig, architecture: ModuleType) -> TrainConfig:
-    """The settings with all that was left open filled in, from the architecture's file and from what `auto` means."""
-    recommended = {"fitted_lr": 1.0, "augment": 0.0, **architecture.RECIPE}
-    recipe = {name: value for name, value in recommended.items() if getattr(config, name) is None}
+def _filled_in(config: TrainConfig) -> TrainConfig:
+    """The settings with all that was left open filled in, from recipes and from what `auto` means."""
     device, precision = distributed.resolve(config.device, config.precision)
-    return replace(
-        config,
-        **recipe,
-        device=device,
-        precision=precision,
-        model=asdict(settings.build(architecture.Config, config.model, "the model")),
-        objectives=dict(config.objectives or architecture.OBJECTIVES),
-    )
+    kind = alignment if config.is_joint else autoencoding
+    return replace(kind.filled_in(config), device=device, precision=precision)
 
 
 def _finished(folder: RunFolder) -> TrainSummary:
@@ -151,6 +144,33 @@ def _finished(folder: RunFolder) -> TrainSummary:
         raise CyclicError(
             f"{folder.summary} is damaged.", "Remove it; the run then ends again from its state."
         ) from None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a run begins with."""
+
+    dataset: StoredDataset
+    also: tuple[StoredDataset, ...] = ()
+    start: Checkpoint | None = None
+
+    @property
+    def fingerprints(self) -> dict[str, Any]:
+        """What tells these from others, without a path."""
+        found: dict[str, Any] = {"dataset": self.dataset.facts.fingerprint}
+        if self.also:
+            found["also"] = [dataset.facts.fingerprint for dataset in self.also]
+        if self.start:
+            found["start_from"] = self.start.fingerprint
+        return found
+
+
+def _learner(ranks: Ranks, sources: Sources, config: TrainConfig) -> Autoencoding | Alignment:
+    if config.is_joint:
+        return Alignment(ranks, [sources.dataset, *sources.also], config)
+    if sources.also:
+        raise UsageError("--also is for joint objectives.", "Add --objective, such as --objective cyclic.")
+    return Autoencoding(ranks, sources.dataset, config)
 
 
 class _Clock:
@@ -183,34 +203,13 @@ class _Training:
     """One attempt at a run."""
 
     def __init__(
-        self,
-        ranks: Ranks,
-        dataset: StoredDataset,
-        folder: RunFolder,
-        config: TrainConfig,
-        architecture: ModuleType,
-        report: Report,
+        self, ranks: Ranks, sources: Sources, folder: RunFolder, config: TrainConfig, report: Report
     ) -> None:
         self.began = time.monotonic()
         self.ranks, self.fabric = ranks, ranks.fabric
-        self.dataset, self.folder, self.config, self.architecture, self.report = (
-            dataset, folder, config, architecture, report,
-        )  # fmt: skip
-        self.data = Samples.of(dataset, "train", config.fraction)
-        self.val_data = Samples.of(dataset, "val")
-        if not len(self.data):
-            if not any(len(dataset.records(split)) for split in SPLITS):
-                raise CyclicError("The data set holds no images, only texts.", "Prepare images with them.")
-            splits = ", ".join(f"{name} {count}" for name, count in dataset.facts.counts.get("splits", {}).items())
-            raise CyclicError(
-                f"No training image in the first {config.fraction:.3g} of the training patients (samples: {splits}).",
-                "Take a larger --fraction, or prepare the data with another --split.",
-            )
-        assert config.batch_size is not None
-        self.batch_size = min(config.batch_size, len(self.data))
-        self.steps_per_epoch = math.ceil(len(self.data) / self.batch_size)
-        self.steps = self.steps_per_epoch * config.epochs
-        self.objectives = _objectives(config, architecture)
+        self.sources, self.folder, self.config, self.report = sources, folder, config, report
+        self.learner = _learner(ranks, sources, config)
+        self.steps = self.learner.steps_per_epoch * config.epochs
         self.progress = RunProgress()
         self.clock = _Clock()
         self.write = Writer()
@@ -233,15 +232,16 @@ class _Training:
                     self._save_state(best=True)
                     self.ranks.agreed(self.write.wait)
         finally:
-            self.gradients.close()
+            self.learner.close()
             self.write.close()
             if self.board:
                 self.board.close()
         summary = TrainSummary(
             run=str(self.folder.folder), checkpoint=str(self.folder.best), arch=self.config.arch,
-            objective=self.config.objective, fraction=self.config.fraction, paired_fraction=None,
+            objective=self.config.objective, fraction=self.config.fraction,
+            paired_fraction=self.config.paired_fraction if self.config.is_joint else None,
             epochs=self.config.epochs, steps=self.steps, steps_executed=executed + self.progress.step,
-            seed=self.config.seed, train_samples=len(self.data), val=self.progress.val,
+            seed=self.config.seed, train_samples=self.learner.samples, val=self.progress.val,
             images_per_second=round(self.clock.rate(), 1), seconds=round(time.monotonic() - self.began, 2),
             resumed=resumed_from is not None, resumed_from_step=resumed_from,
         )  # fmt: skip
@@ -254,69 +254,60 @@ class _Training:
         if self.config.tensorboard:
             self.board = TensorBoard(self.folder.folder / "tensorboard", self.progress.step)
         if anew:
-            write_yaml(self.folder.config, described(self.config, self.dataset))
+            write_yaml(self.folder.config, described(self.config, self.sources.fingerprints))
             self.folder.metrics.unlink(missing_ok=True)
             self._add_metrics("hardware", asdict(self.plan))
 
     def _build(self, stop: list[int]) -> None:
-        torch.manual_seed(self.config.seed)
-        try:
-            model_config = self.architecture.Config(**self.config.model)
-            self.module = self.architecture.Model(model_config, self.dataset.image_shape)
-        except ValueError as error:
-            raise UsageError(
-                f"--arch {self.config.arch}: {error}.", "Change the setting, or prepare another --size."
-            ) from None
+        module = self.learner.module
         self.state = self.ranks.agreed(lambda: newest_whole_state(self.folder, self.report))
         if self.state is None:  # a resumed run takes its weights from there
             self.ranks.agreed(lambda: self._initialise(stop))
-        self.ranks.share_weights(self.module)
-        pixels = math.prod(self.dataset.image_shape)
-        self.plan = make_plan(self.config, self.ranks, self.module, self.objectives, self.batch_size, pixels)
-        self.model = self.fabric.setup_module(prepare_model(self.module, self.plan))
+        self.ranks.share_weights(module)
+        self.plan = self.learner.plan()
+        self.model = self.fabric.setup_module(prepare_model(module, self.plan))
         self.optimizer = self.fabric.setup_optimizers(
             torch.optim.AdamW(
-                self._parameter_groups(), lr=self.config.lr or 0.0,
+                self.learner.parameter_groups(), lr=self.config.lr or 0.0,
                 weight_decay=self.config.weight_decay or 0.0, fused=True,
             )
         )  # fmt: skip
-        self.gradients = Gradients(
-            self.ranks, self.model, self.objectives, self.config.objectives, self.plan, self._batch
-        )
+        self.learner.set_up(self.model, self.plan)
         self.progress.environment = environment(self.plan)
 
     def _initialise(self, stop: list[int]) -> None:
-        """Start the model from the training images. Raises Stopped when a signal ends that."""
-        order = EpochOrder(len(self.data), self.config.seed, BEFORE_TRAINING)[:INITIALISATION_IMAGES]
-        total, whole = len(order), len(order) == len(self.data)
-        self.report(Note(f"starting {self.config.arch} from {'the ' if whole else ''}{total} training images"))
+        """Start the model from training samples, or another's weights. Raises Stopped when a signal ends that."""
+        if self.sources.start is not None:
+            self._take_over(self.sources.start)
+            return
+        self.report(Note(f"starting {self.config.arch} from training samples"))
 
-        def images() -> Iterator[Tensor]:
-            done = 0
-            for batch in self.data.batches(order, INITIALISATION_BATCH):
-                if stop:
-                    raise stopped(signal.Signals(stop[0]), 0, self.steps)
-                yield batch
-                done += len(batch)
-                self.report(Progress(done, total, "images of the start"))
+        def tick(done: int, total: int, unit: str) -> None:
+            if stop:
+                raise stopped(signal.Signals(stop[0]), 0, self.steps)
+            self.report(Progress(done, total, unit))
 
-        self.module.initialise(images())
+        self.learner.initialise(tick)
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """All parameters, and apart from them those that start in closed form, with their share of the rate."""
-        prefixes = tuple(f"{name}." for name in getattr(self.architecture, "FITTED", ()))
-        groups: dict[bool, list[Any]] = {False: [], True: []}
-        for name, parameter in self.module.named_parameters():
-            groups[bool(prefixes) and name.startswith(prefixes)].append(parameter)
-        shares = {False: 1.0, True: self.config.fitted_lr}
-        return [{"params": group, "share": shares[fitted]} for fitted, group in groups.items() if group]
+    def _take_over(self, checkpoint: Checkpoint) -> None:
+        """Begin with the weights of a checkpoint. Raises CyclicError when they are those of another model."""
+        try:
+            self.learner.module.load_state_dict(
+                {name: torch.from_numpy(value) for name, value in checkpoint.weights.items()}
+            )
+        except RuntimeError as error:
+            raise CyclicError(
+                "The model to start from has other parts, or parts of other sizes.",
+                "Train it with the same --arch, modalities and settings.",
+            ) from error
+        self.report(Note(f"starting from the weights {checkpoint.fingerprint}"))
 
     def _resume(self) -> int | None:
         """Take up the newest saved state, and return its step."""
         if self.state is None:
             return None
         saved = self.folder.load_state(self.state)
-        self.progress = restore(self.ranks, self.module, self.optimizer, saved, layout(self.plan))
+        self.progress = restore(self.ranks, self.learner.module, self.optimizer, saved, layout(self.plan))
         self.report(Note(f"resuming at step {self.progress.step} of {self.steps}"))
         differences = changes(self.progress.environment, environment(self.plan))
         if differences:
@@ -348,11 +339,10 @@ class _Training:
         saved_at, self.first_step = time.monotonic(), True
         self.report(Note(self.plan.described()))
         for epoch in range(self.progress.epochs_done, self.config.epochs):
-            order = EpochOrder(len(self.data), self.config.seed, epoch)
             self.clock.start()
             self.model.train()
-            while self.progress.step < (epoch + 1) * self.steps_per_epoch:
-                self._step(order, epoch)
+            while self.progress.step < (epoch + 1) * self.learner.steps_per_epoch:
+                self._step(epoch)
                 due = time.monotonic() - saved_at >= 60 * self.config.checkpoint_minutes
                 number, due = agreed_wishes(self.ranks, stop, due)
                 if number or due or self.progress.step % (self.config.checkpoint_steps or self.steps + 1) == 0:
@@ -373,13 +363,12 @@ class _Training:
         self.ranks.agreed(self.write.wait)
         raise stopped(number, self.progress.step, self.steps)
 
-    def _step(self, order: EpochOrder, epoch: int) -> None:
-        within = self.progress.step - epoch * self.steps_per_epoch
-        chosen = order[within * self.batch_size : (within + 1) * self.batch_size]
+    def _step(self, epoch: int) -> None:
+        chosen = self.learner.chosen(self.progress.step)
         lr = learning_rate(self.progress.step, self.steps, self.config.lr or 0.0, self.config.warmup or 0.0)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
-        losses = self._of_all_processes(self.gradients(chosen, epoch))
+        losses = self._of_all_processes(self.learner.losses(chosen, self.progress.step))
         finite = math.isfinite(losses["total"])
         if finite:
             norm = self.fabric.clip_gradients(
@@ -417,24 +406,13 @@ class _Training:
         """The losses of a whole batch, by objective, and their weighted sum `total`."""
         values = torch.tensor(list(losses.values()), dtype=torch.float64, device=self.fabric.device)
         losses = dict(zip(losses, self.ranks.summed(values).tolist(), strict=True))
-        return losses | {"total": sum(self.config.objectives[name] * loss for name, loss in losses.items())}
+        weights = self.learner.weights(self.progress.step)
+        return losses | {"total": sum(weights[name] * loss for name, loss in losses.items())}
 
-    def _named(self, chosen: np.ndarray) -> str:
-        """Some samples, by the start of their keys in the index."""
-        keys = ", ".join(f"{key:016x}" for key in self.data.keys(chosen[:NAMED]))
-        return f"the samples {keys}{' ...' if len(chosen) > NAMED else ''}"
-
-    def _batch(self, chosen: np.ndarray, epoch: int) -> Batch:
-        """Images of the samples numbered by `chosen` (N,), and the random numbers that a variational model takes."""
-        keys, seed, device = self.data.keys(chosen), self.config.seed, self.fabric.device
-        image = self.data.images(chosen)
-        if self.config.augment:
-            image = moved(image, keys, self.config.augment, seed, epoch)
-        batch = {"image": image.to(device, non_blocking=True)}
-        if "log_variance" not in self.architecture.OUTPUTS:
-            return batch, {}
-        noise = sample_noise(keys, self.module.latent, seed, epoch)
-        return batch, {"noise": noise.to(device, non_blocking=True)}
+    def _named(self, chosen: Any) -> str:
+        """Some samples of a batch, by the start of their keys in the index."""
+        keys = self.learner.keys(chosen)
+        return f"the samples {', '.join(keys[:NAMED])}{' ...' if len(keys) > NAMED else ''}"
 
     def _log(self, epoch: int, losses: dict[str, float], lr: float) -> None:
         step, sums = self.progress.step, self.progress.epoch_losses
@@ -442,16 +420,16 @@ class _Training:
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss
         rate = self.clock.rate()
-        self.report(Step(step, self.steps, epoch + 1, self.config.epochs, losses, lr, rate, self.batch_size))
+        self.report(Step(step, self.steps, epoch + 1, self.config.epochs, losses, lr, rate, self.learner.batch_size))
         if step % LOG_EVERY == 0 or step == self.steps:
             row = {"step": step, "epoch": epoch + 1, "losses": losses, "lr": lr, "images_per_second": round(rate, 1)}
-            self._add_metrics("step", row)
+            norms = self.learner.gradient_norms()
+            self._add_metrics("step", row | ({"gradient_norms": norms} if norms else {}))
 
-    def _log_skipped(self, epoch: int, chosen: np.ndarray) -> None:
+    def _log_skipped(self, epoch: int, chosen: Any) -> None:
         step = self.progress.step
         self.report(Note(f"step {step} is skipped, its loss is not finite: {self._named(chosen)}", warning=True))
-        samples = [f"{key:016x}" for key in self.data.keys(chosen)]
-        self._add_metrics("skipped", {"step": step, "epoch": epoch + 1, "samples": samples})
+        self._add_metrics("skipped", {"step": step, "epoch": epoch + 1, "samples": self.learner.keys(chosen)})
         if self.progress.skipped == SKIPS:
             raise self._not_finite(f"The loss of each of the last {SKIPS} batches")
 
@@ -468,7 +446,7 @@ class _Training:
             return agreed_wishes(self.ranks, stop, save=False)[0] is not None
 
         self.clock.stop()
-        val = validate(self.ranks, self.module, self.val_data, is_stopped, self._show if self.board else None)
+        val = self.learner.validate(is_stopped, self._show if self.board else None)
         if val is None:  # to be validated by the next attempt
             number, _ = agreed_wishes(self.ranks, stop, save=False)
             assert number
@@ -476,7 +454,7 @@ class _Training:
         if not all(map(math.isfinite, val.values())):
             raise self._not_finite("The validation error")
         self.clock.start()
-        best = not val or not self.progress.val or val["mse"] < self.progress.val["mse"]
+        best = not val or not self.progress.val or self.learner.is_better(val, self.progress.val)
         if best:
             self.progress.val = val
         self.progress.epochs_done = epoch + 1
@@ -496,7 +474,7 @@ class _Training:
     def _save_state(self, best: bool = False) -> None:
         """Take the state as it is now, and let it be written. A `best` model also becomes that of the run."""
         self.progress.metrics_size = self.folder.metrics_size()
-        checkpoint, arrays = self._checkpoint(), optimizer_arrays(self.ranks, self.module, self.optimizer)
+        checkpoint, arrays = self._checkpoint(), optimizer_arrays(self.ranks, self.learner.module, self.optimizer)
         if not self.ranks.is_main:
             return
         if self.board:
@@ -514,26 +492,22 @@ class _Training:
 
     def _checkpoint(self) -> Checkpoint:
         """The model as it is now."""
-        weights = {name: value.float().numpy() for name, value in self.ranks.weights(self.module).items()}
+        weights = {name: value.float().numpy() for name, value in self.ranks.weights(self.learner.module).items()}
         if not all(np.isfinite(value).all() for value in weights.values()):
             raise self._not_finite("A weight")
         return Checkpoint(
             weights=weights,
-            architecture={
-                "name": self.config.arch,
-                "config": self.config.model,
-                "image_shape": list(self.dataset.image_shape),
-            },
-            preprocessing=self.dataset.facts.preprocessing,
+            architecture=self.learner.architecture,
+            preprocessing=self.sources.dataset.facts.preprocessing,
             provenance={
                 "environment": self.progress.environment,
                 "environment_changed": self.progress.changed,
                 "settings": {name: value for name, value in as_plain(self.config).items() if name in RECORDED},
-                "dataset": self.dataset.facts.fingerprint,
-                "train_samples": len(self.data),
-                "train_patients": self.data.patients,
+                **self.sources.fingerprints,
+                "train_samples": self.learner.samples,
+                "train_patients": self.learner.patients,
                 "step": self.progress.step,
-                "epoch": self.progress.step / self.steps_per_epoch,
+                "epoch": self.progress.step / self.learner.steps_per_epoch,
                 "val": self.progress.val,
             },
         )  # fmt: skip
@@ -548,16 +522,3 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     if step < rising:
         return peak * (step + 1) / rising
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
-def _objectives(config: TrainConfig, architecture: ModuleType) -> dict[str, ModuleType]:
-    """The objectives of a run by name. Raises UsageError when the architecture does not give what one needs."""
-    objectives = {name: registry.load("objectives", name, "objective") for name in config.objectives}
-    for name, objective in objectives.items():
-        missing = [output for output in objective.NEEDS if output not in architecture.OUTPUTS]
-        if missing:
-            raise UsageError(
-                f"The objective {name!r} needs {', '.join(missing)}, which --arch {config.arch} does not give.",
-                "Leave the objective out, or take another architecture.",
-            )
-    return objectives

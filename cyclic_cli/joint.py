@@ -1,0 +1,204 @@
+"""The joint model: a tower for each modality, and one space that all of them are encoded into.
+
+    value ─ tower.encode → code ─ head → embedding (unit norm, shared by all modalities), and a private part
+    value ← tower.decode ─ code ← expansion ─ embedding, and the private part, or zeros where it is not known
+
+An image holds what no report says, a report what no image shows: the private part is what a cycle carries around
+for it, so that the embedding need not hide it. Nothing here knows how many modalities there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cyclic_cli.mixing import ALONE, Modality, Pool
+
+OUTPUTS = (
+    "embedding", "scale", "bias", "reconstruction", "translation", "code_cycle", "latent_cycle", "half_latent_cycle",
+    "data_cycle", "half_data_cycle",
+)  # fmt: skip
+TEMPERATURE = 0.07  # of the contrast at the start, as in CLIP
+SCALE_LIMIT = math.log(100)  # of the logarithm of its inverse
+SIGMOID_BIAS = -10.0  # at the start, as in SigLIP
+PRIVATE_DROPOUT = 0.5  # share of values whose private part a reconstruction does without
+START_BATCH = 64
+START_VALUES = 10_000  # of each modality, at most, that its tower is started from
+
+Outputs = dict[str, Any]  # of OUTPUTS: tensors by modality, or by (from, to)
+
+
+class JointModel(nn.Module):
+    """Towers into and out of one space."""
+
+    def __init__(self, towers: Mapping[str, nn.Module], embedding: int, private: int) -> None:
+        """
+        Args:
+            towers: By modality, see `modalities`.
+            embedding: Numbers of the shared part of a code.
+            private: Numbers of the part that is the modality's own.
+        """
+        super().__init__()
+        self.embedding, self.private = embedding, private
+        self.towers = nn.ModuleDict(towers)
+        width = embedding + private
+        self.heads = nn.ModuleDict({name: nn.Linear(tower.code, width) for name, tower in towers.items()})
+        self.expansions = nn.ModuleDict({name: nn.Linear(width, tower.code) for name, tower in towers.items()})
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(TEMPERATURE)))
+        self.bias = nn.Parameter(torch.tensor(SIGMOID_BIAS))
+
+    @property
+    def modalities(self) -> list[str]:
+        return list(self.towers)
+
+    def initialise(self, pools: Mapping[str, Pool], seed: int, tick: Callable[[str, int, int], None]) -> None:
+        """Start every tower from the training values; `tick` gets a modality, its values seen and those to see."""
+
+        def values(name: str) -> Iterator[Tensor]:
+            done, total = 0, min(len(pools[name]), START_VALUES)
+            for batch in pools[name].shuffled(seed, START_BATCH, START_VALUES):
+                tick(name, done, total)
+                yield batch
+                done += len(batch)
+
+        for name, tower in self.towers.items():
+            tower.initialise(values(name))
+
+    # ------------------------------------------------------------------------------------------ one value
+
+    def parts(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The embedding (N, embedding), of unit norm, and the private part (N, private) of values."""
+        shared, private = self.heads[name](self.towers[name].encode(value)).split([self.embedding, self.private], 1)
+        return functional.normalize(shared, dim=1), private
+
+    def embed(self, name: str, value: Tensor) -> Tensor:
+        """The embeddings (N, embedding), of unit norm, of values of a modality."""
+        return self.parts(name, value)[0]
+
+    def code(self, name: str, embedding: Tensor, private: Tensor | None = None) -> Tensor:
+        """The code of a modality (N, code) that an embedding stands for; without a private part it is the mean one."""
+        if private is None:
+            private = embedding.new_zeros(len(embedding), self.private)
+        code: Tensor = self.expansions[name](torch.cat([embedding, private], 1))
+        return code
+
+    # ---------------------------------------------------------------------------------------------- batches
+
+    def forward(
+        self, values: Mapping[str, Tensor], samples: Mapping[str, Tensor], needs: Iterable[str],
+        keep: Mapping[str, Tensor],
+    ) -> Outputs:  # fmt: skip
+        """Return what objectives need of a batch.
+
+        Args:
+            values: By modality, (N, ...); without a modality that no value of the batch has.
+            samples: By modality (N,): equal numbers belong together, ALONE to none.
+            needs: Of OUTPUTS.
+            keep: By modality (N,) in [0, 1), random: those from `PRIVATE_DROPOUT` on keep their private part in a
+                reconstruction.
+        """
+        parts = {name: self.parts(name, value) for name, value in values.items()}
+        embeddings = {name: shared for name, (shared, _) in parts.items()}
+        outputs: Outputs = {
+            "embedding": embeddings, "scale": self.log_scale.clamp(max=SCALE_LIMIT).exp(), "bias": self.bias,
+        }  # fmt: skip
+        batch = _Batch(self, values, samples, parts, keep)
+        for need in needs:
+            if need not in outputs:
+                outputs[need] = getattr(batch, need)()
+        return outputs
+
+
+class _Batch:
+    """What becomes of the embeddings of a batch: each method is one of OUTPUTS."""
+
+    def __init__(
+        self, model: JointModel, values: Mapping[str, Tensor], samples: Mapping[str, Tensor],
+        parts: Mapping[str, tuple[Tensor, Tensor]], keep: Mapping[str, Tensor],
+    ) -> None:  # fmt: skip
+        self.model, self.values, self.samples, self.parts, self.keep = model, values, samples, parts, keep
+        self.pairs = list(permutations(model.modalities, 2))
+
+    def reconstruction(self) -> dict[str, Tensor]:
+        """By modality (N,): errors of each value decoded from its own embedding and private part."""
+        errors = {}
+        for name, (shared, private) in self.parts.items():
+            kept = private * (self.keep[name] >= PRIVATE_DROPOUT)[:, None]
+            errors[name] = self.model.towers[name].errors(self.model.code(name, shared, kept), self.values[name])
+        return errors
+
+    def translation(self) -> dict[tuple[str, str], Tensor]:
+        """By (a, b) (P,): errors of b decoded from the embedding of a, of the samples that may know both."""
+        errors = {}
+        for a, b in self.pairs:
+            if a in self.values and b in self.values:
+                of_a, of_b = linked(self.samples[a], self.samples[b])
+                code = self.model.code(b, self.parts[a][0][of_a])
+                errors[a, b] = self.model.towers[b].errors(code, self.values[b][of_b])
+        return errors
+
+    def code_cycle(self) -> dict[tuple[str, str], Tensor]:
+        """By (a, b) (N,): errors of a's code after a → shared → b's code → shared → a's code, in units of its spread."""
+        errors = {}
+        for (a, b), returned in self._through(self._code).items():
+            shared, private = self.parts[a]
+            expected = self.model.code(a, shared, private).detach()
+            errors[a, b] = (self.model.code(a, returned, private) - expected).square().mean(1)
+        return errors
+
+    def latent_cycle(self) -> dict[tuple[str, str], Tensor]:
+        """By (a, b) (N, embedding): the embedding of what b's decoder draws of a's embedding."""
+        return self._through(self._value)
+
+    def half_latent_cycle(self) -> dict[tuple[str, str], Tensor]:
+        """The same, without a gradient through what is drawn."""
+        return self._through(self._fixed)
+
+    def data_cycle(self) -> dict[tuple[str, str], Tensor]:
+        """By (a, b) (N,): errors of a's values decoded from the embedding that came back from b."""
+        return self._returned(self.latent_cycle())
+
+    def half_data_cycle(self) -> dict[tuple[str, str], Tensor]:
+        return self._returned(self.half_latent_cycle())
+
+    # ---------------------------------------------------------------------------------------------- helpers
+
+    def _through(self, there: Any) -> dict[tuple[str, str], Tensor]:
+        return {(a, b): there(b, self.parts[a][0]) for a, b in self.pairs if a in self.values}
+
+    def _code(self, name: str, embedding: Tensor) -> Tensor:
+        shared = self.model.heads[name](self.model.code(name, embedding))[:, : self.model.embedding]
+        return functional.normalize(shared, dim=1)
+
+    def _value(self, name: str, embedding: Tensor) -> Tensor:
+        return self.model.embed(name, self.model.towers[name].drawn(self.model.code(name, embedding)))
+
+    def _fixed(self, name: str, embedding: Tensor) -> Tensor:
+        with torch.no_grad():
+            drawn = self.model.towers[name].drawn(self.model.code(name, embedding))
+        return self.model.embed(name, drawn)
+
+    def _returned(self, embeddings: dict[tuple[str, str], Tensor]) -> dict[tuple[str, str], Tensor]:
+        return {
+            (a, b): self.model.towers[a].errors(self.model.code(a, embedding, self.parts[a][1]), self.values[a])
+            for (a, b), embedding in embeddings.items()
+        }
+
+
+def linked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The places (P,) in two lists of sample numbers (N,), (M,) whose samples are the same and may know it."""
+    same = (a[:, None] == b[None, :]) & (a != ALONE)[:, None]
+    of_a, of_b = same.nonzero(as_tuple=True)
+    return of_a, of_b
+
+
+def make_joint(modalities: Iterable[Modality], facts: Mapping[str, Any], embedding: int, private: int) -> JointModel:
+    """A joint model, not yet started. Raises UsageError when a tower cannot be made."""
+    towers = {one.name: one.file.Tower(one.config, facts[one.name]) for one in modalities}
+    return JointModel(towers, embedding, private)
