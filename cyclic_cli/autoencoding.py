@@ -79,6 +79,11 @@ class Autoencoding:
         shape = list(self.dataset.image_shape)
         return {"name": self.config.arch, "config": self.config.model, "image_shape": shape}
 
+    @property
+    def portable_settings(self) -> dict[str, Any]:
+        """Settings as a checkpoint holds them, in place of those that name a place on this machine."""
+        return {}
+
     def initialise(self, tick: Tick) -> None:
         """Start the model from the training images."""
         order = EpochOrder(self.samples, self.config.seed, BEFORE_TRAINING)[:INITIALISATION_IMAGES]
@@ -103,7 +108,8 @@ class Autoencoding:
 
     def plan(self) -> Plan:
         pixels = math.prod(self.dataset.image_shape)
-        return make_plan(self.config, self.ranks, self.module, self.objectives, self.batch_size, pixels)
+        whole = [name for name, objective in self.objectives.items() if not objective.PER_SAMPLE]
+        return make_plan(self.config, self.ranks, self.module, whole, self.batch_size, pixels)
 
     def set_up(self, model: Any, plan: Plan) -> None:
         """Take the model as Fabric set it up."""

@@ -313,6 +313,19 @@ def train(
         float | None,
         typer.Option(help="Share of the training patients, nested.", show_default=str(TrainConfig.fraction)),
     ] = None,
+    paired_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Of these, the share whose images and reports may be known to belong together.",
+            show_default=str(TrainConfig.paired_fraction),
+        ),
+    ] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A further data set whose images and reports have no partner; may be repeated.", show_default=False
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the data.", show_default=str(TrainConfig.epochs))
     ] = None,
@@ -330,7 +343,7 @@ def train(
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(help=f"Preset: {', '.join(settings.OBJECTIVES)}.", show_default=TrainConfig.objective),
+        typer.Option(help=f"Preset: {', '.join(settings.PRESETS)}.", show_default=TrainConfig.objective),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default=TrainConfig.device)] = None,
     precision: Annotated[str | None, typer.Option(help="auto, 32 or bf16.", show_default=TrainConfig.precision)] = None,
@@ -352,6 +365,10 @@ def train(
             show_default=False,
         ),
     ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(help="A run or checkpoint of the same model, to begin with its weights.", show_default=False),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder.", show_default="runs/ARCH-FRACTION-seedSEED")
     ] = None,
@@ -363,13 +380,13 @@ def train(
 ) -> None:
     """Train a model on a data set."""
     flags = {
-        "arch": arch, "fraction": fraction, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
+        "arch": arch, "fraction": fraction, "paired_fraction": paired_fraction, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
         "objective": objective, "device": device, "precision": precision, "devices": devices, "strategy": strategy,
         "compile": compile or None, "tensorboard": tensorboard or None,
     }  # fmt: skip
     values = settings.assign(settings.read_run_file(config) if config else {}, assign or [])
     values |= {name: value for name, value in flags.items() if value is not None}
-    run_settings = settings.build(TrainConfig, values, "the run")
+    run_settings = settings.train_settings(values)
     registry.check_file("models", run_settings.arch, "architecture")
     registry.check(resume, ("never", "auto", "must"), "choice of --resume")
     with console.talk(quiet or not settings.is_main_process()) as report:
@@ -377,7 +394,7 @@ def train(
 
         found = _dataset(dataset, report)
         run = out or Path("runs") / task.default_run_name(run_settings)
-        summary = task.train(found, run, run_settings, resume, report)
+        summary = task.train(found, run, run_settings, resume, report, also or [], start_from)
     if settings.is_main_process():
         _show("Run", asdict(summary), json)
         if not json and not quiet:

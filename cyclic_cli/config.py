@@ -32,6 +32,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Mixtures of objectives that `--objective` names; what `autoencode` weighs is said by each architecture."""
+JOINT_ARCH = "vae"
+"""Architecture of the images of a joint model, where none is named."""
 JOINT_RECIPE = {"lr": 1e-3, "batch_size": 128, "weight_decay": 0.05, "warmup": 0.1}
 """Training defaults of joint models, as `RECIPE` is of an architecture."""
 FLAGS = (
@@ -122,8 +124,12 @@ class TrainConfig:
     arch: str = "conv"
     model: dict[str, Any] = field(default_factory=dict)  # the architecture's own settings
     objective: str = "autoencode"
-    objectives: dict[str, Any] = field(default_factory=dict)  # weights, or tables of `Term`, by name; empty: the preset's
-    modalities: dict[str, dict[str, Any]] = field(default_factory=lambda: {"image": {}, "text": {}})  # and their settings
+    objectives: dict[str, Any] = field(
+        default_factory=dict
+    )  # weights, or tables of `Term`, by name; empty: the preset's
+    modalities: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {"image": {}, "text": {}}
+    )  # and their settings
     embedding: int = 128  # numbers of the space that modalities share
     private: int = 32  # numbers of a code that are a modality's own
     paired_share: float = 0.5  # of a batch, where there are values without a partner too
@@ -188,7 +194,6 @@ class TrainConfig:
         check(self.not_finite, ("stop", "skip"), "way with losses that are not finite")
         check(self.parallel, ("auto", "samples", "operations"), "way to share a step")
         check(self.memory_format, ("auto", "channels_last", "contiguous"), "memory format")
-
 
     @property
     def terms(self) -> list[Term]:
@@ -255,6 +260,12 @@ def build(kind: type[Settings], values: dict[str, Any], where: str) -> Settings:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"{place} of {where}: {first['msg']}.", "Correct the value.") from None
+
+
+def train_settings(values: dict[str, Any]) -> TrainConfig:
+    """The settings of a run from plain values. Raises UsageError as `build` does."""
+    joint = values.get("objective", TrainConfig.objective) != TrainConfig.objective
+    return build(TrainConfig, ({"arch": JOINT_ARCH} if joint else {}) | values, "the run")
 
 
 def read_run_file(path: Path) -> dict[str, Any]:

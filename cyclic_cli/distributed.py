@@ -209,10 +209,23 @@ class Ranks:
         """The rows (N, ...) of a whole batch of N samples from those of each process's part, with their gradient."""
         if self.world == 1:
             return rows
-        most = self.largest_part(samples)
-        padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
+        return self._gathered(rows, [len(part) for part in np.array_split(np.arange(samples), self.world)])
+
+    def gathered_tree(self, tree: dict[Any, Any]) -> dict[Any, Any]:
+        """The rows of all processes, with their gradient, of every tensor of a nested table that has rows.
+
+        Processes may have other numbers of rows, but the same tables. A tensor without a dimension stays as it is.
+        """
+        if self.world == 1:
+            return tree
+        rows = [leaf for leaf in _leaves(tree) if leaf.dim()]
+        counts = self.fabric.all_gather(torch.tensor([len(leaf) for leaf in rows], device=self.fabric.device))
+        whole = iter([self._gathered(leaf, count) for leaf, count in zip(rows, counts.T.tolist(), strict=True)])
+        return _replaced(tree, lambda leaf: next(whole) if leaf.dim() else leaf)
+
+    def _gathered(self, rows: Tensor, counts: list[int]) -> Tensor:
+        padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
         together: Tensor = self.fabric.all_gather(padded, sync_grads=rows.requires_grad)
-        counts = [len(part) for part in np.array_split(np.arange(samples), self.world)]
         return torch.cat([together[rank, :count] for rank, count in enumerate(counts)])
 
     # ---------------------------------------------------------------------------------------------- state
@@ -260,6 +273,22 @@ class Ranks:
         groups = [{**group, "params": [names[number] for number in group["params"]]} for group in empty["param_groups"]]
         whole: Any = {"state": {names[number]: values for number, values in state.items()}, "param_groups": groups}
         set_optimizer_state_dict(module, _bare(optimizer), whole, options=_whole())
+
+
+def _leaves(tree: Any) -> Iterator[Tensor]:
+    """The tensors of a nested table, in order."""
+    if isinstance(tree, dict):
+        for inner in tree.values():
+            yield from _leaves(inner)
+    else:
+        yield tree
+
+
+def _replaced(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A nested table with every tensor changed, in order."""
+    if isinstance(tree, dict):
+        return {name: _replaced(inner, change) for name, inner in tree.items()}
+    return change(tree)
 
 
 def _whole() -> Any:

@@ -13,7 +13,7 @@ batches then see the outputs of all of them. What is chosen depends on settings,
 measured time: the same command on the same machine gives the same bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -71,9 +71,11 @@ class Plan:
 
 
 def make_plan(
-    config: TrainConfig, ranks: Ranks, model: nn.Module, objectives: dict[str, ModuleType], batch_size: int, pixels: int
+    config: TrainConfig, ranks: Ranks, model: nn.Module, whole: Sequence[str], batch_size: int, pixels: int
 ) -> Plan:
     """Choose what the settings leave open. `pixels` are those of one image, of all channels.
+
+    `whole` names the objectives that need whole batches.
 
     `batch_size` is that of all processes together.
 
@@ -82,7 +84,6 @@ def make_plan(
             for a processor, are asked for.
     """
     batch_size = ranks.largest_part(batch_size)
-    whole = [name for name, objective in objectives.items() if not objective.PER_SAMPLE]
     on_cpu, threads = config.device == "cpu", torch.get_num_threads()
     if whole and (config.parallel == "samples" or (config.micro_batch or batch_size) < batch_size):
         raise UsageError(f"The objective {whole[0]!r} needs whole batches.", "Leave --set micro_batch, parallel out.")

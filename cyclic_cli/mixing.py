@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from cyclic_cli import registry
-from cyclic_cli.config import build
+from cyclic_cli.config import as_plain, build
 from cyclic_cli.data import EpochOrder
+from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.identity import paired_place
 from cyclic_cli.storage import StoredDataset
@@ -35,6 +36,12 @@ class Modality:
         """Raises UsageError when no file has the name, or the file knows no such setting."""
         file = registry.load("modalities", name, "modality")
         return cls(name, file, build(file.Config, settings, f"modalities.{name}"))
+
+
+def portable(modality: Modality) -> dict[str, Any]:
+    """A modality's settings without those that name a place on this machine."""
+    without = getattr(modality.file, "portable", lambda config: config)
+    return as_plain(without(modality.config))
 
 
 class Pool:
@@ -85,6 +92,17 @@ class Chosen:
 
     def __len__(self) -> int:
         return max(len(numbers) for numbers in self.numbers.values())
+
+    def part(self, ranks: Ranks) -> "Chosen":
+        """One process's part: the values of a sample stay together."""
+        together = np.unique(np.concatenate([of[of != ALONE] for of in self.samples.values()]))
+        mine = ranks.part(together)
+        numbers, samples = {}, {}
+        for name, of in self.samples.items():
+            alone = ranks.part(np.flatnonzero(of == ALONE))
+            places = np.concatenate([np.flatnonzero(np.isin(of, mine)), alone])
+            numbers[name], samples[name] = self.numbers[name][places], of[places]
+        return Chosen(numbers, samples)
 
 
 class Mixture:

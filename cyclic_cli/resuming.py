@@ -57,7 +57,13 @@ def refuse_other_run(folder: RunFolder, config: TrainConfig, fingerprints: dict[
 
 
 def _shown(name: str, value: Any) -> str:
-    return f"one with the fingerprint {value}" if name in ("dataset", "also", "start_from") else "auto" if value is None else str(value)
+    return (
+        f"one with the fingerprint {value}"
+        if name in ("dataset", "also", "start_from")
+        else "auto"
+        if value is None
+        else str(value)
+    )
 
 
 def described(config: TrainConfig, fingerprints: dict[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 DATASET_FORMAT = 3
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3  # 2 knew no joint models
 ROW_GROUP = 8192  # rows of a Parquet table that are written together
 ROWS_AT_ONCE = 512  # of them as Python objects, which need ten times the memory
 STATES_KEPT = 2  # the newest saved state and the one before it

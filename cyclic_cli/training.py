@@ -44,7 +44,7 @@ from cyclic_cli.resuming import (
 )  # fmt: skip
 from cyclic_cli.saving import RunProgress, Writer, environment, optimizer_arrays
 from cyclic_cli.stopping import agreed_wishes, stop_signals, stopped
-from cyclic_cli.storage import Checkpoint, RunFolder, StoredDataset, read_checkpoint, write_checkpoint, write_yaml
+from cyclic_cli.storage import find_checkpoint, Checkpoint, RunFolder, StoredDataset, read_checkpoint, write_checkpoint, write_yaml
 from cyclic_cli.tensorboard import TensorBoard, require_tensorboard
 
 LOG_EVERY = 10  # steps between two lines of metrics
@@ -101,7 +101,9 @@ def train(
         Stopped: a signal ended the run after its state was saved.
     """
     folder = RunFolder(run)
-    sources = Sources(StoredDataset(dataset), tuple(map(StoredDataset, also)), start_from and read_checkpoint(start_from))
+    sources = Sources(
+        StoredDataset(dataset), tuple(map(StoredDataset, also)), start_from and read_checkpoint(start_from)
+    )
     config = _filled_in(as_before(config, folder) if resume != "never" else config)
     with stop_signals() as stop, ExitStack() as held:
         ranks = distributed.launch(config.device, config.precision, config.devices, config.strategy)
@@ -126,6 +128,8 @@ def train(
 
 def default_run_name(config: TrainConfig) -> str:
     """A run's folder name from what tells runs apart most; the same command line finds the same run again."""
+    if config.is_joint:
+        return f"{config.objective}-{config.fraction:g}-paired{config.paired_fraction:g}-seed{config.seed}"
     return f"{config.arch}-{config.fraction:g}-seed{config.seed}"
 
 
@@ -202,9 +206,7 @@ class _Clock:
 class _Training:
     """One attempt at a run."""
 
-    def __init__(
-        self, ranks: Ranks, sources: Sources, folder: RunFolder, config: TrainConfig, report: Report
-    ) -> None:
+    def __init__(self, ranks: Ranks, sources: Sources, folder: RunFolder, config: TrainConfig, report: Report) -> None:
         self.began = time.monotonic()
         self.ranks, self.fabric = ranks, ranks.fabric
         self.sources, self.folder, self.config, self.report = sources, folder, config, report
@@ -502,7 +504,11 @@ class _Training:
             provenance={
                 "environment": self.progress.environment,
                 "environment_changed": self.progress.changed,
-                "settings": {name: value for name, value in as_plain(self.config).items() if name in RECORDED},
+                "settings": {
+                    name: value
+                    for name, value in (as_plain(self.config) | self.learner.portable_settings).items()
+                    if name in RECORDED
+                },
                 **self.sources.fingerprints,
                 "train_samples": self.learner.samples,
                 "train_patients": self.learner.patients,

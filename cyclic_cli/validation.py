@@ -1,7 +1,9 @@
-"""How well a model reconstructs images of patients it was not trained on."""
+"""How well a model reconstructs, or aligns, what it was not trained on: other patients' images and reports."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import permutations
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from cyclic_cli.data import Samples
 from cyclic_cli.distributed import Ranks
+from cyclic_cli.retrieval import first_hits
 
 BATCH = 64
 
@@ -50,3 +53,51 @@ def validate(
     errors = ranks.gathered(torch.tensor(errors, dtype=torch.float64, device=device), count).tolist()
     decibels = [-10 * math.log10(max(error, 1e-12)) for error in errors]
     return {"mse": sum(errors) / len(errors), "psnr": sum(decibels) / len(decibels)}
+
+
+@torch.no_grad()
+def validate_retrieval(
+    ranks: Ranks, module: nn.Module, values: Mapping[str, Any], there: Mapping[str, np.ndarray],
+    is_stopped: Callable[[], bool],
+) -> dict[str, float] | None:  # fmt: skip
+    """How well the modalities of samples find one another; equal reports count as one, see `retrieval`.
+
+    Args:
+        ranks: The processes, which share the values.
+        module: A joint model.
+        values: By modality, its `Values` of the samples that have it.
+        there: By modality (S,) bool, which samples these are.
+        is_stopped: Asked before every batch, by all processes.
+
+    Returns:
+        `recall_at_10` and `reciprocal_rank`, means over the ordered pairs of modalities, from 0 to 1; empty where no
+        sample has two; None when `is_stopped` says so.
+    """
+    module.eval()
+    embeddings: dict[str, np.ndarray] = {}
+    for name, some in values.items():
+        count = len(some)
+        part = ranks.part(np.arange(count))
+        parts: list[Tensor] = []
+        for first in range(0, ranks.largest_part(count), BATCH):
+            if is_stopped():
+                return None
+            numbers = part[first : first + BATCH]
+            value = some.load(numbers if len(numbers) else np.arange(1)).to(ranks.fabric.device)
+            parts.append(module.embed(name, value)[: len(numbers)].float())
+        if count:
+            embeddings[name] = ranks.gathered(torch.cat(parts), count).cpu().numpy()
+    module.train()
+    found = []
+    for a, b in permutations(embeddings, 2):
+        both = there[a] & there[b]
+        of_a, of_b = ((np.cumsum(there[name]) - 1)[both] for name in (a, b))
+        if both.any():
+            contents = values[b].keys[of_b]
+            found.append(first_hits(embeddings[a][of_a], embeddings[b][of_b], contents, contents))
+    if not found:
+        return {}
+    return {
+        "recall_at_10": float(np.mean([np.mean(ranking <= 10) for ranking in found])),
+        "reciprocal_rank": float(np.mean([np.mean(1 / ranking) for ranking in found])),
+    }

@@ -1,0 +1,242 @@
+"""What a run learns when it aligns modalities: mixed batches, the joint model, its mixture of objectives, its validation.
+
+The other thing a run may learn stands in `autoencoding.py`; `training.py` runs both, and asks the same of each.
+Objectives look at whole batches, so the outputs of all processes are gathered before any of them.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cyclic_cli import registry
+from cyclic_cli.autoencoding import Tick, nothing_to_train_on
+from cyclic_cli.config import JOINT_RECIPE, PRESETS, Term, TrainConfig
+from cyclic_cli.data import Samples, sample_noise
+from cyclic_cli.distributed import Ranks
+from cyclic_cli.errors import UsageError
+from cyclic_cli.gradients import Plan, layout, make_plan
+from cyclic_cli.joint import OUTPUTS, make_joint
+from cyclic_cli.mixing import Chosen, Modality, make_mixture, portable, present_values, read_index, training_index
+from cyclic_cli.storage import StoredDataset
+from cyclic_cli.validation import validate, validate_retrieval
+
+NORMS_EVERY = 50  # steps between two measurements of what each objective asks of the shared layers
+DECODED = {"reconstruction", "translation", "data_cycle", "half_data_cycle"}  # outputs that train decoders
+
+
+def filled_in(config: TrainConfig) -> TrainConfig:
+    """The settings with what was left open taken from the joint recipe and the preset."""
+    recommended = {"fitted_lr": 1.0, "augment": 1.0, **JOINT_RECIPE}
+    recipe = {name: value for name, value in recommended.items() if getattr(config, name) is None}
+    config = replace(config, **recipe, objectives=dict(config.objectives or PRESETS[config.objective]))
+    tables = {name: asdict(Modality.of(name, table).config) for name, table in _tables(config).items()}
+    return replace(config, modalities=tables)
+
+
+def _tables(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """The settings of each modality; --arch and the like are those of images."""
+    tables = dict(config.modalities)
+    if "image" in tables:
+        of_images = {"arch": config.arch, "model": config.model, "augment": config.augment}
+        tables["image"] = of_images | tables["image"]
+    return tables
+
+
+class Alignment:
+    """The values of data sets, paired or alone, and the model that is to bring their modalities into one space."""
+
+    def __init__(self, ranks: Ranks, datasets: Sequence[StoredDataset], config: TrainConfig) -> None:
+        """
+        Args:
+            ranks: The processes of the run.
+            datasets: The run's own, then further ones, whose values are all taken as alone.
+            config: Filled in.
+
+        Raises:
+            CyclicError: a modality has no training value.
+            UsageError: an objective or a tower does not fit.
+        """
+        self.ranks, self.config = ranks, config
+        self.dataset = datasets[0]
+        if len(config.modalities) < 2:
+            raise UsageError("A joint objective needs two modalities.", "Name more of them, or --objective autoencode.")
+        self.terms = config.terms
+        self.objectives = {term.name: _objective(term) for term in self.terms}
+        self.needs = list(dict.fromkeys(need for one in self.objectives.values() for need in one.NEEDS))
+        self.modalities = [Modality.of(name, table) for name, table in config.modalities.items()]
+        self.facts = {}
+        for one in self.modalities:
+            source, index = training_index(datasets, one, config.fraction)
+            self.facts[one.name] = one.file.fit(source, index, one.config)
+        index = read_index(self.dataset, self.modalities, "train", config.fraction)
+        self.samples, self.patients = len(index["sample"]), len(set(index["patient"].tolist()))
+        if not self.samples:
+            raise nothing_to_train_on(self.dataset, config)
+        self.mixture = make_mixture(datasets, self.modalities, self.facts, config.fraction, config.paired_fraction)
+        assert config.batch_size is not None
+        self.batch_size = config.batch_size
+        self.steps_per_epoch = self.mixture.steps_per_epoch(self.batch_size)
+        self.steps = self.steps_per_epoch * config.epochs
+        torch.manual_seed(config.seed)
+        self.module = make_joint(self.modalities, self.facts, config.embedding, config.private)
+        self.norms: dict[str, float] = {}
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What a checkpoint says of the model besides its weights."""
+        config = {"embedding": self.config.embedding, "private": self.config.private, **self.portable_settings}
+        shape = list(self.dataset.image_shape)
+        return {"name": "joint", "config": config, "image_shape": shape, "facts": self.facts}
+
+    @property
+    def portable_settings(self) -> dict[str, Any]:
+        """Settings as a checkpoint holds them, in place of those that name a place on this machine."""
+        return {"modalities": {one.name: portable(one) for one in self.modalities}}
+
+    def initialise(self, tick: Tick) -> None:
+        """Start the towers from the training values."""
+        self.module.initialise(
+            self.mixture.pools, self.config.seed, lambda name, done, total: tick(done, total, f"{name}s of the start")
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Weights, which decay, and apart from them biases, norms and the scale of the contrast, which do not."""
+        several = [parameter for parameter in self.module.parameters() if parameter.dim() > 1]
+        single = [parameter for parameter in self.module.parameters() if parameter.dim() <= 1]
+        return [{"params": several, "share": 1.0}, {"params": single, "share": 1.0, "weight_decay": 0.0}]
+
+    def plan(self) -> Plan:
+        return make_plan(self.config, self.ranks, self.module, list(self.objectives), self.batch_size, 0)
+
+    def set_up(self, model: Any, plan: Plan) -> None:
+        """Take the model as Fabric set it up."""
+        self.model, self.layout = model, layout(plan)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    # ------------------------------------------------------------------------------------------------ steps
+
+    def chosen(self, step: int) -> Chosen:
+        """The values of a step (from 0) of the run."""
+        return self.mixture.chosen(step, self.config.seed, self.batch_size, self.config.paired_share)
+
+    def weights(self, step: int) -> dict[str, float]:
+        """The weight of each objective in a step."""
+        return {term.name: term.at(step / self.steps) for term in self.terms}
+
+    def losses(self, chosen: Chosen, step: int) -> dict[str, float]:
+        """What this process adds to the losses of a batch, by objective; gradients are added to the parameters'."""
+        weights = self.weights(step)
+        outputs, batch = self._whole(chosen.part(self.ranks), step)
+        losses = {
+            term.name: self.objectives[term.name].loss(outputs, batch, **term.settings)
+            for term in self.terms
+            if weights[term.name]
+        }
+        if (step + 1) % NORMS_EVERY == 0 and not self.ranks.sharded:
+            self.norms = {name: self._norm(weights[name] * loss) for name, loss in losses.items()}
+        # Every process computes the same loss of the whole batch; its gradient comes back from all of them.
+        self.ranks.fabric.backward(torch.stack([weights[name] * loss for name, loss in losses.items()]).sum())
+        return {term.name: float(losses[term.name].detach() if term.name in losses else 0.0) / self.ranks.world for term in self.terms}
+
+    def _whole(self, part: Chosen, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The outputs of the model for a batch, and what belongs together in it, of all processes."""
+        seed, device = self.config.seed, self.ranks.fabric.device
+        values, samples, contents, keep = {}, {}, {}, {}
+        for name, numbers in part.numbers.items():
+            pool = self.mixture.pools[name]
+            value, keys = pool.load(numbers, (seed, step)), pool.keys[numbers]
+            if value.dim() == 4:
+                value = value.contiguous(memory_format=self.layout)
+            values[name] = value.to(device, non_blocking=True)
+            samples[name] = torch.from_numpy(part.samples[name]).to(device)
+            contents[name] = torch.from_numpy(keys.view(np.int64).copy()).to(device)
+            keep[name] = _uniform(keys, seed, step).to(device)
+        outputs = self.model(values, samples, self.needs, keep)
+        together = self.ranks.gathered_tree({"outputs": outputs, "sample": samples, "content": contents})
+        return together["outputs"], {"sample": together["sample"], "content": together["content"], "step": step}
+
+    def _norm(self, loss: Tensor) -> float:
+        """The norm of an objective's gradient in the layers that lead into the shared space."""
+        heads = list(self.module.heads.parameters())
+        gradients = torch.autograd.grad(loss, heads, retain_graph=True, allow_unused=True)
+        found = [gradient.flatten() for gradient in gradients if gradient is not None]
+        flat = torch.cat(found) if found else torch.zeros(1, device=loss.device)
+        return float((self.ranks.summed(flat) / self.ranks.world).norm())
+
+    def gradient_norms(self) -> dict[str, float]:
+        """Those measured since they were last asked for, by objective, each times its weight."""
+        norms, self.norms = self.norms, {}
+        return norms
+
+    def keys(self, chosen: Chosen) -> list[str]:
+        """The starts of the keys of the values of a batch."""
+        keys = [self.mixture.pools[name].keys[numbers] for name, numbers in chosen.numbers.items()]
+        return [f"{key:016x}" for key in np.concatenate(keys)]
+
+    # -------------------------------------------------------------------------------------------- validation
+
+    def validate(
+        self, is_stopped: Callable[[], bool], seen: Callable[[Tensor, Tensor], None] | None
+    ) -> dict[str, float] | None:
+        """Retrieval between the modalities of unseen patients and, where decoders are trained, errors of images."""
+        index = read_index(self.dataset, self.modalities, "val")
+        values = {one.name: one.file.present(index) for one in self.modalities}
+        found = validate_retrieval(self.ranks, self.module, self._val_values(index), values, is_stopped)
+        if found is None or not DECODED.intersection(self.needs) or "image" not in values:
+            return found
+        errors = validate(self.ranks, Reconstructing(self.module), Samples.of(self.dataset, "val"), is_stopped, seen)
+        return None if errors is None else found | errors
+
+    def _val_values(self, index: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {one.name: present_values(self.dataset, one, index, self.facts[one.name])[0] for one in self.modalities}
+
+    @staticmethod
+    def is_better(val: dict[str, float], best: dict[str, float]) -> bool:
+        """By the mean reciprocal rank of partners, which moves smoothly; else by the error; else the later one."""
+        if "reciprocal_rank" in val:
+            return val["reciprocal_rank"] > best["reciprocal_rank"]
+        return "mse" not in val or val["mse"] < best["mse"]
+
+
+class Reconstructing(nn.Module):
+    """The way of a joint model's images to their reconstruction, as that of an autoencoder."""
+
+    def __init__(self, joint: Any) -> None:
+        super().__init__()
+        self.joint = joint
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Return the reconstruction (N, C, H, W) of images, from embedding and private part."""
+        code = self.joint.code("image", *self.joint.parts("image", image))
+        return {"reconstruction": self.joint.towers["image"].decode(code)}
+
+
+def _uniform(keys: np.ndarray, seed: int, step: int) -> Tensor:
+    """A number (N,) in [0, 1) a value, from (seed, step, key) alone."""
+    if not len(keys):
+        return torch.zeros(0)
+    return torch.special.ndtr(sample_noise(keys, 1, seed, step, "private")[:, 0])
+
+
+def _objective(term: Term) -> Any:
+    """The file of an objective. Raises UsageError when it does not know a setting, or is for autoencoders."""
+    file = registry.load("objectives", term.name, "objective")
+    missing = [need for need in file.NEEDS if need not in OUTPUTS]
+    if missing:
+        raise UsageError(
+            f"The objective {term.name!r} needs {', '.join(missing)}, which no joint model gives.",
+            "Leave it out, or take --objective autoencode.",
+        )
+    known = [name for name, one in inspect.signature(file.loss).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    for name, value in term.settings.items():
+        registry.check(name, [*known, "weight", "start", "full"], f"setting of objectives.{term.name}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UsageError(f"objectives.{term.name}.{name} cannot be {value!r}.", "Give a number.")
+    return file
