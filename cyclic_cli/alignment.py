@@ -1,4 +1,4 @@
-"""What a run learns when it aligns modalities: mixed batches, the joint model, its mixture of objectives, its validation.
+"""What a run learns when it aligns modalities: mixed batches, the joint model, its objectives, its validation.
 
 The other thing a run may learn stands in `autoencoding.py`; `training.py` runs both, and asks the same of each.
 Objectives look at whole batches, so the outputs of all processes are gathered before any of them.
@@ -32,7 +32,7 @@ DECODED = {"reconstruction", "translation", "data_cycle", "half_data_cycle"}  # 
 def filled_in(config: TrainConfig) -> TrainConfig:
     """The settings with what was left open taken from the joint recipe and the preset."""
     recommended = {"fitted_lr": 1.0, "augment": 1.0, **JOINT_RECIPE}
-    recipe = {name: value for name, value in recommended.items() if getattr(config, name) is None}
+    recipe: dict[str, Any] = {name: value for name, value in recommended.items() if getattr(config, name) is None}
     config = replace(config, **recipe, objectives=dict(config.objectives or PRESETS[config.objective]))
     tables = {name: asdict(Modality.of(name, table).config) for name, table in _tables(config).items()}
     return replace(config, modalities=tables)
@@ -143,7 +143,10 @@ class Alignment:
             self.norms = {name: self._norm(weights[name] * loss) for name, loss in losses.items()}
         # Every process computes the same loss of the whole batch; its gradient comes back from all of them.
         self.ranks.fabric.backward(torch.stack([weights[name] * loss for name, loss in losses.items()]).sum())
-        return {term.name: float(losses[term.name].detach() if term.name in losses else 0.0) / self.ranks.world for term in self.terms}
+        return {
+            term.name: float(losses[term.name].detach() if term.name in losses else 0.0) / self.ranks.world
+            for term in self.terms
+        }
 
     def _whole(self, part: Chosen, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The outputs of the model for a batch, and what belongs together in it, of all processes."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cyclic_cli import config as settings
 from cyclic_cli import registry
@@ -63,15 +63,14 @@ class Autoencoding:
         self.module = self._module()
         self._order: tuple[int, EpochOrder] = (BEFORE_TRAINING, EpochOrder(0, 0, 0))
 
-    def _module(self) -> nn.Module:
+    def _module(self) -> Any:
         torch.manual_seed(self.config.seed)
         try:
-            module: nn.Module = self.file.Model(self.file.Config(**self.config.model), self.dataset.image_shape)
+            return self.file.Model(self.file.Config(**self.config.model), self.dataset.image_shape)
         except ValueError as error:
             raise UsageError(
                 f"--arch {self.config.arch}: {error}.", "Change the setting, or prepare another --size."
             ) from None
-        return module
 
     @property
     def architecture(self) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def place(patient_key: str) -> float:
 
 
 def paired_place(patient_key: str) -> float:
-    """Where a patient lies in [0, 1) of `--paired-fraction`: another hash than that of the split, so neither follows."""
+    """Where a patient lies in [0, 1) for `--paired-fraction`: a hash that says nothing of the split."""
     digest = hashlib.sha256(b"paired\0" + patient_key.encode()).hexdigest()
     return int(digest[:13], 16) / 16**13
 

@@ -37,7 +37,7 @@ Outputs = dict[str, Any]  # of OUTPUTS: tensors by modality, or by (from, to)
 class JointModel(nn.Module):
     """Towers into and out of one space."""
 
-    def __init__(self, towers: Mapping[str, nn.Module], embedding: int, private: int) -> None:
+    def __init__(self, towers: Mapping[str, Any], embedding: int, private: int) -> None:
         """
         Args:
             towers: By modality, see `modalities`.
@@ -46,7 +46,7 @@ class JointModel(nn.Module):
         """
         super().__init__()
         self.embedding, self.private = embedding, private
-        self.towers = nn.ModuleDict(towers)
+        self.towers: Any = nn.ModuleDict(towers)
         width = embedding + private
         self.heads = nn.ModuleDict({name: nn.Linear(tower.code, width) for name, tower in towers.items()})
         self.expansions = nn.ModuleDict({name: nn.Linear(width, tower.code) for name, tower in towers.items()})
@@ -144,7 +144,7 @@ class _Batch:
         return errors
 
     def code_cycle(self) -> dict[tuple[str, str], Tensor]:
-        """By (a, b) (N,): errors of a's code after a → shared → b's code → shared → a's code, in units of its spread."""
+        """By (a, b) (N,): errors of a's code after a → shared → b's code → shared → a's code, in its spread."""
         errors = {}
         for (a, b), returned in self._through(self._code).items():
             shared, private = self.parts[a]

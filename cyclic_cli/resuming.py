@@ -57,13 +57,9 @@ def refuse_other_run(folder: RunFolder, config: TrainConfig, fingerprints: dict[
 
 
 def _shown(name: str, value: Any) -> str:
-    return (
-        f"one with the fingerprint {value}"
-        if name in ("dataset", "also", "start_from")
-        else "auto"
-        if value is None
-        else str(value)
-    )
+    if name in ("dataset", "also", "start_from"):
+        return f"one with the fingerprint {value}"
+    return "auto" if value is None else str(value)
 
 
 def described(config: TrainConfig, fingerprints: dict[str, Any]) -> dict[str, Any]:

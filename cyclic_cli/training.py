@@ -44,7 +44,15 @@ from cyclic_cli.resuming import (
 )  # fmt: skip
 from cyclic_cli.saving import RunProgress, Writer, environment, optimizer_arrays
 from cyclic_cli.stopping import agreed_wishes, stop_signals, stopped
-from cyclic_cli.storage import find_checkpoint, Checkpoint, RunFolder, StoredDataset, read_checkpoint, write_checkpoint, write_yaml
+from cyclic_cli.storage import (
+    Checkpoint,
+    RunFolder,
+    StoredDataset,
+    find_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+    write_yaml,
+)
 from cyclic_cli.tensorboard import TensorBoard, require_tensorboard
 
 LOG_EVERY = 10  # steps between two lines of metrics
@@ -102,7 +110,9 @@ def train(
     """
     folder = RunFolder(run)
     sources = Sources(
-        StoredDataset(dataset), tuple(map(StoredDataset, also)), start_from and read_checkpoint(start_from)
+        StoredDataset(dataset),
+        tuple(StoredDataset(folder) for folder in also),
+        read_checkpoint(find_checkpoint(start_from)) if start_from else None,
     )
     config = _filled_in(as_before(config, folder) if resume != "never" else config)
     with stop_signals() as stop, ExitStack() as held:
@@ -366,7 +376,7 @@ class _Training:
         raise stopped(number, self.progress.step, self.steps)
 
     def _step(self, epoch: int) -> None:
-        chosen = self.learner.chosen(self.progress.step)
+        chosen: Any = self.learner.chosen(self.progress.step)
         lr = learning_rate(self.progress.step, self.steps, self.config.lr or 0.0, self.config.warmup or 0.0)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]

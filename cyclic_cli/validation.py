@@ -57,7 +57,7 @@ def validate(
 
 @torch.no_grad()
 def validate_retrieval(
-    ranks: Ranks, module: nn.Module, values: Mapping[str, Any], there: Mapping[str, np.ndarray],
+    ranks: Ranks, module: Any, values: Mapping[str, Any], there: Mapping[str, np.ndarray],
     is_stopped: Callable[[], bool],
 ) -> dict[str, float] | None:  # fmt: skip
     """How well the modalities of samples find one another; equal reports count as one, see `retrieval`.

@@ -2,9 +2,9 @@
 
 What is unusual: a merged token stays only when the reports of at least ten patients contain it (`PATIENTS`), so that a
 checkpoint spells no name and no number of one of them. The 256 single bytes always stay: every text can be written.
-The result depends on which texts lie together at a patient, never on the order of texts, the names of patients or threads.
+The result depends on which texts are one patient's, never on the order of texts, the names of patients or threads.
 
-All that knows the library `tokenizers` is here. Tokens are numbered PADDING, START, END, and from 3 those of the library.
+All that knows the library `tokenizers` is here. Tokens are PADDING, START and END, and from 3 on those of the library.
 """
 
 from __future__ import annotations

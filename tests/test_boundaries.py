@@ -18,21 +18,50 @@ PACKAGE = ROOT / "cyclic_cli"
 LAYERS = [  # from the ground up; within a layer a module may import those named before it
     ["__init__"],
     ["errors", "registry", "events", "identity", "shapes", "scrub", "config", "lease", "workers"],
-    "metrics records storage nifti dicom images similar panels text layouts sources phantom".split(),
-    ["objectives", "models", "data", "distributed", "gradients"],
-    "offer shards joining prepare saving resuming stopping validation tensorboard training inference".split(),
-    ["console", "cli", "__main__"],
+    (
+        "metrics records storage nifti dicom images similar panels text layouts sources phantom vocabulary retrieval "
+        "probing controls wording"
+    ).split(),
+    "models data distributed text_towers modalities mixing joint objectives gradients".split(),
+    (
+        "offer shards joining prepare saving resuming stopping validation tensorboard autoencoding alignment training "
+        "inference"
+    ).split(),
+    ["console", "commands", "cli", "__main__"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]
-HEAVY = {"torch", "numpy", "onnx", "pydicom", "PIL", "pyarrow", "lightning_fabric", "matplotlib", "safetensors"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "onnx",
+    "pydicom",
+    "PIL",
+    "pyarrow",
+    "lightning_fabric",
+    "matplotlib",
+    "safetensors",
+    "sklearn",
+    "tokenizers",
+}
 KNOWS = {  # what only some modules may import
     "pydicom": {"dicom"},
     "nibabel": {"nifti"},
     "lightning_fabric": {"distributed"},
-    "typer": {"cli"},
+    "typer": {"cli", "commands"},
     "rich": {"console"},
     "pyarrow": {"storage"},
+    "tokenizers": {"vocabulary"},
+    "transformers": {"text_towers"},
+    "sklearn": {"probing", "controls"},
+    "sacrebleu": {"wording"},
+    "rouge_score": {"wording"},
     "torch": {
+        "text_towers",
+        "modalities",
+        "mixing",
+        "joint",
+        "autoencoding",
+        "alignment",
         "models",
         "objectives",
         "data",

@@ -3,7 +3,8 @@
 What is unusual: the random numbers of a text, and the order it is drawn in, come from a hash of what it says, not of
 the sample it belongs to. Equal texts are one value, and permuting texts among samples changes nothing that training
 sees. In training some tokens are hidden from the encoder, but not from the decoder's error: they are negative there,
-and what is written is learned from whole texts. The code is the tower's, in units of its spread over the training texts.
+and what is written is learned from whole texts. The code is the tower's, in units of its spread over the training
+texts.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ An objective file has
     def loss(outputs, batch, *, ...) -> Tensor
 
 which returns a scalar; keywords with defaults are its settings. Of an autoencoder, `outputs` are its tensors and
-`batch["image"]` (N, C, H, W), in [0, 1], is what it was shown. Of a joint model, `outputs` are those of `joint.OUTPUTS`,
-by modality or by (from, to), and `batch` tells what belongs together:
+`batch["image"]` (N, C, H, W), in [0, 1], is what it was shown. Of a joint model, `outputs` are those of
+`joint.OUTPUTS`, by modality or by (from, to), and `batch` tells what belongs together:
 
     batch["sample"]    by modality (N,): equal numbers are one sample, `mixing.ALONE` knows no partner
     batch["content"]   by modality (N,): equal numbers are equal values, such as a report that others repeat

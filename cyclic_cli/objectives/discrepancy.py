@@ -1,10 +1,11 @@
 """Discrepancy: the embeddings of values alone are spread alike in all modalities (maximum mean discrepancy).
 
-    loss = 1 / N² Σ_ij k(a_i, a_j) + 1 / M² Σ_ij k(b_i, b_j) − 2 / (N M) Σ_ij k(a_i, b_j),   k(x, y) = mean_t exp(t (x·y − 1))
+    loss = 1 / N² Σ_ij k(a_i, a_j) + 1 / M² Σ_ij k(b_i, b_j) − 2 / (N M) Σ_ij k(a_i, b_j)
+    k(x, y) = mean_t exp(t (x·y − 1))
 
-over the N and M embeddings of unit norm of each two modalities that have no partner in the batch (Gretton et al., "A Kernel
-Two-Sample Test", JMLR 2012, the biased estimate). On the sphere k is a Gaussian kernel; several widths t together
-see coarse and fine differences.
+over the N and M embeddings of unit norm of each two modalities that have no partner in the batch (Gretton et al., "A
+Kernel Two-Sample Test", JMLR 2012, the biased estimate). On the sphere k is a Gaussian kernel; several widths t
+together see coarse and fine differences.
 """
 
 from __future__ import annotations

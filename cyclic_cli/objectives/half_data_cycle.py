@@ -1,7 +1,7 @@
 """Half data cycle: the data cycle whose way back alone learns.
 
-The loss is that of `data_cycle`, but what is drawn on the way counts as given (the "half-cycle" of ITIT, Li et al., ICLR
-2024, section 3; back-translation, Sennrich et al., ACL 2016).
+The loss is that of `data_cycle`, but what is drawn on the way counts as given (the "half-cycle" of ITIT, Li et al.,
+ICLR 2024, section 3; back-translation, Sennrich et al., ACL 2016).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Latent cycle: what one modality is decoded to in another, encoded again, is where it started.
 
-    loss = mean over ordered pairs (a, b) of 1 / N Σ_n (1 − e_n · encode_b(draw_b(e_n))),   e_n = embedding of a's n-th value
+    loss = mean over ordered pairs (a, b) of 1 / N Σ_n (1 − e_n · encode_b(draw_b(e_n)))
+    e_n = embedding of a's n-th value
 
-over all N values of a, paired or not: no partner is needed (Zhu et al., CycleGAN, ICCV 2017, in the code). Text is drawn as
-numbers that a gradient passes through (see `text_towers`), so that the whole cycle learns.
+over all N values of a, paired or not: no partner is needed (Zhu et al., CycleGAN, ICCV 2017, in the code). Text is
+drawn as numbers that a gradient passes through (see `text_towers`), so that the whole cycle learns.
 """
 
 from __future__ import annotations

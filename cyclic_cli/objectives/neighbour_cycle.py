@@ -1,11 +1,12 @@
 """Neighbour cycle: from each value alone to its soft neighbour in another modality, and back to itself.
 
-    loss = mean over ordered pairs (a, b) of −1 / N Σ_i log softmax_k(t a_k · ñ_i)[i],   ñ_i = Σ_j softmax_j(t a_i · b_j) b_j, of unit norm
+    loss = mean over ordered pairs (a, b) of −1 / N Σ_i log softmax_k(t a_k · ñ_i)[i]
+    ñ_i = Σ_j softmax_j(t a_i · b_j) b_j, brought to unit norm
 
-over the N embeddings a_i and M embeddings b_j that have no partner in the batch, at an inverse temperature t (cycle-back
-classification of Dwibedi et al., "Temporal Cycle-Consistency Learning", CVPR 2019). No pair is needed; the loss is least
-where the two clouds of embeddings lie upon one another so that neighbours are mutual, so it helps where pairs have
-begun to align them, and misleads before.
+over the N embeddings a_i and M embeddings b_j that have no partner in the batch, at an inverse temperature t
+(cycle-back classification of Dwibedi et al., "Temporal Cycle-Consistency Learning", CVPR 2019). No pair is needed;
+the loss is least where the two clouds of embeddings lie upon one another so that neighbours are mutual, so it helps
+where pairs have begun to align them, and misleads before.
 """
 
 from __future__ import annotations

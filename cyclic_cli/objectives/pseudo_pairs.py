@@ -1,6 +1,7 @@
 """Pseudo-pairs: a value alone takes for its partner what the partners of similar paired samples point to.
 
-    loss = mean over ordered pairs (a, b) of −1 / N Σ_i Σ_p w_ip log softmax_p(s a_i · b_p),   w_i = softmax_p(t a_i · a_p), fixed
+    loss = mean over ordered pairs (a, b) of −1 / N Σ_i Σ_p w_ip log softmax_p(s a_i · b_p)
+    w_ip = softmax_p(t a_i · a_p), without a gradient
 
 over the N values of a without a partner and the P pairs (a_p, b_p) of the batch (Mo et al., "S-CLIP", NeurIPS 2023,
 with a softmax in place of optimal transport).

@@ -2,9 +2,9 @@
 
     loss = mean over directions u of 1 / Q Σ_q (F_a,u⁻¹(q) − F_b,u⁻¹(q))²
 
-the squared 2-Wasserstein distance between the projections a_i·u and b_j·u of the embeddings of each two modalities that have
-no partner in the batch, by the quantiles of both (sliced Wasserstein distance: Rabin et al., SSVM 2011; Bonneel et al., JMIV 2015).
-The directions are others in every step.
+the squared 2-Wasserstein distance between the projections a_i·u and b_j·u of the embeddings of each two modalities
+that have no partner in the batch, by the quantiles of both (sliced Wasserstein distance: Rabin et al., SSVM 2011;
+Bonneel et al., JMIV 2015). The directions are others in every step.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ class Block(nn.Module):
         projected = self.projections(self.norm(vectors)).unflatten(2, (3, self.heads, -1))
         queries, keys, values = projected.permute(2, 0, 3, 1, 4)
         if past is not None:
-            keys, values = (torch.cat(pair, 2) for pair in zip(past or (keys[:, :, :0],) * 2, (keys, values)))
+            if past:
+                keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
             past[:] = [keys, values]
         attended = functional.scaled_dot_product_attention(
             queries, keys, values,
@@ -79,14 +80,15 @@ class Decoder(nn.Module):
     def errors(self, code: Tensor, tokens: Tensor) -> Tensor:
         """Nats a token (N,) of tokens (N, L), each told all before it, as a share of those of their frequencies."""
         tokens = trimmed(tokens).abs()
-        nats = functional.cross_entropy(self.logits(code, tokens).transpose(1, 2), tokens, reduction="none")
         there = tokens != PADDING
-        return (nats * there).sum(1) / there.sum(1).clamp(min=1) / self.nats
+        logits = self._logits(self._told(code, tokens)[there])
+        nats = functional.cross_entropy(logits, tokens[there], reduction="none")
+        total = nats.new_zeros(there.shape).masked_scatter(there, nats).sum(1)
+        return total / there.sum(1).clamp(min=1) / self.nats
 
     def logits(self, code: Tensor, tokens: Tensor) -> Tensor:
         """Logits (N, L, V) of each token (N, L), told the code and all tokens before it."""
-        vectors = self._run(self._opening(code), tokens[:, :-1], None)
-        return self._logits(vectors[:, self.prefix :])
+        return self._logits(self._told(code, tokens))
 
     def drawn(self, code: Tensor) -> Tensor:
         """The likeliest words one after another, as rows (N, L, V) with a one, which have the softmax's gradient.
@@ -145,6 +147,9 @@ class Decoder(nn.Module):
             if beams > 1:
                 past = [[kept[rows] for kept in block] for block in past]
             vectors = self._run(None, last, past)
+
+    def _told(self, code: Tensor, tokens: Tensor) -> Tensor:
+        return self._run(self._opening(code), tokens[:, :-1], None)[:, self.prefix :]
 
     def _opening(self, code: Tensor) -> Tensor:
         """What stands in front of a sentence (N, prefix + 1, width): the code, and START."""

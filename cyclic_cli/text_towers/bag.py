@@ -124,7 +124,7 @@ class Addition(nn.Module):
 
 
 def _right_singular(rows: Tensor, number: int) -> Tensor:
-    """The right singular vectors (K, V) of the `number` largest values of rows (N, V) (Halko et al., SIAM Review 2011)."""
+    """The right singular vectors (K, V) of rows (N, V) with the largest values (Halko et al., SIAM Review 2011)."""
     number = min(number, *rows.shape)
     _, _, vectors = torch.svd_lowrank(rows, min(number + OVERSAMPLED, *rows.shape), niter=4)
     return vectors[:, :number].T

@@ -1,8 +1,8 @@
 """Hub: a pretrained model of the `transformers` library, from a local folder, reads; a small decoder writes.
 
-Nothing is ever downloaded, no code of the folder runs, and weights are read from safetensors alone. The folder is needed
-once, when training starts: its tokenizer and configuration travel in the facts, its weights in the checkpoint. The code
-is the mean of the model's last vectors over the tokens.
+Nothing is ever downloaded, no code of the folder runs, and weights are read from safetensors alone. The folder is
+needed once, when training starts: its tokenizer and configuration travel in the facts, its weights in the checkpoint.
+The code is the mean of the model's last vectors over the tokens.
 """
 
 from __future__ import annotations
@@ -64,10 +64,8 @@ class Tower(nn.Module):
         needed = int(facts["limit"]) + len(self.before)
         if longest is not None and needed > longest:
             raise UsageError(f"The pretrained model reads {longest} tokens, not {needed}.", "Set a lower length.")
-        if max(vocabulary - SPECIAL, *self.before, *self.behind) > len(self.table):
-            raise CyclicError(
-                "The pretrained model knows less tokens than its tokenizer.", "Take both from one source."
-            )
+        if vocabulary - SPECIAL > len(self.table):
+            raise CyclicError("The pretrained model has fewer tokens than its tokenizer.", "Copy both from one source.")
         self.code = self.table.shape[1]
         self.decoder = Decoder(self.code, config.width, config.layers, config.heads, config.prefix, facts, vocabulary)
 
@@ -93,8 +91,8 @@ class Tower(nn.Module):
             )
         try:
             loaded, report = library.AutoModel.from_pretrained(
-                folder, config=self.encoder.config, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-                dtype=torch.float32, output_loading_info=True,
+                folder, config=self.encoder.config, local_files_only=True, trust_remote_code=False,
+                use_safetensors=True, dtype=torch.float32, output_loading_info=True,
             )  # fmt: skip
             weights = _without_pooler(loaded).state_dict()
             if weights.keys() & set(report["missing_keys"]):

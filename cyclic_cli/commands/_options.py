@@ -1,0 +1,66 @@
+"""What commands share: options that mean the same everywhere, and how results and inputs are found."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cyclic_cli import config as settings
+from cyclic_cli import console
+from cyclic_cli.errors import CyclicError, UsageError
+
+SOME_LEFT_OUT = 8  # exit code with --strict
+
+Json = Annotated[bool, typer.Option("--json", help="Put one JSON object on stdout.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Put one JSON object a scan and model on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but warnings and errors.")]
+Strict = Annotated[bool, typer.Option(help="Exit with 8 when some inputs could not be used.")]
+Null = Annotated[bool, typer.Option("-0", "--null", help="Paths on stdin end with a NUL byte, not a line end.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes.", show_default="the cores it may use")]
+Sources = Annotated[
+    list[str],
+    typer.Argument(help="Files, folders, quoted glob patterns, or - for a list of paths on stdin.", show_default=False),
+]
+
+
+def show(title: str, values: dict[str, Any], json: bool) -> None:
+    if json:
+        console.write_json(values)
+    else:
+        console.table(title, values)
+
+
+def paths_of(sources: list[str], null: bool) -> list[Path]:
+    """Sources as paths, with `-` replaced by the list on stdin."""
+    found: list[Path] = []
+    for source in sources:
+        if not source:  # as a shell gives for a variable that is not set; a path without words would be this folder
+            raise UsageError("A source is empty.", "Check the variable it comes from.")
+        if source != "-":
+            found.append(Path(source))
+            continue
+        listed = sys.stdin.buffer.read().split(b"\0" if null else b"\n")
+        found += [Path(os.fsdecode(line.rstrip(b"\r"))) for line in listed if line.strip()]
+    if not found:
+        raise CyclicError("No path was given.", "Name files or folders, or send a list of paths to stdin with -.")
+    return found
+
+
+def find_dataset(named: Path | None, report: Any) -> Path:
+    """The data set to use: the argument, `$CYCLIC_DATASET`, `./dataset`, else the demo's, made once."""
+    from cyclic_cli.storage import is_dataset
+
+    if named is not None:
+        return named
+    if os.environ.get("CYCLIC_DATASET"):
+        return Path(os.environ["CYCLIC_DATASET"])
+    if is_dataset(Path("dataset")) or Path("dataset/.unfinished").is_dir():
+        return Path("dataset")  # an unfinished one is an error of `train`, not a reason to take the demo's
+    from cyclic_cli.events import Note
+    from cyclic_cli.prepare import demo_dataset
+
+    folder = demo_dataset(report, settings.available_cpus())
+    report(Note(f"data set: the demo phantoms in {folder}"))
+    return folder
