@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cyclic_cli import registry
 from cyclic_cli.autoencoding import Tick, nothing_to_train_on
@@ -20,13 +20,12 @@ from cyclic_cli.data import Samples, sample_noise
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import UsageError
 from cyclic_cli.gradients import Plan, layout, make_plan
-from cyclic_cli.joint import OUTPUTS, make_joint
+from cyclic_cli.joint import DECODED, OUTPUTS, Reconstructing, make_joint
 from cyclic_cli.mixing import Chosen, Modality, make_mixture, portable, present_values, read_index, training_index
 from cyclic_cli.storage import StoredDataset
 from cyclic_cli.validation import validate, validate_retrieval
 
 NORMS_EVERY = 50  # steps between two measurements of what each objective asks of the shared layers
-DECODED = {"reconstruction", "translation", "data_cycle", "half_data_cycle"}  # outputs that train decoders
 
 
 def filled_in(config: TrainConfig) -> TrainConfig:
@@ -89,7 +88,10 @@ class Alignment:
     @property
     def architecture(self) -> dict[str, Any]:
         """What a checkpoint says of the model besides its weights."""
-        config = {"embedding": self.config.embedding, "private": self.config.private, **self.portable_settings}
+        config = {
+            "embedding": self.config.embedding, "private": self.config.private,
+            "decoders": bool(DECODED.intersection(self.needs)), **self.portable_settings,
+        }  # fmt: skip
         shape = list(self.dataset.image_shape)
         return {"name": "joint", "config": config, "image_shape": shape, "facts": self.facts}
 
@@ -206,19 +208,6 @@ class Alignment:
         if "reciprocal_rank" in val:
             return val["reciprocal_rank"] > best["reciprocal_rank"]
         return "mse" not in val or val["mse"] < best["mse"]
-
-
-class Reconstructing(nn.Module):
-    """The way of a joint model's images to their reconstruction, as that of an autoencoder."""
-
-    def __init__(self, joint: Any) -> None:
-        super().__init__()
-        self.joint = joint
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the reconstruction (N, C, H, W) of images, from embedding and private part."""
-        code = self.joint.code("image", *self.joint.parts("image", image))
-        return {"reconstruction": self.joint.towers["image"].decode(code)}
 
 
 def _uniform(keys: np.ndarray, seed: int, step: int) -> Tensor:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,9 +21,13 @@ from cyclic_cli.panels import Decoded
 from cyclic_cli.sources import Input, expand, printable
 from cyclic_cli.text import base_name
 
+if TYPE_CHECKING:
+    import torch
+
 PACKAGED_MODEL = Path(__file__).parent / "assets" / "default.safetensors"
 FORMS = ("png", "npy")
 BATCH = 16
+CELLS = 4  # of a side, that a spatial code is averaged over
 SHEET_SCANS = 24  # rows of a contact sheet, at most
 
 
@@ -39,25 +43,97 @@ class TorchModel:
         use_available_threads()
         self.path = path
         self._device = torch.device(resolve(device, "32")[0])
-        checkpoint = storage.read_checkpoint(path)
-        self.preprocessing: Preprocessing = checkpoint.preprocessing
-        self.fingerprint = checkpoint.fingerprint
-        architecture = registry.load("models", checkpoint.architecture["name"], "architecture")
-        config = build(architecture.Config, checkpoint.architecture["config"], str(path))
+        self.checkpoint = storage.read_checkpoint(path)
+        self.preprocessing: Preprocessing = self.checkpoint.preprocessing
+        self.fingerprint = self.checkpoint.fingerprint
+        self.is_joint = self.checkpoint.architecture["name"] == "joint"
+        module = self._module()
         try:
-            self._model = architecture.Model(config, tuple(checkpoint.architecture["image_shape"]))
-            self._model.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
-        except (ValueError, RuntimeError) as error:
+            module.load_state_dict({name: torch.from_numpy(value) for name, value in self.checkpoint.weights.items()})
+        except RuntimeError as error:
             raise CyclicError(f"{path} does not fit the architecture it names.", "Train the model again.") from error
-        self._model.to(self._device).eval()
+        self.module = module.to(self._device).eval()
+
+    def _module(self) -> Any:
+        from cyclic_cli.joint import rebuild
+
+        description = self.checkpoint.architecture
+        if self.is_joint:
+            return rebuild(description, str(self.path))
+        architecture = registry.load("models", description["name"], "architecture")
+        try:
+            config = build(architecture.Config, description["config"], str(self.path))
+            return architecture.Model(config, tuple(description["image_shape"]))
+        except ValueError as error:
+            raise CyclicError(
+                f"{self.path} does not fit the architecture it names.", "Train the model again."
+            ) from error
+
+    @property
+    def modalities(self) -> list[str]:
+        """What the model encodes."""
+        return self.module.modalities if self.is_joint else ["image"]
+
+    def require(self, *modalities: str, decoders: bool = False) -> None:
+        """Raise CyclicError when the model lacks a modality, or was trained without decoders."""
+        for name in modalities:
+            if name not in self.modalities:
+                raise CyclicError(
+                    f"{self.path} has no {name} side.", "Take a model trained with a joint --objective, such as cyclic."
+                )
+        if decoders and self.is_joint and not self.checkpoint.architecture["config"].get("decoders"):
+            raise CyclicError(
+                f"{self.path} was trained without decoders.",
+                "Train with reconstruction and translation among the objectives, as --objective cyclic has.",
+            )
+
+    def placed(self, value: "torch.Tensor") -> "torch.Tensor":
+        """A tensor on the device of the model."""
+        return value.to(self._device)
+
+    def images(self, fitted: np.ndarray) -> "torch.Tensor":
+        """Images (N, C, H, W) uint8 or uint16 as the model takes them."""
+        import torch
+
+        return self.placed(torch.from_numpy(images.as_float(fitted)))
+
+    def texts(self, texts: list[str]) -> "torch.Tensor":
+        """Texts (N) as the model takes them: tokens (N, L)."""
+        import torch
+
+        from cyclic_cli.vocabulary import padded
+
+        tower = self.module.towers["text"]
+        tokens = tower.vocabulary.encode(texts, tower.limit)
+        return self.placed(torch.from_numpy(padded(tokens, tower.limit)))
+
+    def embed(self, name: str, value: "torch.Tensor") -> np.ndarray:
+        """Embeddings (N, D) float32 of unit norm of values of a modality, as its `Values` load them.
+
+        Of an autoencoder it is the code, a spatial one averaged over a grid of 4×4 cells.
+        """
+        import torch
+        from torch.nn import functional
+
+        with torch.inference_mode():
+            if self.is_joint:
+                embeddings = self.module.embed(name, self.placed(value))
+            else:
+                code = self.module.encode(self.placed(value))
+                code = functional.adaptive_avg_pool2d(code, CELLS) if code.dim() == 4 else code
+                embeddings = functional.normalize(code.flatten(1), dim=1)
+            found: np.ndarray = embeddings.float().cpu().numpy()
+        return found
 
     def reconstruct(self, fitted: np.ndarray) -> np.ndarray:
         """Images (N, C, H, W) uint8 or uint16 → reconstructions (N, C, H, W) float32 in [0, 1]."""
         import torch
 
+        from cyclic_cli.joint import Reconstructing
+
         with torch.inference_mode():
-            image = torch.from_numpy(images.as_float(fitted)).to(self._device)
-            output: np.ndarray = self._model(image)["reconstruction"].float().clamp(0, 1).cpu().numpy()
+            model = Reconstructing(self.module) if self.is_joint else self.module
+            output: np.ndarray = model(self.images(fitted))["reconstruction"].float().clamp(0, 1).cpu().numpy()
         return output
 
 
@@ -133,6 +209,8 @@ def reconstruct(
         CyclicError: an output exists, or cannot be written.
     """
     registry.check(form, FORMS, "output form")
+    for model in models.values():
+        model.require(decoders=True)
     inputs = expand(sources, out)
     files = _output_names(inputs, form, paths)
     folders = {name: out / name if form == "npy" and len(models) > 1 else out for name in models}
@@ -142,7 +220,7 @@ def reconstruct(
     for first in range(0, len(inputs), BATCH):
         chosen = range(first, min(first + BATCH, len(inputs)))
         names = {number: inputs[number].given if paths else str(number + 1) for number in chosen}
-        read = dict(_read(inputs, names, next(iter(models.values())).preprocessing, summary, report))
+        read = dict(read_scans(inputs, names, next(iter(models.values())).preprocessing, summary, report))
         for number, original, decoded in _decoded(read, models):
             outputs = {name: folder / files[number] for name, folder in folders.items()}
             _write(outputs, original, decoded, form)
@@ -179,7 +257,7 @@ def _check_outputs(outputs: set[Path], sheet: Path | None, overwrite: bool) -> N
         )
 
 
-def _read(
+def read_scans(
     inputs: list[Input],
     names: dict[int, str],
     preprocessing: Preprocessing,
@@ -266,6 +344,8 @@ def load_models(named: list[Path], device: str = "auto", report: Report = silent
     places = [_named_after(path) for path in checkpoints]
     names = _distinct([place.name for place in places], [[place.parent.name] for place in places])
     models = {name: TorchModel(path, device) for name, path in zip(names, checkpoints, strict=True)}
+    for model in models.values():
+        model.require("image")
     (first, one), *others = models.items()
     for name, other in others:
         known, asked = asdict(one.preprocessing), asdict(other.preprocessing)

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cyclic_cli.errors import CyclicError
 from cyclic_cli.mixing import ALONE, Modality, Pool
 
 OUTPUTS = (
     "embedding", "scale", "bias", "reconstruction", "translation", "code_cycle", "latent_cycle", "half_latent_cycle",
     "data_cycle", "half_data_cycle",
 )  # fmt: skip
+DECODED = {"reconstruction", "translation", "data_cycle", "half_data_cycle"}  # outputs that train the decoders
 TEMPERATURE = 0.07  # of the contrast at the start, as in CLIP
 SCALE_LIMIT = math.log(100)  # of the logarithm of its inverse
 SIGMOID_BIAS = -10.0  # at the start, as in SigLIP
@@ -191,6 +193,19 @@ class _Batch:
         }
 
 
+class Reconstructing(nn.Module):
+    """The way of a joint model's images to their reconstruction, as that of an autoencoder."""
+
+    def __init__(self, joint: Any) -> None:
+        super().__init__()
+        self.joint = joint
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Return the reconstruction (N, C, H, W) of images, from embedding and private part."""
+        code = self.joint.code("image", *self.joint.parts("image", image))
+        return {"reconstruction": self.joint.towers["image"].decode(code)}
+
+
 def linked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The places (P,) in two lists of sample numbers (N,), (M,) whose samples are the same and may know it."""
     same = (a[:, None] == b[None, :]) & (a != ALONE)[:, None]
@@ -202,3 +217,17 @@ def make_joint(modalities: Iterable[Modality], facts: Mapping[str, Any], embeddi
     """A joint model, not yet started. Raises UsageError when a tower cannot be made."""
     towers = {one.name: one.file.Tower(one.config, facts[one.name]) for one in modalities}
     return JointModel(towers, embedding, private)
+
+
+def rebuild(architecture: Mapping[str, Any], where: str) -> JointModel:
+    """The joint model that a checkpoint describes, without its weights.
+
+    Raises:
+        CyclicError: the description is damaged. `where` names the file.
+    """
+    try:
+        config, facts = architecture["config"], architecture["facts"]
+        modalities = [Modality.of(str(name), dict(table)) for name, table in config["modalities"].items()]
+        return make_joint(modalities, facts, int(config["embedding"]), int(config["private"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CyclicError(f"{where} describes a model that cannot be made.", "Train the model again.") from error

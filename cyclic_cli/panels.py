@@ -111,6 +111,19 @@ def sheet_row(label: str, original: np.ndarray, decoded: list[Decoded]) -> np.nd
     return np.asarray(canvas)
 
 
+def drawing(pixels: np.ndarray, remark: str) -> bytes:
+    """The PNG of a picture that a model drew, (H, W) float in [0, 1], with a remark below it."""
+    factor = max(1, round(PANEL / max(pixels.shape)))
+    picture = _grey(pixels)
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    width = max(picture.width, NARROWEST)
+    canvas = Image.new("RGB", (width + 2 * MARGIN, MARGIN + picture.height + FOOT), BACKGROUND)
+    canvas.paste(picture, (MARGIN + (width - picture.width) // 2, MARGIN))
+    draw = ImageDraw.Draw(canvas)
+    draw.text((MARGIN, MARGIN + picture.height + 8), _cut(remark, width, _font(16)), INK, _font(16))
+    return as_png(np.asarray(canvas))
+
+
 def _left(column: int) -> int:
     """Where a column of a contact sheet begins."""
     return GAP + column * (CELL + GAP)

@@ -16,7 +16,7 @@ from typing import Any
 import lightning_fabric  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 
-from cyclic_cli import distributed, gradients, training  # noqa: F401
+from cyclic_cli import autoencoding, distributed, gradients, training  # noqa: F401
 from cyclic_cli.__main__ import main
 
 VALIDATION = 0.02  # seconds more
@@ -27,7 +27,7 @@ def run(words: list[str], log: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(file, number)
-    mark, validate = Path(log).with_suffix(".validating"), training.validate
+    mark, validate = Path(log).with_suffix(".validating"), autoencoding.validate
 
     def slowly(*arguments: Any) -> dict[str, float]:
         mark.touch()
@@ -36,7 +36,7 @@ def run(words: list[str], log: str) -> None:
         mark.unlink()
         return val
 
-    training.validate = slowly
+    autoencoding.validate = slowly
     steps = os.open(Path(log).with_suffix(".steps"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     step = training._Training._step
 

@@ -25,7 +25,7 @@ LAYERS = [  # from the ground up; within a layer a module may import those named
     "models data distributed text_towers modalities mixing joint objectives gradients".split(),
     (
         "offer shards joining prepare saving resuming stopping validation tensorboard autoencoding alignment training "
-        "inference"
+        "inference translating evaluation"
     ).split(),
     ["console", "commands", "cli", "__main__"],
 ]
@@ -74,6 +74,8 @@ KNOWS = {  # what only some modules may import
         "tensorboard",
         "training",
         "inference",
+        "translating",
+        "evaluation",
     },
 }
 

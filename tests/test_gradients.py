@@ -206,8 +206,8 @@ def plan_of(
     """The plan for an architecture at 224 pixels on a machine of so many cores."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     config = TrainConfig(**{"arch": arch, "device": "cpu", "precision": "32", **settings})
-    objectives, _ = objectives_of(arch)
-    return make_plan(config, WITHOUT_FABRIC, model_of(arch, 224), objectives, batch_size, 224 * 224)
+    whole = [name for name, one in objectives_of(arch)[0].items() if not one.PER_SAMPLE]
+    return make_plan(config, WITHOUT_FABRIC, model_of(arch, 224), whole, batch_size, 224 * 224)
 
 
 def test_a_light_network_takes_samples_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:

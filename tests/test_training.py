@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import Ran, make_png, smooth_image
 
-from cyclic_cli import distributed, training, validation
+from cyclic_cli import autoencoding, distributed, training, validation
 from cyclic_cli.config import TrainConfig
 from cyclic_cli.data import Samples
 from cyclic_cli.errors import CyclicError
@@ -225,7 +225,7 @@ def test_movements_are_those_that_are_asked_for(
         strengths.append(strength)
         return images
 
-    monkeypatch.setattr(training, "moved", noted)
+    monkeypatch.setattr(autoencoding, "moved", noted)
     config = TrainConfig(arch="deep", epochs=1, batch_size=24)
     for augment, expected in ((0.0, set()), (0.5, {0.5}), (None, {deep.RECIPE["augment"]})):
         strengths.clear()

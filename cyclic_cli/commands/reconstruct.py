@@ -1,24 +1,45 @@
 """`cyclic reconstruct`."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cyclic_cli import console, registry
-from cyclic_cli.commands._options import SOME_LEFT_OUT, JsonLines, Null, Quiet, Sources, Strict, paths_of
-from cyclic_cli.errors import CyclicError
+from cyclic_cli.commands._options import SOME_LEFT_OUT, JsonLines, Null, Quiet, Strict, paths_of
+from cyclic_cli.errors import CyclicError, UsageError
 
 
 def reconstruct(
-    scans: Sources,
+    scans: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Files, folders, quoted glob patterns, or - for a list of paths on stdin.", show_default=False
+        ),
+    ] = None,
     model: Annotated[
         list[Path] | None,
         typer.Option(
             help="A run folder or .safetensors file; may be repeated, to compare.",
             show_default="$CYCLIC_MODEL, runs/latest, the package's",
         ),
+    ] = None,
+    to: Annotated[
+        str, typer.Option(help="image; or, with a joint model, text: what it would write of a scan.")
+    ] = "image",
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With a joint model: a text to draw, in place of scans; may be repeated.", show_default=False
+        ),
+    ] = None,
+    beams: Annotated[
+        int, typer.Option(min=1, max=64, help="Of texts: candidates kept at each token; 1 is greedy.")
+    ] = 1,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Of texts: tokens, at most.", show_default="as in training")
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder of the outputs.")] = Path("reconstructions"),
     form: Annotated[str, typer.Option("--format", help="png (with original and difference) or npy.")] = "png",
@@ -40,29 +61,57 @@ def reconstruct(
 ) -> None:
     """Reconstruct scans with one model or several, and measure the error of each."""
     from cyclic_cli import inference
-    from cyclic_cli.storage import write_text
 
     registry.check(device, ("auto", "cpu", "cuda"), "device")
     registry.check(form, inference.FORMS, "output form")
-    results: list[inference.Reconstruction] = []
+    registry.check(to, ("image", "text"), "thing to reconstruct to")
+    if bool(scans) == bool(text):
+        raise UsageError("Scans and --text exclude one another, and one is needed.", "Give scans, or --text.")
+    if text and to != "image":
+        raise UsageError("A text is drawn to an image alone.", "Leave --to out.")
     summary = inference.ReconstructSummary()
     with console.talk(quiet) as report:
         models = inference.load_models(model or [], device, report)
-        for result in inference.reconstruct(
-            paths_of(scans, null), models, out, summary, form, overwrite, paths, sheet, report
-        ):
-            if json:
-                console.write_json(asdict(result))
-            else:
-                results.append(result)
+        if text or to == "text":
+            from cyclic_cli import translating
+
+            if len(models) > 1:
+                raise UsageError("Texts are written and drawn by one model.", "Name one --model.")
+            (one,) = models.values()
+            results: Iterable[Any] = (
+                translating.draw_texts(text, one, out, overwrite, report)
+                if text
+                else translating.write_texts(paths_of(scans or [], null), one, summary, beams, length, paths, report)
+            )
+            columns = ["output", "remark"] if text else ["source", "text", "remark"]
+        else:
+            results = inference.reconstruct(
+                paths_of(scans or [], null), models, out, summary, form, overwrite, paths, sheet, report
+            )
+            columns = ["source", *(["model"] if len(models) > 1 else []), "output", "mse", "psnr", "ssim"]
+        done = _shown(results, json)
     if summary_file:
+        from cyclic_cli.storage import write_text
+
         write_text(summary_file, console.as_json(asdict(summary)) + "\n")
-    if results:
-        names = ["source", *(["model"] if len(models) > 1 else []), "output", "mse", "psnr", "ssim"]
-        console.columns(names, [asdict(result) for result in results])
+    if done and not json:
+        console.columns(columns, done)
+    if text:
+        return
     if not summary.used:
         if not summary.inputs:
             raise CyclicError("There are no files in what was named.", "Give files, or folders that hold some.")
         raise CyclicError(f"None of {summary.inputs} inputs could be used.", "Each was named above, with the reason.")
     if strict and summary.rejected:
         raise typer.Exit(SOME_LEFT_OUT)
+
+
+def _shown(results: Iterable[Any], json: bool) -> list[dict[str, Any]]:
+    """The results as rows of a table; with `json` each is put on stdout at once, and none is kept."""
+    rows = []
+    for result in results:
+        if json:
+            console.write_json(asdict(result))
+        else:
+            rows.append(asdict(result))
+    return rows

@@ -65,7 +65,8 @@ def fit(dataset: StoredDataset, index: Mapping[str, np.ndarray], config: Config)
     Tokens that the reports of less than `PATIENTS` patients have, such as single bytes, share one frequency.
     """
     file, settings = _tower(config)
-    texts, patients = index["text"].tolist(), index["patient"].tolist()
+    order = np.argsort(index["text"], kind="stable")  # so that sums of theirs are the same to the last bit
+    texts, patients = index["text"][order].tolist(), index["patient"][order].tolist()
     vocabulary, further = file.fit(settings) if hasattr(file, "fit") else (None, {})
     vocabulary = vocabulary or Vocabulary.train(texts, patients, config.vocabulary)
     return {

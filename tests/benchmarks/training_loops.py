@@ -34,10 +34,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from cyclic_cli import autoencoding, console, registry, training
 from cyclic_cli import config as settings
-from cyclic_cli import console, registry, training
 from cyclic_cli.config import TrainConfig
-from cyclic_cli.data import EpochOrder, Samples
+from cyclic_cli.data import Samples
 from cyclic_cli.events import Event, Step
 from cyclic_cli.models._layers import use_fusion
 from cyclic_cli.storage import StoredDataset
@@ -227,14 +227,13 @@ def plain_curve(task: Task, run: Any, reverse: bool = False) -> list[float]:
     """Losses of the plain loop from the start of a run of `cyclic train`, on its batches, which may be turned round."""
     model = Plain(task)
     model.network.load_state_dict(run.start)
-    run.module = model.network
-    optimizer = torch.optim.AdamW(run._parameter_groups(), weight_decay=run.config.weight_decay)
+    learner = run.learner
+    learner.module = model.network
+    optimizer = torch.optim.AdamW(learner.parameter_groups(), weight_decay=run.config.weight_decay)
     losses = []
     for step in range(run.steps):
-        epoch, within = divmod(step, run.steps_per_epoch)
-        order = EpochOrder(len(run.data), run.config.seed, epoch)
-        chosen = order[within * run.batch_size : (within + 1) * run.batch_size]
-        batch, noise = run._batch(chosen[::-1].copy() if reverse else chosen, epoch)
+        chosen = learner.chosen(step)
+        batch, noise = learner._batch(chosen[::-1].copy() if reverse else chosen, step // learner.steps_per_epoch)
         lr = training.learning_rate(step, run.steps, run.config.lr, run.config.warmup)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["share"]
@@ -257,9 +256,9 @@ def curves(task: Task) -> dict[str, Any]:
     class Recording(training._Training):
         """A run that keeps the weights it starts from."""
 
-        def _build(self) -> None:
-            super()._build()
-            self.start = {name: value.clone() for name, value in self.module.state_dict().items()}
+        def _build(self, stop: list[int]) -> None:
+            super()._build(stop)
+            self.start = {name: value.clone() for name, value in self.learner.module.state_dict().items()}
             attempts.append(self)
 
     training._Training = Recording  # type: ignore[misc]
@@ -337,8 +336,8 @@ def profile(task: Task) -> dict[str, Any]:
     stopwatch.watch("optimizer", torch.optim.AdamW, "step", "zero_grad")
     stopwatch.watch("optimizer", nn.utils, "clip_grad_norm_")
     stopwatch.watch("data", Samples, "images")
-    stopwatch.watch("augmentation", training, "moved")
-    stopwatch.watch("noise of the code", training, "sample_noise")
+    stopwatch.watch("augmentation", autoencoding, "moved")
+    stopwatch.watch("noise of the code", autoencoding, "sample_noise")
     stopwatch.watch("logging", training._Training, "_log")
     found: dict[str, Any] = {}
     start = 0.0

@@ -1,0 +1,121 @@
+"""`cyclic evaluate`."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cyclic_cli import console, registry
+from cyclic_cli.commands._options import Json, Quiet, find_dataset, show
+from cyclic_cli.identity import SPLITS
+
+
+def evaluate(
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(help="The data set.", show_default="$CYCLIC_DATASET, ./dataset, the demo's"),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run folder or .safetensors file.", show_default="$CYCLIC_MODEL, runs/latest, the package's"
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help=f"Which part: {', '.join(SPLITS)}.")] = "val",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="YAML with positive and negative wordings of labels, for zero-shot.", show_default=False),
+    ] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Measure closed-form methods too, fitted on the training part.")
+    ] = False,
+    paired_fraction: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Training pairs that controls may know.", show_default="the model's"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file to write the figures to.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a model on samples it was not trained on: errors, retrieval, probes, zero-shot, written texts."""
+    registry.check(device, ("auto", "cpu", "cuda"), "device")
+    with console.talk(quiet) as report:
+        from cyclic_cli import evaluation as task
+        from cyclic_cli.inference import load_models
+
+        found = find_dataset(dataset, report)
+        (loaded,) = load_models([model] if model else [], device, report).values()
+        figures = asdict(task.evaluate(found, loaded, split, prompts, controls, paired_fraction, report))
+    if out:
+        from cyclic_cli.storage import write_text
+
+        write_text(out, console.as_json(figures) + "\n")
+    if json:
+        console.write_json(figures)
+    else:
+        _show(figures)
+
+
+MAPS = ("cca", "ridge")  # of the controls, those that retrieve
+TABLES = ("retrieval", "controls", "probe", "zero_shot")  # figures that are shown as rows and columns
+
+
+def _show(figures: dict[str, Any]) -> None:
+    show("Evaluation", {name: value for name, value in figures.items() if name not in TABLES}, False)
+    controls = figures["controls"]
+    fitted = {name: controls[name] for name in MAPS if name in controls}
+    _columns(
+        {"by": name, "from": way.replace("_", " "), "hit": protocol.replace("_", " "), **_recall(recall)}
+        for name, ways in ({"the model": figures["retrieval"]} | fitted).items()
+        for way, protocols in ways.items()
+        for protocol, recall in protocols.items()
+        if recall
+    )
+    _columns(
+        {"label": label, "of": name, **_probe(probe)}
+        for label, modalities in figures["probe"].items()
+        for name, probe in modalities.items()
+    )
+    _columns({"zero-shot": label, **_auroc(score)} for label, score in figures["zero_shot"].items() if score)
+    simple = {name: value for name, value in controls.items() if name not in fitted}
+    if simple:
+        show("Controls", simple, False)
+
+
+def _columns(rows: Iterable[dict[str, str]]) -> None:
+    shown = list(rows)
+    if shown:
+        console.columns(list(shown[0]), shown)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _recall(recall: dict[str, Any]) -> dict[str, str]:
+    """The columns of a recall, in per cent."""
+    low, high = recall["ci95_r10"]
+    return {
+        "R@1": _percent(recall["r1"]), "R@5": _percent(recall["r5"]), "R@10": _percent(recall["r10"]),
+        "95 %": f"{_percent(low)}–{_percent(high)}", "chance": _percent(recall["random_r10"]),
+        "median rank": f"{recall['median_rank']:g}", "pool": str(recall["pool"]),
+    }  # fmt: skip
+
+
+def _probe(probe: dict[str, Any]) -> dict[str, str]:
+    linear = probe["linear"] or {}
+    return {
+        "linear": _percent(linear.get("accuracy")), "majority": _percent(linear.get("majority")),
+        "AUROC": _percent(linear.get("auroc")), "neighbours": _percent(probe["nearest_neighbours"]),
+    }  # fmt: skip
+
+
+def _auroc(score: dict[str, Any]) -> dict[str, str]:
+    low, high = score["ci95"]
+    return {
+        "AUROC": _percent(score["auroc"]), "95 %": f"{_percent(low)}–{_percent(high)}",
+        "with": str(score["positives"]), "without": str(score["negatives"]),
+    }  # fmt: skip

@@ -1,0 +1,385 @@
+"""`cyclic evaluate`: what a model is worth on samples it was not trained on, and what simple methods reach beside it.
+
+reconstruction   errors of decoded images, and of each modality as a share of the best constant's
+retrieval        each two modalities, both ways, under every protocol of `retrieval`
+consistency      whether neighbours agree, and cycles return
+probe            linear and nearest-neighbour classifiers of the labels, trained on the embeddings of the training part
+zero_shot        labels from prompts alone
+texts            what a text tower writes of images
+controls         mean image, principal components, correlation and ridge maps in closed form (`--controls`)
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cyclic_cli import controls as closed_form
+from cyclic_cli import metrics, probing, registry, retrieval, wording
+from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.events import Note, Progress, Report, silent
+from cyclic_cli.identity import SPLITS, paired_place
+from cyclic_cli.images import as_float, image_area
+from cyclic_cli.inference import TorchModel
+from cyclic_cli.mixing import ALONE, Modality, present_values
+from cyclic_cli.storage import StoredDataset
+
+BATCH = 64
+PROBED = 20_000  # training samples, at most, that probes and controls learn from
+COMPARED = 5_000  # samples, at most, whose neighbours are compared: the work grows with the square
+WRITTEN = 500  # samples, at most, that texts are written for
+CONTROL_DIMS = 128
+FACTS = ("study", "height", "width")  # columns of the index read beside those of modalities
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `cyclic evaluate` found. Shares are from 0 to 1; None or empty where nothing could be measured."""
+
+    model: str  # fingerprint
+    dataset: str  # fingerprint
+    split: str
+    samples: int
+    patients: int
+    repeated_reports: int | None  # samples whose report another has too
+    reconstruction: dict[str, Any] = field(default_factory=dict)
+    retrieval: dict[str, Any] = field(default_factory=dict)  # by from_to_to, by protocol
+    consistency: dict[str, Any] = field(default_factory=dict)  # by from_to_to
+    probe: dict[str, Any] = field(default_factory=dict)  # by label, by modality
+    zero_shot: dict[str, Any] = field(default_factory=dict)  # by label
+    texts: dict[str, Any] = field(default_factory=dict)
+    controls: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split of a data set as a model sees it."""
+
+    index: dict[str, np.ndarray]  # columns (S,)
+    labels: dict[str, np.ndarray]  # (S,) by column
+    numbers: dict[str, np.ndarray]  # by modality (S,), the sample's value in `values`, or ALONE
+    values: dict[str, Any]
+    embeddings: dict[str, np.ndarray]  # by modality (N, D) of unit norm
+
+    def both(self, a: str, b: str) -> np.ndarray:
+        """The samples (P,) that have two modalities."""
+        return np.flatnonzero((self.numbers[a] != ALONE) & (self.numbers[b] != ALONE))
+
+    def of(self, name: str, samples: np.ndarray) -> np.ndarray:
+        """The embeddings of a modality of samples that have it."""
+        return self.embeddings[name][self.numbers[name][samples]]
+
+
+def evaluate(
+    dataset: Path,
+    model: TorchModel,
+    split: str = "val",
+    prompts: Path | None = None,
+    controls: bool = False,
+    paired_fraction: float | None = None,
+    report: Report = silent,
+) -> Evaluation:
+    """Measure a model on a split of a data set.
+
+    Args:
+        dataset: Its folder.
+        model: An autoencoder, or a joint model.
+        split: train, val or test.
+        prompts: A file of wordings for each label, see `probing.read_prompts`.
+        controls: Whether to fit simple methods on the training part, and measure them too.
+        paired_fraction: Of the training patients, whose pairs the controls may know; None: as the model was trained.
+        report: Gets Progress and Note events.
+
+    Raises:
+        UsageError: there is no such split; the prompts are no such file.
+        CyclicError: the split is empty; the model does not fit the data set.
+    """
+    registry.check(split, SPLITS, "split")
+    wordings = probing.read_prompts(prompts) if prompts else {}
+    stored = StoredDataset(dataset)
+    _check(stored, model, report)
+    part = _read(stored, model, split, None, report)
+    if not len(part.index["sample"]):
+        counts = ", ".join(f"{name} {count}" for name, count in stored.facts.counts.get("splits", {}).items())
+        raise CyclicError(f"The split {split} holds no sample ({counts}).", "Name another --split.")
+    if wordings:
+        model.require("image", "text")
+    labels = _label_rows(part)
+    groups = retrieval.protocols(
+        {"text": part.index["text"], "study": part.index["study"], "patient": part.index["patient"]}
+        | ({"labels": labels} if labels is not None else {})
+    )
+    train = _read(stored, model, "train", PROBED, report) if part.labels or controls else None
+    return Evaluation(
+        model=model.fingerprint,
+        dataset=stored.facts.fingerprint,
+        split=split,
+        samples=len(part.index["sample"]),
+        patients=len(set(part.index["patient"].tolist())),
+        repeated_reports=retrieval.repeated(groups["same_text"][part.index["has_text"].astype(bool)]),
+        reconstruction=_reconstruction(model, part, stored, report),
+        retrieval=_retrieval(part, groups),
+        consistency=_consistency(part),
+        probe=_probe(train, part) if train else {},
+        zero_shot=_zero_shot(model, part, wordings),
+        texts=_texts(model, part, stored, report),
+        controls=_controls(train, part, groups, _known_pairs(model, paired_fraction)) if controls and train else {},
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def _check(stored: StoredDataset, model: TorchModel, report: Report) -> None:
+    known, asked = asdict(stored.facts.preprocessing), asdict(model.preprocessing)
+    if "image" in model.modalities and known["size"] != asked["size"]:
+        raise UsageError(
+            f"The data set has images of {known['size']} pixels a side, the model takes {asked['size']}.",
+            f"Prepare it with --size {asked['size']}.",
+        )
+    differing = [f"{name} {known[name]} and {asked[name]}" for name in known if known[name] != asked[name]]
+    if differing:
+        report(Note(f"data set and model see images differently: {', '.join(differing)}", warning=True))
+
+
+def _modalities(model: TorchModel) -> tuple[list[Modality], dict[str, Any]]:
+    """The modalities of a model and their facts; an autoencoder has images."""
+    description = model.checkpoint.architecture
+    if not model.is_joint:
+        return [Modality.of("image", {})], {"image": {"image_shape": description["image_shape"]}}
+    tables = description["config"]["modalities"]
+    return [Modality.of(name, table) for name, table in tables.items()], description["facts"]
+
+
+def _read(stored: StoredDataset, model: TorchModel, split: str, most: int | None, report: Report) -> Part:
+    """A split, or about `most` samples from its start, with their embeddings."""
+    modalities, facts = _modalities(model)
+    total = int(stored.facts.counts.get("splits", {}).get(split, 0))
+    fraction = 1.0 if most is None or total <= most else most / total
+    columns = ["sample", "patient", "text", "has_text", *FACTS, *stored.facts.labels]
+    index = stored.rows([*columns, *(name for one in modalities for name in one.file.COLUMNS)], split, fraction)
+    labels = {name: index[name] for name in stored.facts.labels}
+    values, numbers, embeddings = {}, {}, {}
+    for one in modalities:
+        values[one.name], numbers[one.name] = present_values(stored, one, index, facts[one.name])
+        embeddings[one.name] = _embedded(model, one.name, values[one.name], report)
+    return Part(index, labels, numbers, values, embeddings)
+
+
+def _embedded(model: TorchModel, name: str, values: Any, report: Report) -> np.ndarray:
+    parts = [np.empty((0, 1), np.float32)]
+    for first in range(0, len(values), BATCH):
+        chosen = np.arange(first, min(first + BATCH, len(values)))
+        parts.append(model.embed(name, values.load(chosen)))
+        report(Progress(int(chosen[-1]) + 1, len(values), f"{name}s embedded"))
+    return np.concatenate(parts[1:] or parts)
+
+
+def _label_rows(part: Part) -> np.ndarray | None:
+    """The labels (S, L) float as numbers, those that are text numbered; None without any."""
+    if not part.labels:
+        return None
+    columns = []
+    for column in part.labels.values():
+        if column.dtype == object:
+            known = sorted({value for value in column.tolist() if value is not None})
+            numbered = {value: float(number) for number, value in enumerate(known)}
+            columns.append(np.array([numbered.get(value, np.nan) for value in column.tolist()]))
+        else:
+            columns.append(column.astype(float))
+    return np.stack(columns, 1)
+
+
+# ----------------------------------------------------------------------------------------------------- measuring
+
+
+def _reconstruction(model: TorchModel, part: Part, stored: StoredDataset, report: Report) -> dict[str, Any]:
+    """Means over the images, without letterbox, and of each modality the error as a share of the best constant's."""
+    if model.is_joint and not model.checkpoint.architecture["config"].get("decoders"):
+        return {}
+    found: dict[str, Any] = {}
+    if "image" in part.values and len(part.values["image"]):
+        found |= _image_errors(model, part, stored, report)
+    if model.is_joint:
+        shares = {name: _mean_error(model, name, values) for name, values in part.values.items() if len(values)}
+        found["share_of_constant"] = shares
+    return found
+
+
+def _image_errors(model: TorchModel, part: Part, stored: StoredDataset, report: Report) -> dict[str, float | None]:
+    values, there = part.values["image"], np.flatnonzero(part.numbers["image"] != ALONE)
+    figures: dict[str, list[float]] = {"mse": [], "psnr": [], "ssim": []}
+    for first in range(0, len(there), BATCH):
+        chosen = np.arange(first, min(first + BATCH, len(there)))
+        pixels = stored.images(values.shards[chosen], values.places[chosen])
+        for sample, original, decoded in zip(there[chosen], as_float(pixels), model.reconstruct(pixels), strict=True):
+            area = image_area(
+                int(part.index["height"][sample]), int(part.index["width"][sample]), stored.facts.preprocessing.size
+            )
+            for name, measure in (("mse", metrics.mse), ("psnr", metrics.psnr), ("ssim", metrics.ssim)):
+                figures[name].append(measure(original[0][area], decoded[0][area]))
+        report(Progress(int(chosen[-1]) + 1, len(there), "images reconstructed"))
+    return {name: _mean(several) for name, several in figures.items()}
+
+
+def _mean_error(model: TorchModel, name: str, values: Any) -> float:
+    """The mean error of a modality decoded from its own embedding and private part."""
+    import torch
+
+    total = 0.0
+    with torch.inference_mode():
+        for first in range(0, len(values), BATCH):
+            value = model.placed(values.load(np.arange(first, min(first + BATCH, len(values)))))
+            code = model.module.code(name, *model.module.parts(name, value))
+            total += float(model.module.towers[name].errors(code, value).sum())
+    return total / len(values)
+
+
+def _mean(values: list[float]) -> float | None:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else None
+
+
+def _retrieval(part: Part, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    found = {}
+    for a, b in permutations(part.values, 2):
+        both = part.both(a, b)
+        if len(both):
+            found[f"{a}_to_{b}"] = {
+                protocol: _recall(part.of(a, both), part.of(b, both), of[both], part.index["patient"][both])
+                for protocol, of in groups.items()
+            }
+    return found
+
+
+def _recall(
+    queries: np.ndarray, gallery: np.ndarray, groups: np.ndarray, patients: np.ndarray
+) -> dict[str, Any] | None:
+    recall = retrieval.recall(queries, gallery, groups, groups, patients)
+    return asdict(recall) if recall else None
+
+
+def _consistency(part: Part) -> dict[str, Any]:
+    found = {}
+    for a, b in permutations(part.values, 2):
+        both = part.both(a, b)[:COMPARED]
+        if len(both):
+            found[f"{a}_to_{b}"] = retrieval.consistency(part.of(a, both), part.of(b, both))
+    return found
+
+
+def _probe(train: Part, part: Part) -> dict[str, Any]:
+    """Classifiers of every label on the embeddings of every modality."""
+    found: dict[str, Any] = {}
+    for label, column in part.labels.items():
+        for name in part.values:
+            known, asked = (np.flatnonzero(some.numbers[name] != ALONE) for some in (train, part))
+            learned = train.of(name, known), train.labels[label][known]
+            tested = part.of(name, asked), column[asked]
+            if not len(known) or not len(asked):
+                continue
+            linear = probing.linear_probe(*learned, train.index["patient"][known], *tested)
+            neighbours = probing.nearest_neighbours(*learned, *tested)
+            found.setdefault(label, {})[name] = {
+                "linear": asdict(linear) if linear else None, "nearest_neighbours": neighbours,
+            }  # fmt: skip
+    return found
+
+
+def _zero_shot(model: TorchModel, part: Part, wordings: Mapping[str, Mapping[str, list[str]]]) -> dict[str, Any]:
+    """AUROC of each label that has prompts, from the similarity of images to them."""
+    found: dict[str, Any] = {}
+    for label, kinds in wordings.items():
+        if label not in part.labels:
+            raise UsageError(
+                f"The prompts name {label!r}, which is no label of the data set.", f"Labels: {', '.join(part.labels)}."
+            )
+        there = np.flatnonzero(part.numbers["image"] != ALONE)
+        positive, negative = (model.embed("text", model.texts(kinds[kind])) for kind in ("positive", "negative"))
+        scores = probing.zero_shot(part.of("image", there), positive, negative)
+        score = probing.auroc(part.labels[label][there], scores, part.index["patient"][there])
+        found[label] = asdict(score) if score else None
+    return found
+
+
+def _texts(model: TorchModel, part: Part, stored: StoredDataset, report: Report) -> dict[str, Any]:
+    """Scores of the texts that are written of images, greedily, and whether they are training reports."""
+    import torch
+
+    config = model.checkpoint.architecture["config"] if model.is_joint else {}
+    if not config.get("decoders") or not {"image", "text"} <= set(part.values):
+        return {}
+    tower = model.module.towers["text"]
+    both = part.both("image", "text")[:WRITTEN]
+    if not tower.generates or not len(both):
+        return {}
+    written: list[str] = []
+    for first in range(0, len(both), BATCH):
+        with torch.inference_mode():
+            embeddings = torch.from_numpy(part.of("image", both[first : first + BATCH]))
+            written += tower.write(model.module.code("text", model.placed(embeddings)))
+        report(Progress(len(written), len(both), "texts written"))
+    true = part.index["text"][both].tolist()
+    training = stored.rows(["text", "has_text"], "train")
+    copied, _ = wording.copied(written, training["text"][training["has_text"].astype(bool)].tolist())
+    truth = {name: labels[both] for name, labels in part.labels.items()}
+    findings = {name: asdict(one) for name, one in wording.finding_scores(written, truth).items()}
+    return {
+        "samples": len(both), "bleu": wording.bleu(written, true), "rouge_l": wording.rouge_l(written, true),
+        "copied_from_training": copied, "distinct": len(set(written)), "findings": findings,
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ controls
+
+
+def _known_pairs(model: TorchModel, paired_fraction: float | None) -> float:
+    """The share of the training patients whose pairs the controls may know."""
+    if paired_fraction is not None:
+        return paired_fraction
+    return float(model.checkpoint.provenance.get("settings", {}).get("paired_fraction", 1.0))
+
+
+def _controls(train: Part, part: Part, groups: Mapping[str, np.ndarray], paired_fraction: float) -> dict[str, Any]:
+    """What closed forms reach, fitted on the training part and on the pairs that the model knew."""
+    found: dict[str, Any] = {"paired_fraction": paired_fraction}
+    pixels = {
+        side: some.values["image"].load(np.arange(len(some.values["image"]))).numpy()
+        for side, some in (("train", train), ("test", part))
+        if "image" in some.values
+    }
+    if all(len(some) for some in pixels.values()) and len(pixels) == 2:
+        found["mean_image"] = {"mse": closed_form.mean_image_mse(pixels["train"], pixels["test"])}
+        mse = closed_form.pca_reconstruction_mse(pixels["train"], pixels["test"], CONTROL_DIMS)
+        found["pca"] = {"mse": mse, "dims": CONTROL_DIMS}
+    if not {"image", "text"} <= set(part.values):
+        return found
+    pairs, both = train.both("image", "text"), part.both("image", "text")
+    known = np.array([paired_place(patient) < paired_fraction for patient in train.index["patient"][pairs]], bool)
+    pairs = pairs[known]
+    if len(set(train.index["patient"][pairs].tolist())) < closed_form.FOLDS or not len(both):
+        return found
+    image_codes = closed_form.ImageCodes(CONTROL_DIMS).fit(pixels["train"])
+    text_codes = closed_form.TextCodes(CONTROL_DIMS).fit(train.values["text"].texts.tolist())
+    learned = [
+        image_codes.transform(pixels["train"][train.numbers["image"][pairs]]),
+        text_codes.transform(train.index["text"][pairs].tolist()),
+    ]
+    asked = [
+        image_codes.transform(pixels["test"][part.numbers["image"][both]]),
+        text_codes.transform(part.index["text"][both].tolist()),
+    ]
+    patients = part.index["patient"][both]
+    for name in closed_form.MAPS:
+        fitted = closed_form.fit_map(name, *learned, train.index["patient"][pairs])
+        embeddings = {"image": fitted.images(asked[0]), "text": fitted.texts(asked[1])}
+        found[name] = {
+            f"{a}_to_{b}": {
+                protocol: _recall(embeddings[a], embeddings[b], of[both], patients) for protocol, of in groups.items()
+            }
+            for a, b in permutations(embeddings, 2)
+        }
+    return found
