@@ -248,7 +248,7 @@ def test_the_best_epoch_is_kept_not_the_last(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors = iter([0.3, 0.1, 0.2])
-    monkeypatch.setattr(training, "validate", lambda *_: {"mse": next(errors), "psnr": 1.0})
+    monkeypatch.setattr(autoencoding, "validate", lambda *_: {"mse": next(errors), "psnr": 1.0})
     summary = train(tiny_dataset, tmp_path / "run", TrainConfig(arch="linear", epochs=3, batch_size=4))
     assert summary.val["mse"] == 0.1
     assert read_checkpoint(tmp_path / "run" / "model.safetensors").provenance["epoch"] == 2
@@ -293,7 +293,7 @@ def test_rate_noise_and_weights_reach_the_model(
     train(tiny_dataset, tmp_path / "weighed", replace(config, objectives={"reconstruction": 1.0, "divergence": 1.0}))
     train(tiny_dataset, tmp_path / "decayed", replace(config, weight_decay=0.5))
     with monkeypatch.context() as patch:
-        patch.setattr(training, "sample_noise", lambda keys, size, seed, epoch: torch.zeros(len(keys), size))
+        patch.setattr(autoencoding, "sample_noise", lambda keys, size, seed, epoch: torch.zeros(len(keys), size))
         train(tiny_dataset, tmp_path / "noiseless", config)
     with monkeypatch.context() as patch:
         patch.setattr(training, "learning_rate", lambda *_: 0.0)
@@ -645,7 +645,7 @@ def test_gradients_are_clipped(tiny_dataset: Path, tmp_path: Path) -> None:
 def test_a_start_sees_a_bounded_number_of_images(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "INITIALISATION_IMAGES", 7)
+    monkeypatch.setattr(autoencoding, "INITIALISATION_IMAGES", 7)
     seen: list[int] = []
     monkeypatch.setattr(linear.Model, "initialise", lambda model, images: seen.extend(map(len, images)))
     train(tiny_dataset, tmp_path / "run", TrainConfig(arch="linear", epochs=1))

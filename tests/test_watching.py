@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import Ran
 
-from cyclic_cli import console, training
+from cyclic_cli import autoencoding, console, training
 from cyclic_cli.config import TrainConfig
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Step
@@ -150,7 +150,7 @@ def test_what_a_checkpoint_says_of_how_it_was_made_names_no_place_user_or_host(
 def test_a_signal_before_the_first_step_leaves_no_half_run(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "INITIALISATION_BATCH", 4)
+    monkeypatch.setattr(autoencoding, "INITIALISATION_BATCH", 4)
 
     def stop(event: object) -> None:
         if "images of the start" in str(event):
