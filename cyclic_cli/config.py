@@ -28,7 +28,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "contrastive": 1.0,
         "geometry": 1.0,
         "discrepancy": 1.0,
-        "neighbour_cycle": {"weight": 0.1, "start": 0.2, "full": 0.5},
+        "visit": {"weight": 0.5, "start": 0.2, "full": 0.5},
+        "walk": {"weight": 1.0, "start": 0.2, "full": 0.5},
     },
 }
 """Mixtures of objectives that `--objective` names; what `autoencode` weighs is said by each architecture."""

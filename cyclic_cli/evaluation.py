@@ -374,7 +374,7 @@ def _controls(train: Part, part: Part, groups: Mapping[str, np.ndarray], paired_
     ]
     patients = part.index["patient"][both]
     for name in closed_form.MAPS:
-        fitted = closed_form.fit_map(name, *learned, train.index["patient"][pairs])
+        fitted = closed_form.fit_map(name, learned[0], learned[1], train.index["patient"][pairs])
         embeddings = {"image": fitted.images(asked[0]), "text": fitted.texts(asked[1])}
         found[name] = {
             f"{a}_to_{b}": {

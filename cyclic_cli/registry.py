@@ -6,20 +6,23 @@ A listing reads the folder alone, so that help and completion load no model.
 import ast
 import difflib
 import importlib
-import pkgutil
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 from cyclic_cli.errors import UsageError
 
-HERE = Path(__file__).parent
-
 
 def names(folder: str) -> list[str]:
     """Every name that `load(folder, ...)` accepts, sorted."""
-    found = pkgutil.iter_modules([str(HERE / folder)])
-    return sorted(module.name for module in found if not module.name.startswith("_"))
+    return sorted(_files(folder))
+
+
+def _files(folder: str) -> dict[str, Path]:
+    """The files behind the names; the folder is the package's, and what a program added to its `__path__`."""
+    places = importlib.import_module(f"cyclic_cli.{folder}").__path__
+    found = [path for place in places for path in Path(place).glob("*.py") if not path.name.startswith("_")]
+    return {path.stem: path for path in found}
 
 
 def check(name: str, choices: Iterable[str], what: str, meanings: dict[str, str] | None = None) -> None:
@@ -43,8 +46,8 @@ def check(name: str, choices: Iterable[str], what: str, meanings: dict[str, str]
 
 def check_file(folder: str, name: str, what: str) -> None:
     """Raise a UsageError when no file stands behind a name; the first word of a file's docstring names it too."""
-    meanings = {_first_word(HERE / folder / f"{known}.py"): known for known in names(folder)}
-    check(name, names(folder), what, meanings)
+    files = _files(folder)
+    check(name, sorted(files), what, {_first_word(path): known for known, path in files.items()})
 
 
 def load(folder: str, name: str, what: str) -> ModuleType:

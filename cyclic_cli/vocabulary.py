@@ -200,7 +200,9 @@ def _checked(merges: list[Any]) -> Merges:
     """Merges of a checkpoint. Raises ValueError when they are not pairs of what the bytes and earlier pairs make."""
     known, seen = set(BYTES), set()
     for pair in merges:
-        first, second = pair if isinstance(pair, list) else ()
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError("not a pair")
+        first, second = pair
         if not {first, second} <= known or (first, second) in seen:
             raise ValueError("not a merge")
         known.add(first + second)

@@ -54,7 +54,8 @@ def test_frequencies_by_hand(index: Index, facts: dict[str, Any]) -> None:
     shares = [sum(count[token] / count.total() for count in counts) / 45 for token in range(vocabulary.size)]
     rare = {token for token in range(vocabulary.size) if len(users.get(token, ())) < PATIENTS}
     together = sum(shares[token] for token in rare) / len(rare)
-    smooth = [(45 * (together if token in rare else share) + 1 / len(shares)) / 46 for token, share in enumerate(shares)]
+    own = [together if token in rare else share for token, share in enumerate(shares)]
+    smooth = [(45 * share + 1 / len(shares)) / 46 for share in own]
     assert facts["frequencies"] == pytest.approx(smooth)
     assert sum(smooth) == pytest.approx(1)
     nats = [-sum(times * log(smooth[token]) for token, times in count.items()) / count.total() for count in counts]

@@ -1,4 +1,4 @@
-"""The vocabulary against the rule of ten patients by brute force, Python's Unicode, and copies that were tampered with."""
+"""The vocabulary against the rule of ten patients by brute force, Python's Unicode, and tampered copies."""
 
 import json
 import os
