@@ -145,3 +145,36 @@ def tiny_dataset(tiny_files: Path) -> Path:
     )
     prepare([tiny_files], out, config)
     return out
+
+
+SIDES = ("left", "right", "upper", "lower", "no")
+WORDINGS = ("There is {} disc.", "{} bright disc is seen.", "Impression: {} disc.", "Disc: {}. Lungs clear.")
+
+
+def disc_image(seed: int, side: int) -> np.ndarray:
+    """A soft picture (32, 32) uint8 with a bright disc at one of four places of `SIDES`, or without one."""
+    y, x = np.mgrid[0:32, 0:32]
+    centres = ((16, 8), (16, 24), (8, 16), (24, 16))
+    picture = 0.5 * smooth_image(seed, 32, 32).astype(float)
+    if side < len(centres):
+        down, across = centres[side]
+        picture += 120 * (np.hypot(y - down, x - across) < 5)
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def paired_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 images of as many patients with a report that says where the disc is, ten without one, at 32 pixels."""
+    folder = tmp_path_factory.mktemp("paired") / "files"
+    rows = ["path,patient,text,disc"]
+    for number in range(160):
+        side = number % 5
+        make_png(folder / f"{number:03d}.png", disc_image(number, side))
+        text = WORDINGS[number * 7 % 4].format(SIDES[side]).capitalize() if number < 150 else ""
+        rows.append(f"{number:03d}.png,p{number:03d},{text},{float(side != 4)}")
+    (folder / "reports.csv").write_text("\n".join(rows) + "\n")
+    config = PrepareConfig(
+        preprocessing=Preprocessing(size=32), already_deidentified=True, split=(0.7, 0.3, 0), label_columns=("disc",)
+    )
+    prepare([folder], folder.parent / "dataset", config, [folder / "reports.csv"])
+    return folder.parent / "dataset"

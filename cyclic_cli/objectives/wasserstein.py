@@ -23,11 +23,11 @@ PER_SAMPLE = False
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any], *, directions: int = 64) -> Tensor:
     """Return the scalar loss of outputs["embedding"], (N, D) of unit norm by modality, along random `directions`."""
-    generator = torch.Generator().manual_seed(batch["step"])
 
     def of(a: Tensor, b: Tensor) -> Tensor:
-        along = functional.normalize(torch.randn(a.shape[1], directions, generator=generator), dim=0).to(a.device)
-        quantiles = torch.linspace(0, 1, min(len(a), len(b)), device=a.device)
+        generator = torch.Generator().manual_seed(batch["step"])
+        along = functional.normalize(torch.randn(a.shape[1], directions, generator=generator), dim=0).to(a)
+        quantiles = torch.linspace(0, 1, min(len(a), len(b))).to(a)
         gaps = torch.quantile(a @ along, quantiles, dim=0) - torch.quantile(b @ along, quantiles, dim=0)
         return gaps.square().mean()
 
