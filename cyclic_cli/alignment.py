@@ -84,6 +84,7 @@ class Alignment:
         torch.manual_seed(config.seed)
         self.module = make_joint(self.modalities, self.facts, config.embedding, config.private)
         self.norms: dict[str, float] = {}
+        self._untouched: Tensor | float = 0.0
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -144,7 +145,8 @@ class Alignment:
         if (step + 1) % NORMS_EVERY == 0 and not self.ranks.sharded:
             self.norms = {name: self._norm(weights[name] * loss) for name, loss in losses.items()}
         # Every process computes the same loss of the whole batch; its gradient comes back from all of them.
-        self.ranks.fabric.backward(torch.stack([weights[name] * loss for name, loss in losses.items()]).sum())
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        self.ranks.fabric.backward(total + self._untouched)
         return {
             term.name: float(losses[term.name].detach() if term.name in losses else 0.0) / self.ranks.world
             for term in self.terms
@@ -164,6 +166,7 @@ class Alignment:
             contents[name] = torch.from_numpy(keys.view(np.int64).copy()).to(device)
             keep[name] = _uniform(keys, seed, step).to(device)
         outputs = self.model(values, samples, self.needs, keep)
+        self._untouched = self.ranks.untouched(outputs)
         together = self.ranks.gathered_tree({"outputs": outputs, "sample": samples, "content": contents})
         return together["outputs"], {"sample": together["sample"], "content": together["content"], "step": step}
 
@@ -221,9 +224,9 @@ def _objective(term: Term) -> Any:
     """The file of an objective. Raises UsageError when it does not know a setting, or is for autoencoders."""
     file = registry.load("objectives", term.name, "objective")
     missing = [need for need in file.NEEDS if need not in OUTPUTS]
-    if missing:
+    if missing or not getattr(file, "JOINT", True):
         raise UsageError(
-            f"The objective {term.name!r} needs {', '.join(missing)}, which no joint model gives.",
+            f"The objective {term.name!r} needs {', '.join(missing or ['pixels'])}, which no joint model gives.",
             "Leave it out, or take --objective autoencode.",
         )
     known = [name for name, one in inspect.signature(file.loss).parameters.items() if one.kind is one.KEYWORD_ONLY]

@@ -223,6 +223,10 @@ class Ranks:
         whole = iter([self._gathered(leaf, count) for leaf, count in zip(rows, counts.T.tolist(), strict=True)])
         return _replaced(tree, lambda leaf: next(whole) if leaf.dim() else leaf)
 
+    def untouched(self, tree: dict[Any, Any]) -> Tensor | float:
+        """A zero that a gradient reaches all tensors of a nested table through: processes wait for all of them."""
+        return 0.0 if self.world == 1 else 0 * torch.stack([leaf.sum().float() for leaf in _leaves(tree)]).sum()
+
     def _gathered(self, rows: Tensor, counts: list[int]) -> Tensor:
         padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
         together: Tensor = self.fabric.all_gather(padded, sync_grads=rows.requires_grad)

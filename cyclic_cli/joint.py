@@ -107,9 +107,7 @@ class JointModel(nn.Module):
         """
         parts = {name: self.parts(name, value) for name, value in values.items()}
         embeddings = {name: shared for name, (shared, _) in parts.items()}
-        outputs: Outputs = {
-            "embedding": embeddings, "scale": self.log_scale.clamp(max=SCALE_LIMIT).exp(), "bias": self.bias,
-        }  # fmt: skip
+        outputs: Outputs = {"embedding": embeddings}
         batch = _Batch(self, values, samples, parts, keep)
         for need in needs:
             if need not in outputs:
@@ -126,6 +124,14 @@ class _Batch:
     ) -> None:  # fmt: skip
         self.model, self.values, self.samples, self.parts, self.keep = model, values, samples, parts, keep
         self.pairs = list(permutations(model.modalities, 2))
+
+    def scale(self) -> Tensor:
+        """() of a contrast."""
+        return self.model.log_scale.clamp(max=SCALE_LIMIT).exp()
+
+    def bias(self) -> Tensor:
+        """() of a contrast by sigmoids."""
+        return self.model.bias + 0  # an output that is a parameter itself would escape data-parallel training
 
     def reconstruction(self) -> dict[str, Tensor]:
         """By modality (N,): errors of each value decoded from its own embedding and private part."""

@@ -17,6 +17,9 @@ from cyclic_cli.saving import RunProgress
 from cyclic_cli.storage import Checkpoint, RunFolder
 
 
+SOURCES = ("dataset", "also", "start_from")  # by their fingerprints
+
+
 def check_resume(folder: RunFolder, resume: str) -> None:
     """Refuse a run that exists, or one without state, as `--resume` says. Raises CyclicError."""
     registry.check(resume, ("never", "auto", "must"), "choice of --resume")
@@ -46,7 +49,8 @@ def refuse_other_run(folder: RunFolder, config: TrainConfig, fingerprints: dict[
     """Raise CyclicError, with what differs, when a folder holds a run of other settings or data."""
     before = read_run_file(folder.config)
     now = described(config, fingerprints)
-    different = [name for name in now if before.get(name) != now[name] and name not in OPERATION]
+    names = [*now, *(name for name in SOURCES if name in before and name not in now)]
+    different = [name for name in names if before.get(name) != now.get(name) and name not in OPERATION]
     if different:
         values = [[_shown(name, table.get(name)) for table in (before, now)] for name in different[:4]]
         shown = "; ".join(
@@ -57,7 +61,7 @@ def refuse_other_run(folder: RunFolder, config: TrainConfig, fingerprints: dict[
 
 
 def _shown(name: str, value: Any) -> str:
-    if name in ("dataset", "also", "start_from"):
+    if name in SOURCES and value:
         return f"one with the fingerprint {value}"
     return "auto" if value is None else str(value)
 

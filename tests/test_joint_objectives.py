@@ -179,9 +179,7 @@ def test_discrepancy_is_the_mean_of_kernels_and_vanishes_for_equal_clouds() -> N
     a, b = alone_rows(outputs, batch, "a"), alone_rows(outputs, batch, "b")
 
     def kernel(one: list[Tensor], other: list[Tensor]) -> float:
-        return float(
-            np.mean([[np.exp(t * (dot(x, y) - 1)) for t in (1, 4, 16)] for x in one for y in other])
-        )
+        return float(np.mean([[np.exp(t * (dot(x, y) - 1)) for t in (1, 4, 16)] for x in one for y in other]))
 
     expected = kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)
     assert loss_of("discrepancy", outputs, batch).item() == pytest.approx(expected, rel=1e-4)

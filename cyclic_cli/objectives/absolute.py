@@ -15,6 +15,7 @@ from cyclic_cli.objectives._pixels import compared
 
 NEEDS = ("reconstruction",)
 PER_SAMPLE = True
+JOINT = False
 
 
 def loss(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from cyclic_cli.objectives._pixels import compared
 
 NEEDS = ("reconstruction",)
 PER_SAMPLE = True
+JOINT = False
 
 C1, C2 = 0.01**2, 0.03**2
 

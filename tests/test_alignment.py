@@ -1,0 +1,371 @@
+"""Joint training as a user does it: what is aligned, what no objective may know, stops, processes, modalities."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import Ran
+
+import cyclic_cli.modalities
+from cyclic_cli.alignment import Alignment
+from cyclic_cli.config import PRESETS, TrainConfig, train_settings
+from cyclic_cli.distributed import Ranks
+from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.identity import paired_place
+from cyclic_cli.joint import rebuild
+from cyclic_cli.mixing import ALONE
+from cyclic_cli.storage import StoredDataset, read_checkpoint
+from cyclic_cli.training import train
+
+Cyclic = Callable[..., Ran]
+SMALL = (
+    "--arch",
+    "linear",
+    "--batch-size",
+    32,
+    "--set",
+    "embedding=16",
+    "--set",
+    "private=4",
+    "--set",
+    "model.latent=32",
+)
+MIXED = "{contrastive: 1, geometry: 0.5, discrepancy: 1, walk: {weight: 0.5, start: 0.2, full: 0.5}}"
+EVERY = (
+    "{contrastive: 1, sigmoid: 0.1, geometry: 0.1, reconstruction: 1, translation: 1, latent_cycle: 0.1, "
+    "half_latent_cycle: 0.1, data_cycle: 0.1, half_data_cycle: 0.1, code_cycle: 0.1, neighbour_cycle: 0.1, walk: 0.1, "
+    "visit: 0.1, pseudo_pairs: 0.1, discrepancy: 0.1, wasserstein: 0.1}"
+)
+
+
+def words(dataset: Path, *more: object, objective: str = "cyclic", paired: float = 0.4) -> list[object]:
+    return ["train", dataset, "--objective", objective, "--paired-fraction", paired, *SMALL, "--json", *more]
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    return read_checkpoint(run / "model.safetensors").weights
+
+
+def assert_same(run: Path, other: Path) -> None:
+    one, two = weights(run), weights(other)
+    assert one.keys() == two.keys()
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def rows(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def learner(dataset: Path, **settings: Any) -> Alignment:
+    from cyclic_cli import alignment
+
+    values = {"objective": "cyclic", "arch": "linear", "batch_size": 32, "precision": "32", **settings}
+    config = alignment.filled_in(train_settings(values))
+    return Alignment(Ranks(None, 0, 1), [StoredDataset(dataset)], config)
+
+
+def changed(dataset: Path, out: Path, change: Callable[[list[dict[str, Any]]], None]) -> Path:
+    """A copy of a data set whose index was changed by hand."""
+    shutil.copytree(dataset, out)
+    table = pq.read_table(out / "index.parquet")
+    samples = table.to_pylist()
+    change(samples)
+    pq.write_table(pa.Table.from_pylist(samples, table.schema), out / "index.parquet")
+    return out
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "cyclip", "cyclic"])
+def test_presets_learn_which_report_an_image_has(objective: str, paired_dataset: Path, cyclic: Cyclic) -> None:
+    ran = cyclic(*words(paired_dataset, "--epochs", 15, "--out", "run", objective=objective, paired=1))
+    assert ran.code == 0, ran.err
+    assert ran.json["objective"] == objective
+    assert ran.json["paired_fraction"] == 1
+    found = cyclic("evaluate", paired_dataset, "--model", "run", "--json").json["retrieval"]["image_to_text"][
+        "same_text"
+    ]
+    assert found["r5"] > found["random_r10"] > 0.4  # five answers do better than ten by chance
+    terms = {name for row in rows(Path("run"), "step") for name in row["losses"]}
+    assert terms == {*PRESETS[objective], "total"}
+
+
+def test_what_is_paired_is_nested_and_says_nothing_of_the_split(paired_dataset: Path) -> None:
+    keys = [learner(paired_dataset, paired_fraction=share).mixture.paired for share in (0.2, 0.5, 1.0)]
+    assert set(keys[0]) < set(keys[1]) < set(keys[2])
+    assert len(keys[2]) == len(StoredDataset(paired_dataset).rows(["sample"], "train")["sample"]) - lacking(
+        paired_dataset
+    )
+    places = np.array([paired_place(f"{number:032x}") for number in range(2000)])
+    assert places.mean() == pytest.approx(0.5, abs=0.03)
+
+
+def lacking(dataset: Path) -> int:
+    """Training samples without a report."""
+    return int((~StoredDataset(dataset).rows(["has_text"], "train")["has_text"].astype(bool)).sum())
+
+
+def test_batches_mix_pairs_and_values_alone(paired_dataset: Path) -> None:
+    one = learner(paired_dataset, paired_fraction=0.3)
+    seen: dict[str, set[int]] = {"image": set(), "text": set()}
+    for step in range(40):
+        chosen = one.chosen(step)
+        together = [samples[samples != ALONE] for samples in chosen.samples.values()]
+        assert sorted(together[0]) == sorted(together[1])
+        assert set(together[0]) <= set(one.mixture.paired)
+        for name, numbers in chosen.numbers.items():
+            assert len(set(numbers.tolist())) == len(numbers) <= 32
+            seen[name] |= set(numbers.tolist())
+            alone = numbers[chosen.samples[name] == ALONE]
+            assert not set(alone) & set(one.mixture.rows[name].tolist())
+    assert all(len(seen[name]) == len(pool) for name, pool in one.mixture.pools.items())
+
+
+def test_texts_of_unpaired_samples_may_be_permuted_without_changing_a_bit(
+    paired_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    def permute(samples: list[dict[str, Any]]) -> None:
+        unpaired = [
+            row for row in samples
+            if row["split"] == "train" and row["has_text"] and paired_place(row["patient"]) >= 0.4
+        ]  # fmt: skip
+        texts = [row["text"] for row in unpaired]
+        order = np.random.default_rng(0).permutation(len(texts))
+        assert sum(texts[place] != text for place, text in zip(order, texts, strict=True)) > 20
+        for row, place in zip(unpaired, order, strict=True):
+            row["text"] = texts[place]
+
+    other = changed(paired_dataset, tmp_path / "other", permute)
+    mixture = ("--set", f"objectives={EVERY}")
+    for dataset, out in ((paired_dataset, "one"), (other, "two")):
+        assert cyclic(*words(dataset, "--epochs", 2, "--out", out, *mixture)).code == 0
+    assert_same(Path("one"), Path("two"))
+    third = changed(paired_dataset, tmp_path / "third", lambda samples: permute_paired(samples))
+    assert cyclic(*words(third, "--epochs", 2, "--out", "three", *mixture)).code == 0
+    with pytest.raises(AssertionError):
+        assert_same(Path("one"), Path("three"))
+
+
+def permute_paired(samples: list[dict[str, Any]]) -> None:
+    paired = [row for row in samples if row["split"] == "train" and row["has_text"]]
+    texts = [row["text"] for row in paired]
+    for row, text in zip(paired, texts[1:] + texts[:1], strict=True):
+        row["text"] = text
+
+
+def test_nothing_is_learned_of_validation_texts(paired_dataset: Path, tmp_path: Path) -> None:
+    def rewrite(samples: list[dict[str, Any]]) -> None:
+        for row in samples:
+            if row["split"] == "val" and row["has_text"]:
+                row["text"] = "Entirely other words: zygomatic xylophone."
+
+    other = changed(paired_dataset, tmp_path / "other", rewrite)
+    assert learner(paired_dataset).facts == learner(other).facts
+
+
+def test_a_stopped_run_ends_with_the_bits_of_one_in_one_go(paired_dataset: Path, cyclic: Cyclic) -> None:
+    every = ("--epochs", 3, "--set", f"objectives={EVERY}", "--set", "checkpoint_steps=1")
+    assert cyclic(*words(paired_dataset, *every, "--out", "whole")).code == 0
+    stopping = "import os, signal\n" + _run_until(7)
+    command = [sys.executable, "-c", stopping, *map(str, words(paired_dataset, *every, "--out", "parts"))]
+    assert subprocess.run(command, capture_output=True, timeout=200).returncode == 143
+    ran = cyclic(*words(paired_dataset, *every, "--out", "parts", "--resume", "must"))
+    assert ran.code == 0, ran.err
+    assert ran.json["resumed_from_step"] == 7
+    assert_same(Path("whole"), Path("parts"))
+    last = [row["losses"] for row in (rows(Path(name), "step")[-1] for name in ("whole", "parts"))]
+    assert last[0] == last[1]
+
+
+def _run_until(step: int) -> str:
+    """A program that sends itself SIGTERM in a step, and runs `cyclic` with its arguments."""
+    return (
+        "from cyclic_cli import training\n"
+        "from cyclic_cli.__main__ import main\n"
+        "usual = training._Training._step\n"
+        "def counted(self, epoch):\n"
+        "    usual(self, epoch)\n"
+        f"    if self.progress.step == {step}: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "training._Training._step = counted\n"
+        "main()\n"
+    )
+
+
+def test_two_processes_learn_what_one_does(paired_dataset: Path, tmp_path: Path) -> None:
+    every = ("--epochs", 2, "--lr", 1e-4, "--precision", 32, "--set", f"objectives={EVERY}")
+    for out, devices in (("one", 1), ("two", 2)):
+        command = [sys.executable, "-m", "cyclic_cli", *words(paired_dataset, *every, "--out", tmp_path / out)]
+        command += ["--devices", devices]
+        done = subprocess.run(
+            [*map(str, command)], capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    moved = sum(np.square(one[name] - two[name], dtype=np.float64).sum() for name in one)
+    size = sum(np.square(value, dtype=np.float64).sum() for value in one.values())
+    assert np.sqrt(moved / size) < 1e-4
+    first = [rows(tmp_path / name, "step")[0]["losses"] for name in ("one", "two")]
+    assert first[0] == pytest.approx(first[1], rel=1e-3)
+
+
+def test_weights_begin_late_and_their_pull_on_the_shared_layers_is_logged(
+    paired_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cyclic_cli.alignment.NORMS_EVERY", 5)
+    monkeypatch.setattr("cyclic_cli.training.LOG_EVERY", 5)
+    assert cyclic(*words(paired_dataset, "--epochs", 5, "--out", "run", "--set", f"objectives={MIXED}")).code == 0
+    logged = rows(Path("run"), "step")
+    assert logged[0]["losses"]["walk"] == 0
+    assert logged[-1]["losses"]["walk"] > 0
+    assert "walk" not in logged[0]["gradient_norms"]
+    norms = logged[-1]["gradient_norms"]
+    assert set(norms) == {"contrastive", "geometry", "discrepancy", "walk"}
+    assert all(norm > 0 for norm in norms.values())
+
+
+def test_a_schedule_is_a_line() -> None:
+    term = TrainConfig(objectives={"walk": {"weight": 2, "start": 0.2, "full": 0.6}}).terms[0]
+    assert [term.at(place) for place in (0, 0.19, 0.2, 0.4, 0.6, 1)] == pytest.approx([0, 0, 0, 1, 2, 2])
+    assert TrainConfig(objectives={"walk": 0.5}).terms[0].at(0) == 0.5
+
+
+def test_data_without_pairs_and_further_sources_train(
+    paired_dataset: Path, tiny_dataset: Path, cyclic: Cyclic, tmp_path: Path
+) -> None:
+    ran = cyclic(*words(paired_dataset, "--epochs", 1, "--out", "none", paired=0))
+    assert ran.code == 0, ran.err
+    alone = ("--also", tiny_dataset, "--epochs", 1)
+    assert cyclic(*words(paired_dataset, *alone, "--out", "also")).code == 0
+    said = read_checkpoint(Path("also/model.safetensors")).provenance
+    assert said["also"] == [StoredDataset(tiny_dataset).facts.fingerprint]
+    assert str(tiny_dataset) not in json.dumps(said)
+    other = cyclic(*words(paired_dataset, "--epochs", 1, "--out", "also", "--resume", "auto"))
+    assert other.code == 1
+    assert "another" in other.err
+
+
+def test_a_run_may_start_from_the_weights_of_another(paired_dataset: Path, cyclic: Cyclic) -> None:
+    first = ("--set", "objectives={reconstruction: 1}")
+    assert cyclic(*words(paired_dataset, "--epochs", 2, "--out", "first", *first, paired=0)).code == 0
+    still = ("--lr", 0, "--epochs", 1, "--out", "still", "--start-from", "first")
+    assert cyclic(*words(paired_dataset, *still, objective="contrastive")).code == 0
+    assert_same(Path("first"), Path("still"))
+    wrong = cyclic(*words(paired_dataset, "--out", "wrong", "--start-from", "first", "--set", "embedding=8"))
+    assert wrong.code == 1
+    assert "other sizes" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--set", "objectives={similarity: 1}"], "no joint model gives"),
+        (["--set", "objectives={walk: {weight: 1, sharpnes: 3}}"], "sharpness"),
+        (["--set", "objectives={walk: {weight: heavy}}"], "number"),
+        (["--set", "modalities={image: {}}"], "two modalities"),
+        (["--set", "modalities={image: {}, sound: {}}"], "sound"),
+        (["--set", "modalities={image: {}, text: {tower: bags}}"], "bag"),
+        (["--paired-fraction", 2], "paired_fraction"),
+        (["--arch", "nothing"], "nothing"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_way_out(
+    more: list[object], said: str, paired_dataset: Path, cyclic: Cyclic
+) -> None:
+    ran = cyclic(*words(paired_dataset, "--out", "run", *more))
+    assert ran.code == 2, ran.err
+    assert said in ran.err
+    assert not Path("run/model.safetensors").exists()
+
+
+def test_a_data_set_without_reports_is_refused(tiny_files: Path, tmp_path: Path, cyclic: Cyclic) -> None:
+    images = sorted(tiny_files.rglob("*.png"))[1::2]  # those without a report beside them
+    cyclic("prepare", *images, "--out", "images", "--size", 32, "--already-deidentified")
+    ran = cyclic(*words(Path("images"), "--out", "run"))
+    assert ran.code == 1
+    assert "modality 'text'" in ran.err
+    assert "--also" in ran.err
+    assert cyclic("train", "images", "--also", "images", "--out", "plain").code == 2
+
+
+TABULAR = '''
+"""Tabular: a number beside an image, as a third modality."""
+from dataclasses import dataclass
+import numpy as np
+import torch
+from torch import nn
+
+COLUMNS = ("disc",)
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    width: int = 8
+
+def present(index):
+    return ~np.isnan(index["disc"])
+
+def fit(dataset, index, config):
+    return {"mean": float(index["disc"].mean())}
+
+class Values:
+    def __init__(self, dataset, index, config, facts):
+        self.column = index["disc"].astype(np.float32)
+        self.keys = np.array([int(sample[:16], 16) for sample in index["sample"]], np.uint64)
+    def __len__(self):
+        return len(self.keys)
+    def load(self, chosen):
+        return torch.from_numpy(self.column[chosen])[:, None]
+    def varied(self, value, keys, seed, epoch):
+        return value
+
+class Tower(nn.Module):
+    def __init__(self, config, facts):
+        super().__init__()
+        self.code, self.mean = config.width, facts["mean"]
+        self.into, self.out = nn.Linear(1, config.width), nn.Linear(config.width, 1)
+    def initialise(self, values):
+        for _ in values: pass
+    def encode(self, value):
+        return self.into(value - self.mean)
+    def decode(self, code):
+        return self.out(code) + self.mean
+    def errors(self, code, value):
+        return (self.decode(code) - value).square().mean(1)
+    def drawn(self, code):
+        return self.decode(code)
+'''
+
+
+def test_a_third_modality_joins_by_a_file(
+    paired_dataset: Path, tmp_path: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/tabular.py").write_text(TABULAR)
+    monkeypatch.setattr(cyclic_cli.modalities, "__path__", [*cyclic_cli.modalities.__path__, str(tmp_path / "more")])
+    three = ("--set", "modalities={image: {}, text: {}, tabular: {width: 4}}", "--set", f"objectives={EVERY}")
+    ran = cyclic(*words(paired_dataset, "--epochs", 2, "--out", "run", *three))
+    assert ran.code == 0, ran.err
+    found = cyclic("evaluate", paired_dataset, "--model", "run", "--json").json
+    ways = {f"{a}_to_{b}" for a in ("image", "text", "tabular") for b in ("image", "text", "tabular") if a != b}
+    assert set(found["retrieval"]) == ways == set(found["consistency"])
+    assert set(found["reconstruction"]["share_of_constant"]) == {"image", "text", "tabular"}
+    assert set(found["probe"]["disc"]) == {"image", "text", "tabular"}
+    sys.modules.pop("cyclic_cli.modalities.tabular", None)
+
+
+def test_a_checkpoint_rebuilds_its_model_and_a_tampered_one_is_refused(paired_dataset: Path, tmp_path: Path) -> None:
+    train(paired_dataset, tmp_path / "run", train_settings({"objective": "cyclic", "arch": "linear", "epochs": 1}))
+    checkpoint = read_checkpoint(tmp_path / "run/model.safetensors")
+    model = rebuild(checkpoint.architecture, "here")
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
+    for change in ({"config": {}}, {"facts": {}}, {"facts": {"image": {"image_shape": [1, 32, 32]}, "text": {}}}):
+        with pytest.raises((CyclicError, UsageError)):
+            rebuild({**checkpoint.architecture, **change}, "here")
