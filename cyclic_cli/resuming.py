@@ -16,7 +16,6 @@ from cyclic_cli.events import Note, Report
 from cyclic_cli.saving import RunProgress
 from cyclic_cli.storage import Checkpoint, RunFolder
 
-
 SOURCES = ("dataset", "also", "start_from")  # by their fingerprints
 
 

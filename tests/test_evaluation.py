@@ -1,0 +1,179 @@
+"""`cyclic evaluate` as a user calls it, against figures computed another way; texts written and pictures drawn."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SIDES, Ran, disc_image, make_png
+from PIL import Image
+from torchmetrics.functional import structural_similarity_index_measure
+
+from cyclic_cli.inference import TorchModel
+from cyclic_cli.mixing import Modality, present_values, read_index
+from cyclic_cli.storage import StoredDataset
+
+Cyclic = Callable[..., Ran]
+JOINT = (
+    "train", "--objective", "cyclic", "--arch", "linear", "--batch-size", 32, "--quiet", "--json",
+    "--set", "embedding=32", "--set", "model.latent=32",
+)  # fmt: skip
+WRITING = "{contrastive: 1, reconstruction: 1, translation: 1}"
+
+
+@pytest.fixture(scope="module")
+def run(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A joint model that writes and draws."""
+    from typer.testing import CliRunner
+
+    from cyclic_cli.cli import app
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    words = [
+        *JOINT, paired_dataset, "--epochs", 80, "--lr", 3e-3, "--out", out, "--set", f"objectives={WRITING}",
+        "--set", "modalities={image: {}, text: {tower: transformer, model: {width: 64, layers: 1}, vocabulary: 400}}",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.stderr
+    return out
+
+
+def test_figures_are_those_of_embeddings_computed_by_hand(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+    said = cyclic("evaluate", paired_dataset, "--model", run, "--controls", "--json")
+    assert said.code == 0, said.err
+    found = said.json
+    stored, model = StoredDataset(paired_dataset), TorchModel(run / "model.safetensors")
+    tables = model.checkpoint.architecture["config"]["modalities"]
+    modalities = [Modality.of(name, table) for name, table in tables.items()]
+    index = read_index(stored, modalities, "val")
+    facts = model.checkpoint.architecture["facts"]
+    there = {one.name: present_values(stored, one, index, facts[one.name]) for one in modalities}
+    both = np.flatnonzero((there["image"][1] >= 0) & (there["text"][1] >= 0))
+    image, text = (
+        model.embed(name, values.load(np.arange(len(values))))[numbers[both]]
+        for name, (values, numbers) in there.items()
+    )
+    similarity = image.astype(np.float64) @ text.T
+    hits = index["text"][both][:, None] == index["text"][both][None, :]
+    best = np.where(hits, similarity, -np.inf).max(1)
+    ranks = 1 + (~hits & (similarity > best[:, None] - 1e-6)).sum(1)
+    same_text = found["retrieval"]["image_to_text"]["same_text"]
+    assert same_text["pool"] == len(both)
+    assert [same_text[f"r{k}"] for k in (1, 5, 10)] == pytest.approx([np.mean(ranks <= k) for k in (1, 5, 10)])
+    assert same_text["r1"] > 0.25  # it has learned where the disc is, and how reports say it
+    assert set(found["retrieval"]["text_to_image"]) == {
+        "strict",
+        "same_text",
+        "same_study",
+        "same_patient",
+        "same_findings",
+    }
+    assert found["samples"] == len(index["sample"])
+    assert found["probe"]["disc"]["image"]["linear"]["auroc"] > 0.9
+    assert found["controls"]["cca"]["image_to_text"]["same_text"]["r10"] > same_text["random_r10"]
+    pixels = there["image"][0].load(np.arange(len(there["image"][0]))).numpy()
+    train = present_values(stored, modalities[0], read_index(stored, modalities, "train"), facts["image"])[0]
+    mean = train.load(np.arange(len(train))).numpy().mean(0)
+    assert found["controls"]["mean_image"]["mse"] == pytest.approx(np.square(pixels - mean).mean(), rel=1e-4)
+
+
+def test_reconstruction_errors_are_those_of_reconstruct(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+    found = cyclic("evaluate", paired_dataset, "--model", run, "--json").json["reconstruction"]
+    rows = StoredDataset(paired_dataset).rows(["source"], "val")["source"]
+    said = cyclic("reconstruct", *[paired_dataset.parent / "files" / path for path in rows], "--model", run, "--json")
+    for figure in ("mse", "psnr", "ssim"):
+        assert found[figure] == pytest.approx(np.mean([line[figure] for line in said.lines]), rel=1e-4)
+    assert found["share_of_constant"]["image"] < 0.7
+    assert found["share_of_constant"]["text"] < 0.3
+
+
+def test_an_autoencoder_is_evaluated_too(paired_dataset: Path, cyclic: Cyclic) -> None:
+    cyclic("train", paired_dataset, "--arch", "linear", "--epochs", 1, "--out", "plain", "--quiet")
+    found = cyclic("evaluate", paired_dataset, "--model", "plain", "--controls", "--json").json
+    assert found["reconstruction"]["mse"] < found["controls"]["mean_image"]["mse"]
+    assert found["retrieval"] == {}
+    assert found["probe"]["disc"]["image"]["nearest_neighbours"] is not None
+    shown = cyclic("evaluate", paired_dataset, "--model", "plain")
+    assert shown.code == 0
+    assert "neighbours" in shown.out
+
+
+def test_zero_shot_from_prompts(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+    Path("prompts.yaml").write_text(
+        "templates: ['{}.']\nprompts:\n  disc:\n    positive: [there is left disc, there is upper disc, "
+        "there is right disc, there is lower disc]\n    negative: [there is no disc]\n"
+    )
+    found = cyclic("evaluate", paired_dataset, "--model", run, "--prompts", "prompts.yaml", "--json").json["zero_shot"]
+    assert found["disc"]["auroc"] > 0.8
+    Path("wrong.yaml").write_text("prompts:\n  fog:\n    positive: [fog]\n    negative: [no fog]\n")
+    refused = cyclic("evaluate", paired_dataset, "--model", run, "--prompts", "wrong.yaml")
+    assert refused.code == 2
+    assert "no label" in refused.err
+
+
+def test_written_texts_say_where_the_disc_is(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+    for side in range(4):
+        make_png(Path(f"new/{side}.png"), disc_image(900 + side, side))
+    said = cyclic("reconstruct", "new", "--to", "text", "--model", run, "--json")
+    assert said.code == 0, said.err
+    assert "not a diagnosis" in said.err
+    right = [SIDES[int(Path(line["source"]).stem)] in line["text"].lower() for line in said.lines]
+    assert sum(right) >= 3
+    assert all(line["remark"] == "illustration by a model, not a diagnosis" for line in said.lines)
+    beams = cyclic("reconstruct", "new", "--to", "text", "--beams", 4, "--length", 3, "--model", run, "--json").lines
+    assert all(len(line["text"].split()) <= 3 for line in beams)
+    texts = cyclic("evaluate", paired_dataset, "--model", run, "--json").json["texts"]
+    assert texts["bleu"] > 20
+    assert texts["copied_from_training"] > 0.5  # with so few wordings a right text is one that was seen; it is said
+
+
+def test_drawn_pictures_show_the_disc_where_the_text_says(run: Path, cyclic: Cyclic) -> None:
+    said = cyclic(
+        "reconstruct", "--text", "There is left disc.", "--text", "There is right disc.", "--model", run, "--json"
+    )
+    assert said.code == 0, said.err
+    left, right = (np.asarray(Image.open(line["output"]).convert("L"), float) for line in said.lines)
+    height, width = left.shape
+    difference = (left - right)[: height * 3 // 4]
+    assert difference[:, : width // 2].mean() > 3 > -3 > difference[:, width // 2 :].mean()
+    assert cyclic("reconstruct", "--text", "Left disc.", "--model", run).code == 1  # it is there
+    assert cyclic("reconstruct", "--text", "Left disc.", "--model", run, "--overwrite").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["new", "--to", "text"], 1, "no text side"),
+        (["--text", "Left disc."], 1, "no text side"),
+        (["new", "--text", "Left disc."], 2, "exclude one another"),
+        ([], 2, "exclude one another"),
+        (["new", "--to", "sound"], 2, "sound"),
+    ],
+)
+def test_what_a_model_cannot_do_is_said(words: list[str], code: int, said: str, cyclic: Cyclic) -> None:
+    make_png(Path("new/0.png"), disc_image(1, 1))
+    ran = cyclic("reconstruct", *words)
+    assert ran.code == code
+    assert said in ran.err
+
+
+def test_models_without_decoders_or_sentences_say_so(paired_dataset: Path, cyclic: Cyclic) -> None:
+    make_png(Path("new/0.png"), disc_image(1, 1))
+    cyclic(*JOINT, paired_dataset, "--epochs", 1, "--out", "pairs", "--objective", "contrastive")
+    assert "without decoders" in cyclic("reconstruct", "new", "--model", "pairs").err
+    cyclic(*JOINT, paired_dataset, "--epochs", 1, "--out", "words", "--set", f"objectives={WRITING}")
+    assert "words, not sentences" in cyclic("reconstruct", "new", "--to", "text", "--model", "words").err
+    assert cyclic("evaluate", paired_dataset, "--model", "words", "--split", "test").code == 1
+    assert cyclic("evaluate", paired_dataset, "--model", "words", "--split", "tests").code == 2
+
+
+def test_ssim_of_an_evaluation_is_that_of_torchmetrics(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+    model, stored = TorchModel(run / "model.safetensors"), StoredDataset(paired_dataset)
+    rows = stored.rows(["shard", "row", "has_image"], "val")
+    pixels = stored.images(rows["shard"].astype(int), rows["row"].astype(int))
+    image, output = torch.from_numpy(pixels / 255.0), torch.from_numpy(model.reconstruct(pixels)).double()
+    _, full = structural_similarity_index_measure(output, image, data_range=1.0, sigma=1.5, return_full_image=True)
+    found = json.loads(cyclic("evaluate", paired_dataset, "--model", run, "--json").out)["reconstruction"]["ssim"]
+    assert found == pytest.approx(full[..., 5:-5, 5:-5].mean().item(), abs=1e-4)
