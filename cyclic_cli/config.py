@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Mixtures of objectives that `--objective` names; what `autoencode` weighs is said by each architecture."""
-JOINT_ARCH = "vae"
+JOINT_ARCH = "deep"
 """Architecture of the images of a joint model, where none is named."""
 JOINT_RECIPE = {"lr": 1e-3, "batch_size": 128, "weight_decay": 0.05, "warmup": 0.1}
 """Training defaults of joint models, as `RECIPE` is of an architecture."""

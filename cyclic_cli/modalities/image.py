@@ -25,7 +25,7 @@ COLUMNS = ("has_image", "shard", "row")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    arch: str = "vae"
+    arch: str = "deep"
     model: dict[str, Any] = field(default_factory=dict)  # the architecture's own settings
     augment: float = 1.0  # strength of small random movements and changes of contrast
 

@@ -173,7 +173,7 @@ def _encoder(configuration: dict[str, Any]) -> Any:
         settings = library.AutoConfig.for_model(**configuration)
         if settings.is_encoder_decoder:
             raise CyclicError("The pretrained model is no encoder.", "Give one that is, such as a BERT.")
-        return _without_pooler(library.AutoModel.from_config(settings, trust_remote_code=False))
+        return _without_pooler(library.AutoModel.from_config(settings, trust_remote_code=False)).eval()
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CyclicError("The configuration of the pretrained model is damaged.", "Copy it again.") from error
 
