@@ -13,10 +13,10 @@ from cyclic_cli.phantom import write_demo
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+def run(*words: object) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", *words], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True
+        ["bash", *map(str, words)], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True
     )
 
 
@@ -40,3 +40,21 @@ def test_the_origins_table_is_printed_and_drawn_and_not_made_twice(tmp_path: Pat
     again = run(*command)
     assert again.stdout == first.stdout
     assert (tmp_path / "origin" / "sheet.png").stat().st_mtime_ns == drawn.st_mtime_ns
+
+
+@pytest.mark.slow
+def test_few_pairs_makes_a_table_and_a_plot_and_does_nothing_twice(paired_dataset: Path, tmp_path: Path) -> None:
+    command = (
+        EXAMPLES / "few_pairs.sh", paired_dataset, "--work", tmp_path / "few", "--fractions", "0.5", "1", "--seeds", "2",
+        "--epochs", "2", "--set", "arch=linear", "--set", "model.latent=32", "--set", "batch_size=32",
+    )  # fmt: skip
+    first = run(*command)
+    rows = [line.split("|")[1].strip() for line in first.stdout.splitlines() if line.startswith("| c")]
+    assert rows[:5] == [
+        "contrastive", "contrastive from autoencoders", "cyclip", "cyclic", "cyclic without returning terms",
+    ]  # fmt: skip
+    assert (tmp_path / "few" / "few_pairs.png").stat().st_size > 10_000
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "few").glob("*seed*.json")}
+    assert len(done) == 2 + 2 * 2 * (5 + 4)
+    assert run(*command).stdout == first.stdout
+    assert done == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "few").glob("*seed*.json")}

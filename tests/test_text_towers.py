@@ -191,7 +191,9 @@ def decoder(vocabulary: int, limit: int, seed: int = 0) -> Decoder:
     facts = {"limit": limit, "nats": 1.0, "frequencies": [1 / vocabulary] * vocabulary}
     made = Decoder(3, 16, 2, 2, 2, facts, vocabulary)
     for parameter in made.parameters():  # far from the start, where all tokens are alike
-        nn.init.normal_(parameter, std=0.5)
+        nn.init.normal_(parameter)
+    for parameter in made.norm.parameters():  # but not sure of them
+        parameter.data *= 0.1
     return made
 
 
@@ -203,7 +205,7 @@ def likelihood(one: Decoder, code: Tensor, tokens: tuple[int, ...]) -> float:
 
 
 @pytest.mark.parametrize("ends", [True, False])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_beam_search_finds_the_best_of_all_texts(seed: int, ends: bool) -> None:
     one, code = decoder(6, 4, seed), torch.randn(2, 3)
     if not ends:

@@ -99,7 +99,7 @@ class Decoder(nn.Module):
         tokens = self.search(code.detach(), 1, self.limit)
         soft = self.logits(code, tokens).softmax(2)
         hard = functional.one_hot(tokens, soft.shape[2]).to(soft.dtype)
-        return (hard + soft - soft.detach()) * (tokens != PADDING)[:, :, None]
+        return (hard + (soft - soft.detach())) * (tokens != PADDING)[:, :, None]
 
     def generate(self, code: Tensor, beams: int, length: int) -> list[list[int]]:
         """The tokens of the likeliest texts found, in nats a token, by greedy search and one with `beams` at once."""

@@ -1,0 +1,214 @@
+"""How much cycles help where few images and reports are known to belong together: many short runs, a table, a plot.
+
+`few_pairs.sh` calls this. Every run is one `cyclic train` and one `cyclic evaluate` on one core, as many at a time as
+there are cores; a run that is done is not done again. All methods have the same encoders, steps and seeds; which
+patients are paired depends on the patients alone, so the seeds differ in initial weights and batches.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cyclic_cli.config import PRESETS, available_cpus
+
+RETURNING = (
+    "walk",
+    "neighbour_cycle",
+    "latent_cycle",
+    "half_latent_cycle",
+    "data_cycle",
+    "half_data_cycle",
+    "code_cycle",
+)
+QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's t, 97.5 %
+AUTOENCODERS = "autoencoders"  # what `contrastive` may start from
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the table."""
+
+    method: str
+    fraction: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method.replace(' ', '-')}-{self.fraction:g}-seed{self.seed}"
+
+
+def mixture(method: str) -> dict[str, Any]:
+    """The objectives of a method by its name in the table."""
+    preset, _, without = method.partition(" without ")
+    terms = PRESETS[preset.partition(" from ")[0]] if method != AUTOENCODERS else {"reconstruction": 1.0}
+    left_out = RETURNING if without == "returning terms" else (without,)
+    return {name: weight for name, weight in terms.items() if name not in left_out}
+
+
+def methods() -> list[str]:
+    """The rows of the table that are trained."""
+    without = [f"cyclic without {name}" for name in PRESETS["cyclic"] if name != "contrastive"]
+    return [
+        "contrastive",
+        f"contrastive from {AUTOENCODERS}",
+        "cyclip",
+        "cyclic",
+        "cyclic without returning terms",
+        *without,
+    ]
+
+
+def train_and_evaluate(run: Run, options: argparse.Namespace) -> None:
+    """Do a run, unless it is done; its figures stand in a file of its own."""
+    folder, figures = options.work / "runs-of-table" / run.name, options.work / f"{run.name}.json"
+    if figures.exists():
+        return
+    start = []
+    if run.method.endswith(AUTOENCODERS) and run.method != AUTOENCODERS:
+        start = ["--start-from", options.work / "runs-of-table" / Run(AUTOENCODERS, 1, run.seed).name]
+    settings = [word for assignment in options.set for word in ("--set", assignment)]
+    summary = cyclic(
+        "train", options.dataset, "--objective", "contrastive",
+        "--set", f"objectives={json.dumps(mixture(run.method))}", "--paired-fraction", run.fraction, "--seed", run.seed, "--epochs", options.epochs, *settings, *start,
+        "--out", folder, "--resume", "auto",
+    )  # fmt: skip
+    found = {}
+    if run.method != AUTOENCODERS:
+        controls = ["--controls"] if run.method == "contrastive" and run.seed == 0 else []
+        found = cyclic("evaluate", options.test, "--split", options.split, "--model", folder, *controls)
+    draft = figures.with_suffix(".tmp")
+    draft.write_text(json.dumps({"summary": summary, "evaluation": found}))
+    os.replace(draft, figures)
+    print(f"{run.name}: {summary['seconds']:.0f} s", file=sys.stderr, flush=True)
+
+
+def cyclic(*words: object) -> dict[str, Any]:
+    command = [sys.executable, "-m", "cyclic_cli", *map(str, words), "--json", "--quiet"]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def score(retrieval: dict[str, Any]) -> float:
+    """The mean over both ways of R@10, in per cent: of the same findings where they are known, else the same text."""
+    ways = ("image_to_text", "text_to_image")
+    protocol = "same_findings" if "same_findings" in retrieval[ways[0]] else "same_text"
+    return 100 * float(np.mean([retrieval[way][protocol]["r10"] for way in ways]))
+
+
+def read(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    return json.loads((options.work / f"{run.name}.json").read_text())
+
+
+def ratio(scores: list[float], others: list[float]) -> str:
+    """The ratio of scores to those of the same seeds, and its 95 % interval over the seeds (of its logarithm)."""
+    logs = np.log(np.array(scores) / np.array(others))
+    if len(logs) < 2:
+        return f"{math.exp(logs.mean()):.3f}"
+    half = QUANTILES[len(logs)] * logs.std(ddof=1) / math.sqrt(len(logs))
+    return f"{math.exp(logs.mean()):.3f} ({math.exp(logs.mean() - half):.3f}–{math.exp(logs.mean() + half):.3f})"
+
+
+def table(options: argparse.Namespace) -> str:
+    """The table in Markdown: score ± standard deviation over the seeds, and the ratio to `contrastive`."""
+    seeds = range(options.seeds)
+    lines = ["| method | " + " | ".join(f"{100 * share:g} % of pairs" for share in options.fractions) + " | s a run |"]
+    lines.append("|---" * (len(options.fractions) + 2) + "|")
+    reference = {
+        share: [score(read(Run("contrastive", share, seed), options)["evaluation"]["retrieval"]) for seed in seeds]
+        for share in options.fractions
+    }
+    for method in methods():
+        cells, seconds = [], []
+        for share in options.fractions:
+            found = [read(Run(method, share, seed), options) for seed in seeds]
+            scores = [score(one["evaluation"]["retrieval"]) for one in found]
+            seconds += [one["summary"]["seconds"] for one in found]
+            spread = f" ± {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
+            cells.append(f"{np.mean(scores):.1f}{spread}, × {ratio(scores, reference[share])}")
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {np.mean(seconds):.0f} |")
+    for control in ("cca", "ridge"):
+        cells = []
+        for share in options.fractions:
+            found = read(Run("contrastive", share, 0), options)["evaluation"]["controls"].get(control)
+            cells.append(f"{score(found):.1f}" if found else "–")
+        lines.append(f"| {control}, closed form | " + " | ".join(cells) + " | |")
+    first = read(Run("contrastive", options.fractions[0], 0), options)["evaluation"]["retrieval"]
+    protocol = "same_findings" if "same_findings" in first["image_to_text"] else "same_text"
+    chance = 100 * np.mean([first[way][protocol]["random_r10"] for way in ("image_to_text", "text_to_image")])
+    pool = first["image_to_text"][protocol]["pool"]
+    lines.append(f"\nMean of both ways' R@10 in %, {protocol.replace('_', ' ')}, pool {pool}, chance {chance:.1f}.")
+    return "\n".join(lines) + "\n"
+
+
+def plot(options: argparse.Namespace) -> None:
+    """Scores over the share of pairs, with the standard deviation over the seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    shares = [100 * share for share in options.fractions]
+    for method in methods()[:5]:
+        scores = np.array([
+            [score(read(Run(method, share, seed), options)["evaluation"]["retrieval"]) for seed in range(options.seeds)]
+            for share in options.fractions
+        ])  # fmt: skip
+        spread = scores.std(1, ddof=1) if options.seeds > 1 else None
+        axes.errorbar(shares, scores.mean(1), spread, marker="o", markersize=4, capsize=3, label=method)
+    for control, style in (("cca", "--"), ("ridge", ":")):
+        found = [
+            read(Run("contrastive", share, 0), options)["evaluation"]["controls"].get(control)
+            for share in options.fractions
+        ]
+        axes.plot(
+            shares,
+            [score(one) if one else math.nan for one in found],
+            style,
+            color="0.4",
+            label=f"{control}, closed form",
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(shares, [f"{share:g} %" for share in shares])
+    axes.minorticks_off()
+    axes.set_xlabel("share of the training patients whose pairs are known")
+    axes.set_ylabel("mean R@10 of both ways, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(options.work / "few_pairs.png", dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--test", type=Path, help="data set to measure on (default: the same)")
+    parser.add_argument("--split", default="val", help="its split")
+    parser.add_argument("--work", type=Path, default=Path("few_pairs"))
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5, 1.0])
+    parser.add_argument("--seeds", type=int, default=5, choices=range(1, 11))
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--set", action="append", default=[], help="a setting of `cyclic train`; may be repeated")
+    options = parser.parse_args()
+    options.test = options.test or options.dataset
+    options.work.mkdir(parents=True, exist_ok=True)
+    seeds = range(options.seeds)
+    first = [Run(AUTOENCODERS, 1, seed) for seed in seeds]
+    rest = [Run(method, share, seed) for seed in seeds for share in options.fractions for method in methods()]
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        for runs in (first, rest):
+            list(pool.map(train_and_evaluate, runs, [options] * len(runs)))
+    found = table(options)
+    (options.work / "few_pairs.md").write_text(found)
+    plot(options)
+    print(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Few pairs: what each mixture of objectives reaches when 5, 10, 20, 50 or 100 % of the pairs are known, over five seeds.
+# Without arguments on drawn phantoms, else: few_pairs.sh DATASET [options of few_pairs.py]. Started again, it goes on.
+set -euo pipefail
+here="$(cd "$(dirname "$0")" && pwd)"
+if [ $# -gt 0 ]; then
+  exec python3 "$here/few_pairs.py" "$@"
+fi
+work="${FEW_PAIRS:-few_pairs}"
+mkdir -p "$work"
+for seed in 0 1; do  # the second set is for the test: other patients of the same world
+  count=$((seed ? 1250 : ${COUNT:-5000}))
+  split=$((seed ? 0 : 80))
+  [ -d "$work/demo$seed" ] || cyclic demo --out "$work/demo$seed" --count $count --seed $seed
+  cyclic prepare "$work/demo$seed" --out "$work/dataset$seed" --size 64 --already-deidentified \
+    --split "$split/$((seed ? 0 : 10))/$((seed ? 100 : 10))"
+done
+exec python3 "$here/few_pairs.py" "$work/dataset0" --test "$work/dataset1" --split test --work "$work"
