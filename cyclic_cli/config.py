@@ -25,6 +25,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "contrastive": {"contrastive": 1.0},
     "cyclip": {"contrastive": 1.0, "geometry": 0.25},
     "cyclic": {
+        "reconstruction": 0.1,
+        "translation": 0.1,
         "contrastive": 1.0,
         "geometry": 1.0,
         "discrepancy": 1.0,

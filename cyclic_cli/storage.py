@@ -955,8 +955,9 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     parameters = sum(int(value.size) for value in checkpoint.weights.values())
     again = _again(checkpoint.provenance)
+    architecture = {name: value for name, value in checkpoint.architecture.items() if name != "facts"}  # vocabularies
     return {
-        "architecture": checkpoint.architecture,
+        "architecture": architecture,
         "parameters": parameters,
         "bytes": path.stat().st_size,
         "preprocessing": as_plain(checkpoint.preprocessing),
@@ -975,4 +976,6 @@ def _again(provenance: dict[str, Any]) -> str | None:
     threads, processes = (environment.get(name) for name in ("threads", "processes"))
     if not isinstance(threads, int) or not isinstance(processes, int):
         return None
-    return train_command(settings, threads, processes, str(environment.get("strategy", "auto")))
+    command = train_command(settings, threads, processes, str(environment.get("strategy", "auto")))
+    further = ["--also DATASET" for _ in provenance.get("also", ())]
+    return " ".join([command, *further, *(["--start-from MODEL"] if "start_from" in provenance else [])])

@@ -33,6 +33,7 @@ class TensorBoard:
         if kind == "step":
             curves |= {f"train/{name}": loss for name, loss in row["losses"].items()}
             curves |= {"learning rate": row["lr"], "images per second": row["images_per_second"]}
+            curves |= {f"gradient norm/{name}": norm for name, norm in row.get("gradient_norms", {}).items()}
         elif kind == "epoch":
             curves |= {f"validation/{name}": value for name, value in row["val"].items()}
             curves |= {f"train, mean of the epoch/{name}": loss for name, loss in row["train"].items()}

@@ -78,8 +78,8 @@ def train_and_evaluate(run: Run, options: argparse.Namespace) -> None:
     settings = [word for assignment in options.set for word in ("--set", assignment)]
     summary = cyclic(
         "train", options.dataset, "--objective", "contrastive",
-        "--set", f"objectives={json.dumps(mixture(run.method))}", "--paired-fraction", run.fraction, "--seed", run.seed, "--epochs", options.epochs, *settings, *start,
-        "--out", folder, "--resume", "auto",
+        "--set", f"objectives={json.dumps(mixture(run.method))}", "--paired-fraction", run.fraction,
+        "--seed", run.seed, "--epochs", options.epochs, *settings, *start, "--out", folder, "--resume", "auto",
     )  # fmt: skip
     found = {}
     if run.method != AUTOENCODERS:
