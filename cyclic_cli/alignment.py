@@ -184,9 +184,12 @@ class Alignment:
         return norms
 
     def keys(self, chosen: Chosen) -> list[str]:
-        """The starts of the keys of the values of a batch."""
-        keys = [self.mixture.pools[name].keys[numbers] for name, numbers in chosen.numbers.items()]
-        return [f"{key:016x}" for key in np.concatenate(keys)]
+        """The starts of the keys in the index of the samples that the values of a batch are of.
+
+        Not the keys of the values, which of a text are a hash of what it says.
+        """
+        names = [self.mixture.pools[name].names[numbers] for name, numbers in chosen.numbers.items()]
+        return [name[:16] for name in dict.fromkeys(np.concatenate(names).tolist())]
 
     # -------------------------------------------------------------------------------------------- validation
 

@@ -47,9 +47,9 @@ def portable(modality: Modality) -> dict[str, Any]:
 class Pool:
     """All values of one modality that a run may draw, of one data set or several."""
 
-    def __init__(self, parts: Sequence[Any]) -> None:
-        """`parts` are `Values`, see `modalities`."""
-        self.parts = list(parts)
+    def __init__(self, parts: Sequence[Any], names: np.ndarray) -> None:
+        """`parts` are `Values`, see `modalities`; `names` (N,) are the keys of the samples they are of."""
+        self.parts, self.names = list(parts), names
         self.ends = np.cumsum([len(part) for part in parts])
         self.keys = np.concatenate([part.keys for part in parts])  # (N,) uint64
         self.sorted = np.argsort(self.keys, kind="stable")  # (N,) numbers, in an order of the values' own
@@ -213,6 +213,7 @@ def make_mixture(
         paired_fraction: Of these, those whose samples are paired; a hash of the patient decides.
     """
     parts: dict[str, list[Any]] = {one.name: [] for one in modalities}
+    names: dict[str, list[np.ndarray]] = {one.name: [] for one in modalities}
     rows: dict[str, np.ndarray] = {}
     paired = np.empty(0, bool)
     for number, dataset in enumerate(datasets):
@@ -220,9 +221,11 @@ def make_mixture(
         for one in modalities:
             values, numbers = present_values(dataset, one, index, facts[one.name])
             parts[one.name].append(values)
+            names[one.name].append(index["sample"][numbers != ALONE])
             if not number:
                 rows[one.name] = numbers
         if not number:
             places = {patient: paired_place(patient) for patient in set(index["patient"].tolist())}
             paired = np.array([places[patient] < paired_fraction for patient in index["patient"].tolist()], bool)
-    return Mixture({name: Pool(some) for name, some in parts.items()}, rows, paired)
+    pools = {name: Pool(some, np.concatenate(names[name])) for name, some in parts.items()}
+    return Mixture(pools, rows, paired)

@@ -369,3 +369,17 @@ def test_a_checkpoint_rebuilds_its_model_and_a_tampered_one_is_refused(paired_da
     for change in ({"config": {}}, {"facts": {}}, {"facts": {"image": {"image_shape": [1, 32, 32]}, "text": {}}}):
         with pytest.raises((CyclicError, UsageError)):
             rebuild({**checkpoint.architecture, **change}, "here")
+
+
+def test_info_says_how_to_make_a_joint_model_again_and_spells_no_vocabulary(
+    paired_dataset: Path, cyclic: Cyclic
+) -> None:
+    mixture = ("--set", f"objectives={MIXED}", "--set", "modalities={image: {}, text: {vocabulary: 300}}")
+    assert cyclic(*words(paired_dataset, "--epochs", 1, "--out", "run", *mixture)).code == 0
+    said = cyclic("info", "run", "--json")
+    assert "merges" not in said.out
+    command = said.json["checkpoint"]["again"].replace("DATASET", str(paired_dataset))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    again = ["bash", "-c", f"{command} --out again --quiet --json"]
+    subprocess.run(again, check=True, env=os.environ | {"PATH": path}, capture_output=True, timeout=200)
+    assert_same(Path("run"), Path("again"))

@@ -7,16 +7,17 @@ of them. A modality file has
     @dataclass(frozen=True, kw_only=True)
     class Config                its settings, plain types with defaults
     def present(index)          (N,) bool: which samples of an index have it; `index` maps COLUMNS to arrays (N,)
-    def fit(values, config)     facts that its values and its tower need, learned from training samples alone, such as a
-                                tokenizer: plain values, which travel in the checkpoint. Depends on which values there
-                                are, never on which sample, or which image, they belong to
+    def fit(dataset, index, config)     facts that its values and its tower need, learned from the training samples of
+                                `index`, such as a tokenizer: plain values, which travel in the checkpoint. They depend
+                                on which values there are, never on which sample, or which image, they belong to
+    def portable(config)        optional: the settings without those that name a place on this machine
     class Values                the values of some samples of a data set:
         __init__(dataset, index, config, facts)     `index` holds the COLUMNS, and `sample` and `patient`, of these
         __len__()
         keys                    (N,) uint64, which the random numbers of a value are drawn from
         load(chosen)            a tensor whose first dimension is that of `chosen` (M,), numbers below N
         varied(value, keys, seed, epoch)    the tensor as training sees it: augmented by (seed, epoch, key) alone
-    class Tower(nn.Module)      made from (config, facts, shape): encodes a value to a code, and decodes it:
+    class Tower(nn.Module)      made from (config, facts): encodes a value to a code, and decodes it:
         code                    numbers in its code
         initialise(values)      the start from the data, from one pass over batches of values in random order
         encode(value)           codes (N, code) of a value of `Values.load`, or of one that `drawn` gave
