@@ -85,8 +85,8 @@ def test_a_safetensors_file_of_others_is_no_checkpoint(tmp_path: Path, header: d
 def test_a_newer_checkpoint_asks_for_an_update(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "m.safetensors", checkpoint())
     content = (tmp_path / "m.safetensors").read_bytes()
-    assert rb"\"format\": 2" in content
-    (tmp_path / "m.safetensors").write_bytes(content.replace(rb"\"format\": 2", rb"\"format\": 9"))
+    assert rb"\"format\": 3" in content
+    (tmp_path / "m.safetensors").write_bytes(content.replace(rb"\"format\": 3", rb"\"format\": 9"))
     with pytest.raises(CyclicError) as caught:
         read_checkpoint(tmp_path / "m.safetensors")
     assert "Update cyclic" in caught.value.hint
@@ -97,7 +97,7 @@ def test_a_checkpoint_of_the_first_version_is_read_where_its_network_is_still_th
         path = tmp_path / f"{name}.safetensors"
         first = checkpoint()
         write_checkpoint(path, replace(first, architecture={**first.architecture, "name": name}))
-        content = path.read_bytes().replace(rb"\"format\": 2", rb"\"format\": 1")
+        content = path.read_bytes().replace(rb"\"format\": 3", rb"\"format\": 1")
         path.write_bytes(content.replace(b"checksum", b"unheard_"))  # there was none
     assert read_checkpoint(tmp_path / "linear.safetensors").architecture["name"] == "linear"
     with pytest.raises(CyclicError, match=r"of version 0\.1\.0") as caught:
