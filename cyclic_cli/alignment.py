@@ -7,6 +7,7 @@ Objectives look at whole batches, so the outputs of all processes are gathered b
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from cyclic_cli import registry
 from cyclic_cli.autoencoding import Tick, nothing_to_train_on
-from cyclic_cli.config import JOINT_RECIPE, PRESETS, Term, TrainConfig
+from cyclic_cli.config import JOINT_RECIPE, PRESETS, Term, TrainConfig, with_recipe
 from cyclic_cli.data import Samples, sample_noise
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import UsageError
 from cyclic_cli.gradients import Plan, layout, make_plan
 from cyclic_cli.joint import DECODED, OUTPUTS, Reconstructing, make_joint
-from cyclic_cli.mixing import Chosen, Modality, make_mixture, portable, present_values, read_index, training_index
+from cyclic_cli.mixing import Chosen, Modality, Source, fit, make_mixture, portable, present_values, read_index
 from cyclic_cli.storage import StoredDataset
 from cyclic_cli.validation import validate, validate_retrieval
 
@@ -30,9 +31,8 @@ NORMS_EVERY = 50  # steps between two measurements of what each objective asks o
 
 def filled_in(config: TrainConfig) -> TrainConfig:
     """The settings with what was left open taken from the joint recipe and the preset."""
-    recommended = {"fitted_lr": 1.0, "augment": 1.0, **JOINT_RECIPE}
-    recipe: dict[str, Any] = {name: value for name, value in recommended.items() if getattr(config, name) is None}
-    config = replace(config, **recipe, objectives=dict(config.objectives or PRESETS[config.objective]))
+    config = with_recipe(config, JOINT_RECIPE)
+    config = replace(config, objectives=dict(config.objectives or PRESETS[config.objective]))
     tables = {name: asdict(Modality.of(name, table).config) for name, table in _tables(config).items()}
     return replace(config, modalities=tables)
 
@@ -68,15 +68,16 @@ class Alignment:
         self.objectives = {term.name: _objective(term) for term in self.terms}
         self.needs = list(dict.fromkeys(need for one in self.objectives.values() for need in one.NEEDS))
         self.modalities = [Modality.of(name, table) for name, table in config.modalities.items()]
-        self.facts = {}
-        for one in self.modalities:
-            source, index = training_index(datasets, one, config.fraction)
-            self.facts[one.name] = one.file.fit(source, index, one.config)
-        index = read_index(self.dataset, self.modalities, "train", config.fraction)
-        self.samples, self.patients = len(index["sample"]), len(set(index["patient"].tolist()))
+        sources = [
+            Source(dataset, read_index(dataset, self.modalities, "train", 1.0 if number else config.fraction))
+            for number, dataset in enumerate(datasets)
+        ]
+        own = sources[0].index
+        self.samples, self.patients = len(own["sample"]), len(set(own["patient"].tolist()))
         if not self.samples:
             raise nothing_to_train_on(self.dataset, config)
-        self.mixture = make_mixture(datasets, self.modalities, self.facts, config.fraction, config.paired_fraction)
+        self.facts = {one.name: fit(sources, one) for one in self.modalities}
+        self.mixture = make_mixture(sources, self.modalities, self.facts, config.paired_fraction)
         assert config.batch_size is not None
         self.batch_size = config.batch_size
         self.steps_per_epoch = self.mixture.steps_per_epoch(self.batch_size)
@@ -84,7 +85,6 @@ class Alignment:
         torch.manual_seed(config.seed)
         self.module = make_joint(self.modalities, self.facts, config.embedding, config.private)
         self.norms: dict[str, float] = {}
-        self._untouched: Tensor | float = 0.0
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -100,6 +100,12 @@ class Alignment:
     def portable_settings(self) -> dict[str, Any]:
         """Settings as a checkpoint holds them, in place of those that name a place on this machine."""
         return {"modalities": {one.name: portable(one) for one in self.modalities}}
+
+    @property
+    def start(self) -> str:
+        """What is started from what, in words."""
+        pools = ", ".join(f"{len(pool)} {name}s" for name, pool in self.mixture.pools.items())
+        return f"{self.config.arch} and its partners from {pools}; {len(self.mixture.paired)} samples are paired"
 
     def initialise(self, tick: Tick) -> None:
         """Start the towers from the training values."""
@@ -146,7 +152,7 @@ class Alignment:
             self.norms = {name: self._norm(weights[name] * loss) for name, loss in losses.items()}
         # Every process computes the same loss of the whole batch; its gradient comes back from all of them.
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-        self.ranks.fabric.backward(total + self._untouched)
+        self.ranks.fabric.backward(total + self.ranks.untouched(outputs))
         return {
             term.name: float(losses[term.name].detach() if term.name in losses else 0.0) / self.ranks.world
             for term in self.terms
@@ -166,7 +172,6 @@ class Alignment:
             contents[name] = torch.from_numpy(keys.view(np.int64).copy()).to(device)
             keep[name] = _uniform(keys, seed, step).to(device)
         outputs = self.model(values, samples, self.needs, keep)
-        self._untouched = self.ranks.untouched(outputs)
         together = self.ranks.gathered_tree({"outputs": outputs, "sample": samples, "content": contents})
         return together["outputs"], {"sample": together["sample"], "content": together["content"], "step": step}
 
@@ -197,16 +202,17 @@ class Alignment:
         self, is_stopped: Callable[[], bool], seen: Callable[[Tensor, Tensor], None] | None
     ) -> dict[str, float] | None:
         """Retrieval between the modalities of unseen patients and, where decoders are trained, errors of images."""
-        index = read_index(self.dataset, self.modalities, "val")
-        values = {one.name: one.file.present(index) for one in self.modalities}
-        found = validate_retrieval(self.ranks, self.module, self._val_values(index), values, is_stopped)
-        if found is None or not DECODED.intersection(self.needs) or "image" not in values:
+        found = validate_retrieval(self.ranks, self.module, self._val, is_stopped)
+        if found is None or not DECODED.intersection(self.needs) or "image" not in self._val:
             return found
         errors = validate(self.ranks, Reconstructing(self.module), Samples.of(self.dataset, "val"), is_stopped, seen)
         return None if errors is None else found | errors
 
-    def _val_values(self, index: dict[str, np.ndarray]) -> dict[str, Any]:
-        return {one.name: present_values(self.dataset, one, index, self.facts[one.name])[0] for one in self.modalities}
+    @cached_property
+    def _val(self) -> dict[str, tuple[Any, np.ndarray]]:
+        """By modality the values of the validation samples, and for each sample their number, or ALONE."""
+        index = read_index(self.dataset, self.modalities, "val")
+        return {one.name: present_values(self.dataset, one, index, self.facts[one.name]) for one in self.modalities}
 
     @staticmethod
     def is_better(val: dict[str, float], best: dict[str, float]) -> bool:

@@ -34,11 +34,8 @@ Tick = Callable[[int, int, str], None]  # gets what is done, of how much, of wha
 def filled_in(config: TrainConfig) -> TrainConfig:
     """The settings with what was left open taken from the architecture's file."""
     architecture = registry.load("models", config.arch, "architecture")
-    recommended = {"fitted_lr": 1.0, "augment": 0.0, **architecture.RECIPE}
-    recipe = {name: value for name, value in recommended.items() if getattr(config, name) is None}
     return replace(
-        config,
-        **recipe,
+        settings.with_recipe(config, architecture.RECIPE),
         model=asdict(settings.build(architecture.Config, config.model, "the model")),
         objectives=dict(config.objectives or architecture.OBJECTIVES),
     )
@@ -82,6 +79,12 @@ class Autoencoding:
     def portable_settings(self) -> dict[str, Any]:
         """Settings as a checkpoint holds them, in place of those that name a place on this machine."""
         return {}
+
+    @property
+    def start(self) -> str:
+        """What is started from what, in words."""
+        whole = "the " if self.samples <= INITIALISATION_IMAGES else ""
+        return f"{self.config.arch} from {whole}{min(self.samples, INITIALISATION_IMAGES)} training images"
 
     def initialise(self, tick: Tick) -> None:
         """Start the model from the training images."""

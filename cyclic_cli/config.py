@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Mixtures of objectives that `--objective` names; what `autoencode` weighs is said by each architecture."""
 JOINT_ARCH = "deep"
 """Architecture of the images of a joint model, where none is named."""
-JOINT_RECIPE = {"lr": 1e-3, "batch_size": 128, "weight_decay": 0.05, "warmup": 0.1}
+JOINT_RECIPE = {"lr": 1e-3, "batch_size": 128, "weight_decay": 0.05, "warmup": 0.1, "augment": 1.0}
 """Training defaults of joint models, as `RECIPE` is of an architecture."""
 FLAGS = (
     "arch", "fraction", "paired_fraction", "epochs", "batch_size", "lr", "seed", "objective", "device", "precision",
@@ -269,6 +269,13 @@ def train_settings(values: dict[str, Any]) -> TrainConfig:
     """The settings of a run from plain values. Raises UsageError as `build` does."""
     joint = values.get("objective", TrainConfig.objective) != TrainConfig.objective
     return build(TrainConfig, ({"arch": JOINT_ARCH} if joint else {}) | values, "the run")
+
+
+def with_recipe(config: TrainConfig, recipe: dict[str, Any]) -> TrainConfig:
+    """The settings with what was left open taken from a recipe."""
+    recommended = {"fitted_lr": 1.0, "augment": 0.0, **recipe}
+    left_open = {name: value for name, value in recommended.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **left_open)
 
 
 def read_run_file(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from cyclic_cli.errors import CyclicError
-from cyclic_cli.retrieval import first_hits
+from cyclic_cli.retrieval import first_hits, unit
 
 CELLS = 8  # of a side
 ORIENTATIONS = 8  # of half a turn
@@ -158,10 +158,10 @@ class RegularisedCCA:
         return self
 
     def images(self, codes: np.ndarray) -> np.ndarray:
-        return _unit((codes - self._means[0]) @ self._maps[0])
+        return unit((codes - self._means[0]) @ self._maps[0])
 
     def texts(self, codes: np.ndarray) -> np.ndarray:
-        return _unit((codes - self._means[1]) @ self._maps[1])
+        return unit((codes - self._means[1]) @ self._maps[1])
 
 
 class RidgeMaps:
@@ -181,11 +181,11 @@ class RidgeMaps:
 
     def images(self, codes: np.ndarray) -> np.ndarray:
         x = codes - self._means[0]
-        return _unit(np.concatenate([_unit(x @ self.there), _unit(x)], axis=1))
+        return unit(np.concatenate([unit(x @ self.there), unit(x)], axis=1))
 
     def texts(self, codes: np.ndarray) -> np.ndarray:
         y = codes - self._means[1]
-        return _unit(np.concatenate([_unit(y), _unit(y @ self.back)], axis=1))
+        return unit(np.concatenate([unit(y), unit(y @ self.back)], axis=1))
 
 
 def _ridged(codes: np.ndarray, regularisation: float) -> np.ndarray:
@@ -199,11 +199,6 @@ def _inverse_root(matrix: np.ndarray) -> np.ndarray:
     """M^-½ of a symmetric positive definite matrix."""
     values, vectors = np.linalg.eigh(matrix)
     return np.asarray(vectors / np.sqrt(np.maximum(values, 1e-15)) @ vectors.T)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (N, D) at norm one, float32; zero stays zero."""
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 
 
 def _candidates() -> dict[str, list[Map]]:

@@ -21,10 +21,10 @@ from cyclic_cli import controls as closed_form
 from cyclic_cli import metrics, probing, registry, retrieval, wording
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
-from cyclic_cli.identity import SPLITS, paired_place
+from cyclic_cli.identity import SPLITS
 from cyclic_cli.images import as_float, image_area
 from cyclic_cli.inference import TorchModel
-from cyclic_cli.mixing import ALONE, Modality, present_values
+from cyclic_cli.mixing import ALONE, Modality, may_be_paired, present_values
 from cyclic_cli.storage import StoredDataset
 
 BATCH = 64
@@ -101,7 +101,7 @@ def evaluate(
     wordings = probing.read_prompts(prompts) if prompts else {}
     stored = StoredDataset(dataset)
     _check(stored, model, report)
-    part = _read(stored, model, split, None, report)
+    part = _read(stored, model, split, 1.0, report)
     if not len(part.index["sample"]):
         counts = ", ".join(f"{name} {count}" for name, count in stored.facts.counts.get("splits", {}).items())
         raise CyclicError(f"The split {split} holds no sample ({counts}).", "Name another --split.")
@@ -112,7 +112,9 @@ def evaluate(
         {"text": part.index["text"], "study": part.index["study"], "patient": part.index["patient"]}
         | ({"labels": labels} if labels is not None else {})
     )
-    train = _read(stored, model, "train", PROBED, report) if part.labels or controls else None
+    train = _read_training(stored, model, report) if part.labels or controls else None
+    if paired_fraction is None:
+        paired_fraction = _trained_on(model, "paired_fraction")
     return Evaluation(
         model=model.fingerprint,
         dataset=stored.facts.fingerprint,
@@ -126,7 +128,7 @@ def evaluate(
         probe=_probe(train, part) if train else {},
         zero_shot=_zero_shot(model, part, wordings),
         texts=_texts(model, part, stored, report),
-        controls=_controls(train, part, groups, _known_pairs(model, paired_fraction)) if controls and train else {},
+        controls=_controls(train, part, groups, paired_fraction) if controls and train else {},
     )
 
 
@@ -154,11 +156,16 @@ def _modalities(model: TorchModel) -> tuple[list[Modality], dict[str, Any]]:
     return [Modality.of(name, table) for name, table in tables.items()], description["facts"]
 
 
-def _read(stored: StoredDataset, model: TorchModel, split: str, most: int | None, report: Report) -> Part:
-    """A split, or about `most` samples from its start, with their embeddings."""
+def _read_training(stored: StoredDataset, model: TorchModel, report: Report) -> Part:
+    """What the model was trained on, or about the first `PROBED` samples of it."""
+    total = int(stored.facts.counts.get("splits", {}).get("train", 0))
+    fraction = min(_trained_on(model, "fraction"), PROBED / max(1, total))
+    return _read(stored, model, "train", fraction, report)
+
+
+def _read(stored: StoredDataset, model: TorchModel, split: str, fraction: float, report: Report) -> Part:
+    """The first `fraction` of a split's patients, with the embeddings of their samples."""
     modalities, facts = _modalities(model)
-    total = int(stored.facts.counts.get("splits", {}).get(split, 0))
-    fraction = 1.0 if most is None or total <= most else most / total
     columns = ["sample", "patient", "text", "has_text", *FACTS, *stored.facts.labels]
     index = stored.rows([*columns, *(name for one in modalities for name in one.file.COLUMNS)], split, fraction)
     labels = {name: index[name] for name in stored.facts.labels}
@@ -248,18 +255,20 @@ def _retrieval(part: Part, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
     for a, b in permutations(part.values, 2):
         both = part.both(a, b)
         if len(both):
-            found[f"{a}_to_{b}"] = {
-                protocol: _recall(part.of(a, both), part.of(b, both), of[both], part.index["patient"][both])
-                for protocol, of in groups.items()
-            }
+            found[f"{a}_to_{b}"] = _recalls(part.of(a, both), part.of(b, both), both, part, groups)
     return found
 
 
-def _recall(
-    queries: np.ndarray, gallery: np.ndarray, groups: np.ndarray, patients: np.ndarray
-) -> dict[str, Any] | None:
-    recall = retrieval.recall(queries, gallery, groups, groups, patients)
-    return asdict(recall) if recall else None
+def _recalls(
+    queries: np.ndarray, gallery: np.ndarray, samples: np.ndarray, part: Part, groups: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Recall by protocol of embeddings (P, D) of samples (P,) of a part."""
+    found = {}
+    for protocol, of in groups.items():
+        hits, patients = of[samples], part.index["patient"][samples]
+        recall = retrieval.recall(queries, gallery, hits, hits, patients)
+        found[protocol] = asdict(recall) if recall else None
+    return found
 
 
 def _consistency(part: Part) -> dict[str, Any]:
@@ -336,50 +345,48 @@ def _texts(model: TorchModel, part: Part, stored: StoredDataset, report: Report)
 # ------------------------------------------------------------------------------------------------------ controls
 
 
-def _known_pairs(model: TorchModel, paired_fraction: float | None) -> float:
-    """The share of the training patients whose pairs the controls may know."""
-    if paired_fraction is not None:
-        return paired_fraction
-    return float(model.checkpoint.provenance.get("settings", {}).get("paired_fraction", 1.0))
+def _trained_on(model: TorchModel, name: str) -> float:
+    """The share of the training patients that a model was trained on (fraction), or knew the pairs of."""
+    return float(model.checkpoint.provenance.get("settings", {}).get(name, 1.0))
 
 
 def _controls(train: Part, part: Part, groups: Mapping[str, np.ndarray], paired_fraction: float) -> dict[str, Any]:
     """What closed forms reach, fitted on the training part and on the pairs that the model knew."""
     found: dict[str, Any] = {"paired_fraction": paired_fraction}
-    pixels = {
-        side: some.values["image"].load(np.arange(len(some.values["image"]))).numpy()
-        for side, some in (("train", train), ("test", part))
-        if "image" in some.values
-    }
-    if all(len(some) for some in pixels.values()) and len(pixels) == 2:
-        found["mean_image"] = {"mse": closed_form.mean_image_mse(pixels["train"], pixels["test"])}
-        mse = closed_form.pca_reconstruction_mse(pixels["train"], pixels["test"], CONTROL_DIMS)
-        found["pca"] = {"mse": mse, "dims": CONTROL_DIMS}
-    if not {"image", "text"} <= set(part.values):
+    if "image" not in part.values or not len(part.values["image"]) or not len(train.values["image"]):
         return found
+    known, asked = (some.values["image"].load(np.arange(len(some.values["image"]))).numpy() for some in (train, part))
+    found["mean_image"] = {"mse": closed_form.mean_image_mse(known, asked)}
+    found["pca"] = {"mse": closed_form.pca_reconstruction_mse(known, asked, CONTROL_DIMS), "dims": CONTROL_DIMS}
+    if "text" in part.values:
+        found |= _maps(train, part, known, asked, groups, paired_fraction)
+    return found
+
+
+def _maps(
+    train: Part, part: Part, known: np.ndarray, asked: np.ndarray, groups: Mapping[str, np.ndarray],
+    paired_fraction: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Retrieval by maps in closed form; `known` and `asked` are the images of both parts. Empty with too few pairs."""
     pairs, both = train.both("image", "text"), part.both("image", "text")
-    known = np.array([paired_place(patient) < paired_fraction for patient in train.index["patient"][pairs]], bool)
-    pairs = pairs[known]
-    if len(set(train.index["patient"][pairs].tolist())) < closed_form.FOLDS or not len(both):
-        return found
-    image_codes = closed_form.ImageCodes(CONTROL_DIMS).fit(pixels["train"])
+    pairs = pairs[may_be_paired(train.index["patient"][pairs], paired_fraction)]
+    patients = train.index["patient"][pairs]
+    if len(set(patients.tolist())) < closed_form.FOLDS or not len(both):
+        return {}
+    image_codes = closed_form.ImageCodes(CONTROL_DIMS).fit(known)
     text_codes = closed_form.TextCodes(CONTROL_DIMS).fit(train.values["text"].texts.tolist())
-    learned = [
-        image_codes.transform(pixels["train"][train.numbers["image"][pairs]]),
-        text_codes.transform(train.index["text"][pairs].tolist()),
-    ]
-    asked = [
-        image_codes.transform(pixels["test"][part.numbers["image"][both]]),
-        text_codes.transform(part.index["text"][both].tolist()),
-    ]
-    patients = part.index["patient"][both]
+
+    def codes(of: Part, images: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        texts = of.index["text"][samples].tolist()
+        return image_codes.transform(images[of.numbers["image"][samples]]), text_codes.transform(texts)
+
+    learned, tested = codes(train, known, pairs), codes(part, asked, both)
+    found = {}
     for name in closed_form.MAPS:
-        fitted = closed_form.fit_map(name, learned[0], learned[1], train.index["patient"][pairs])
-        embeddings = {"image": fitted.images(asked[0]), "text": fitted.texts(asked[1])}
+        fitted = closed_form.fit_map(name, *learned, patients)
+        embeddings = {"image": fitted.images(tested[0]), "text": fitted.texts(tested[1])}
         found[name] = {
-            f"{a}_to_{b}": {
-                protocol: _recall(embeddings[a], embeddings[b], of[both], patients) for protocol, of in groups.items()
-            }
+            f"{a}_to_{b}": _recalls(embeddings[a], embeddings[b], both, part, groups)
             for a, b in permutations(embeddings, 2)
         }
     return found

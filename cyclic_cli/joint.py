@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from itertools import permutations
 from typing import Any
 
@@ -76,7 +77,11 @@ class JointModel(nn.Module):
 
     def parts(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
         """The embedding (N, embedding), of unit norm, and the private part (N, private) of values."""
-        shared, private = self.heads[name](self.towers[name].encode(value)).split([self.embedding, self.private], 1)
+        return self.split(name, self.towers[name].encode(value))
+
+    def split(self, name: str, code: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of codes (N, code) of a modality's tower."""
+        shared, private = self.heads[name](code).split([self.embedding, self.private], 1)
         return functional.normalize(shared, dim=1), private
 
     def embed(self, name: str, value: Tensor) -> Tensor:
@@ -105,34 +110,37 @@ class JointModel(nn.Module):
             keep: By modality (N,) in [0, 1), random: those from `PRIVATE_DROPOUT` on keep their private part in a
                 reconstruction.
         """
-        parts = {name: self.parts(name, value) for name, value in values.items()}
-        embeddings = {name: shared for name, (shared, _) in parts.items()}
-        outputs: Outputs = {"embedding": embeddings}
-        batch = _Batch(self, values, samples, parts, keep)
+        codes = {name: self.towers[name].encode(value) for name, value in values.items()}
+        batch = _Batch(self, values, samples, codes, keep)
+        outputs: Outputs = {"embedding": {name: shared for name, (shared, _) in batch.parts.items()}}
         for need in needs:
             if need not in outputs:
-                outputs[need] = getattr(batch, need)()
+                outputs[need] = getattr(batch, need)
         return outputs
 
 
 class _Batch:
-    """What becomes of the embeddings of a batch: each method is one of OUTPUTS."""
+    """What becomes of the codes of a batch: each property but `parts` is one of OUTPUTS, computed once."""
 
     def __init__(
         self, model: JointModel, values: Mapping[str, Tensor], samples: Mapping[str, Tensor],
-        parts: Mapping[str, tuple[Tensor, Tensor]], keep: Mapping[str, Tensor],
+        codes: Mapping[str, Tensor], keep: Mapping[str, Tensor],
     ) -> None:  # fmt: skip
-        self.model, self.values, self.samples, self.parts, self.keep = model, values, samples, parts, keep
+        self.model, self.values, self.samples, self.codes, self.keep = model, values, samples, codes, keep
+        self.parts = {name: model.split(name, code) for name, code in codes.items()}
         self.pairs = list(permutations(model.modalities, 2))
 
+    @cached_property
     def scale(self) -> Tensor:
         """() of a contrast."""
         return self.model.log_scale.clamp(max=SCALE_LIMIT).exp()
 
+    @cached_property
     def bias(self) -> Tensor:
         """() of a contrast by sigmoids."""
         return self.model.bias + 0  # an output that is a parameter itself would escape data-parallel training
 
+    @cached_property
     def reconstruction(self) -> dict[str, Tensor]:
         """By modality (N,): errors of each value decoded from its own embedding and private part."""
         errors = {}
@@ -141,6 +149,7 @@ class _Batch:
             errors[name] = self.model.towers[name].errors(self.model.code(name, shared, kept), self.values[name])
         return errors
 
+    @cached_property
     def translation(self) -> dict[tuple[str, str], Tensor]:
         """By (a, b) (P,): errors of b decoded from the embedding of a, of the samples that may know both."""
         errors = {}
@@ -151,29 +160,32 @@ class _Batch:
                 errors[a, b] = self.model.towers[b].errors(code, self.values[b][of_b])
         return errors
 
+    @cached_property
     def code_cycle(self) -> dict[tuple[str, str], Tensor]:
         """By (a, b) (N,): errors of a's code after a → shared → b's code → shared → a's code, in its spread."""
-        errors = {}
-        for (a, b), returned in self._through(self._code).items():
-            shared, private = self.parts[a]
-            expected = self.model.code(a, shared, private).detach()
-            errors[a, b] = (self.model.code(a, returned, private) - expected).square().mean(1)
-        return errors
+        return {
+            (a, b): (self.model.code(a, returned, self.parts[a][1]) - self.codes[a]).square().mean(1)
+            for (a, b), returned in self._through(self._code).items()
+        }
 
+    @cached_property
     def latent_cycle(self) -> dict[tuple[str, str], Tensor]:
         """By (a, b) (N, embedding): the embedding of what b's decoder draws of a's embedding."""
         return self._through(self._value)
 
+    @cached_property
     def half_latent_cycle(self) -> dict[tuple[str, str], Tensor]:
         """The same, without a gradient through what is drawn."""
         return self._through(self._fixed)
 
+    @cached_property
     def data_cycle(self) -> dict[tuple[str, str], Tensor]:
         """By (a, b) (N,): errors of a's values decoded from the embedding that came back from b."""
-        return self._returned(self.latent_cycle())
+        return self._returned(self.latent_cycle)
 
+    @cached_property
     def half_data_cycle(self) -> dict[tuple[str, str], Tensor]:
-        return self._returned(self.half_latent_cycle())
+        return self._returned(self.half_latent_cycle)
 
     # ---------------------------------------------------------------------------------------------- helpers
 
@@ -181,8 +193,7 @@ class _Batch:
         return {(a, b): there(b, self.parts[a][0]) for a, b in self.pairs if a in self.values}
 
     def _code(self, name: str, embedding: Tensor) -> Tensor:
-        shared = self.model.heads[name](self.model.code(name, embedding))[:, : self.model.embedding]
-        return functional.normalize(shared, dim=1)
+        return self.model.split(name, self.model.code(name, embedding))[0]
 
     def _value(self, name: str, embedding: Tensor) -> Tensor:
         return self.model.embed(name, self.model.towers[name].drawn(self.model.code(name, embedding)))

@@ -173,59 +173,67 @@ def present_values(dataset: StoredDataset, modality: Modality, index: Any, facts
     return modality.file.Values(dataset, chosen, modality.config, facts), numbers
 
 
-def training_index(
-    datasets: Sequence[StoredDataset], modality: Modality, fraction: float
-) -> tuple[StoredDataset, dict[str, np.ndarray]]:
-    """The index of the training samples that have a modality, of all data sets together, and one that has some.
+@dataclass(frozen=True)
+class Source:
+    """The training part of a data set that a run draws from."""
+
+    dataset: StoredDataset
+    index: dict[str, np.ndarray]  # columns (S,), see `read_index`
+
+
+def fit(sources: Sequence[Source], modality: Modality) -> Any:
+    """The facts of a modality, learned from the training samples of all sources together.
 
     Raises:
-        CyclicError: none has it.
+        CyclicError: none has a value of it.
     """
     found = []
-    for number, dataset in enumerate(datasets):
-        index = read_index(dataset, [modality], "train", 1.0 if number else fraction)
-        there = np.asarray(modality.file.present(index), bool)
+    for source in sources:
+        there = np.asarray(modality.file.present(source.index), bool)
         if there.any():
-            found.append((dataset, {name: column[there] for name, column in index.items()}))
+            found.append((source.dataset, {name: column[there] for name, column in source.index.items()}))
     if not found:
         raise CyclicError(
             f"No training sample has a value of the modality {modality.name!r}.",
             "Prepare data that has, name some with --also, or leave the modality out.",
         )
     joined = {name: np.concatenate([index[name] for _, index in found]) for name in found[0][1]}
-    return found[0][0], joined
+    return modality.file.fit(found[0][0], joined, modality.config)
 
 
 def make_mixture(
-    datasets: Sequence[StoredDataset],
-    modalities: Sequence[Modality],
-    facts: Mapping[str, Any],
-    fraction: float,
-    paired_fraction: float,
+    sources: Sequence[Source], modalities: Sequence[Modality], facts: Mapping[str, Any], paired_fraction: float
 ) -> Mixture:
-    """The training samples of the first data set, with pairs, and of further ones, whose values all count as alone.
+    """The training samples of the first source, with pairs, and of further ones, whose values all count as alone.
 
     Args:
-        datasets: At least one.
+        sources: At least one.
         modalities: Of the run.
-        facts: What `fit` of each modality learned, by its name.
-        fraction: Of the patients of the first data set.
-        paired_fraction: Of these, those whose samples are paired; a hash of the patient decides.
+        facts: What `fit` learned of each modality, by its name.
+        paired_fraction: Of the patients of the first source, those whose samples are paired; a hash of the patient
+            decides.
     """
-    parts: dict[str, list[Any]] = {one.name: [] for one in modalities}
-    names: dict[str, list[np.ndarray]] = {one.name: [] for one in modalities}
-    rows: dict[str, np.ndarray] = {}
-    paired = np.empty(0, bool)
-    for number, dataset in enumerate(datasets):
-        index = read_index(dataset, modalities, "train", 1.0 if number else fraction)
-        for one in modalities:
-            values, numbers = present_values(dataset, one, index, facts[one.name])
-            parts[one.name].append(values)
-            names[one.name].append(index["sample"][numbers != ALONE])
-            if not number:
-                rows[one.name] = numbers
-        if not number:
-            places = {patient: paired_place(patient) for patient in set(index["patient"].tolist())}
-            paired = np.array([places[patient] < paired_fraction for patient in index["patient"].tolist()], bool)
-    pools = {name: Pool(some, np.concatenate(names[name])) for name, some in parts.items()}
-    return Mixture(pools, rows, paired)
+    found = {
+        one.name: [present_values(source.dataset, one, source.index, facts[one.name]) for source in sources]
+        for one in modalities
+    }
+    pools = {
+        name: Pool(
+            [values for values, _ in some],
+            np.concatenate([
+                source.index["sample"][numbers != ALONE] for source, (_, numbers) in zip(sources, some, strict=True)
+            ]),
+        )
+        for name, some in found.items()
+    }  # fmt: skip
+    return Mixture(
+        pools,
+        {name: some[0][1] for name, some in found.items()},
+        may_be_paired(sources[0].index["patient"], paired_fraction),
+    )
+
+
+def may_be_paired(patients: np.ndarray, fraction: float) -> np.ndarray:
+    """Which samples (S,), of these patients, are of the share of patients whose pairs may be known: bool."""
+    places = {patient: paired_place(patient) for patient in set(patients.tolist())}
+    return np.array([places[patient] < fraction for patient in patients.tolist()], bool)

@@ -14,7 +14,7 @@ import yaml
 
 from cyclic_cli.errors import UsageError
 from cyclic_cli.registry import check
-from cyclic_cli.retrieval import patient_interval
+from cyclic_cli.retrieval import patient_interval, unit
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression, from the strongest regularisation
 NEAREST = 20
@@ -124,13 +124,8 @@ def zero_shot(images: np.ndarray, positive: np.ndarray, negative: np.ndarray) ->
 
     Each prompt is normalised before the mean and the mean after it (Radford et al., ICML 2021).
     """
-    direction = _unit(_unit(positive).mean(axis=0)) - _unit(_unit(negative).mean(axis=0))
-    return np.asarray(_unit(images) @ direction)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (..., D) at norm one; zero stays zero."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    direction = unit(unit(positive).mean(axis=0)) - unit(unit(negative).mean(axis=0))
+    return np.asarray(unit(images) @ direction)
 
 
 @dataclass(frozen=True)

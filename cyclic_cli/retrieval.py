@@ -77,6 +77,11 @@ def first_hits(
     return ranks
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (..., D) at norm one, float32; zero stays zero."""
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12), dtype=np.float32)
+
+
 def _similarities(queries: np.ndarray, gallery: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """The dot products of some rows of queries with the whole gallery, in blocks: which rows, and (rows, G)."""
     size = max(1, BLOCK // len(gallery))

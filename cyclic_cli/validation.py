@@ -1,7 +1,7 @@
 """How well a model reconstructs, or aligns, what it was not trained on: other patients' images and reports."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import permutations
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cyclic_cli.data import Samples
 from cyclic_cli.distributed import Ranks
+from cyclic_cli.mixing import ALONE
 from cyclic_cli.retrieval import first_hits
 
 BATCH = 64
@@ -32,16 +33,13 @@ def validate(
     """
     module.eval()
     count, device = len(data), ranks.fabric.device
-    part = ranks.part(np.arange(count))
     errors: list[float] = []
-    for first in range(0, ranks.largest_part(count), BATCH):
+    for numbers, shown in _batches(ranks, count):
         if is_stopped():
             return None
-        numbers = part[first : first + BATCH]
-        shown = numbers if len(numbers) else np.arange(1)  # processes act together: for nothing, if need be
         image = data.images(shown).to(device)
         reconstruction = module(image)["reconstruction"].clamp(0, 1)
-        if seen and not first:
+        if seen and not errors:
             seen(image, reconstruction)
         squares = (reconstruction - image).square()
         for square, number in zip(squares, numbers, strict=False):
@@ -55,18 +53,27 @@ def validate(
     return {"mse": sum(errors) / len(errors), "psnr": sum(decibels) / len(decibels)}
 
 
+def _batches(ranks: Ranks, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """This process's part of so many values, in batches of numbers (N,), and what is to be computed for each.
+
+    As many batches in every process, since they act together: where there are no numbers left, for nothing.
+    """
+    part = ranks.part(np.arange(count))
+    for first in range(0, ranks.largest_part(count), BATCH):
+        numbers = part[first : first + BATCH]
+        yield numbers, numbers if len(numbers) else np.arange(1)
+
+
 @torch.no_grad()
 def validate_retrieval(
-    ranks: Ranks, module: Any, values: Mapping[str, Any], there: Mapping[str, np.ndarray],
-    is_stopped: Callable[[], bool],
-) -> dict[str, float] | None:  # fmt: skip
+    ranks: Ranks, module: Any, samples: Mapping[str, tuple[Any, np.ndarray]], is_stopped: Callable[[], bool]
+) -> dict[str, float] | None:
     """How well the modalities of samples find one another; equal reports count as one, see `retrieval`.
 
     Args:
         ranks: The processes, which share the values.
         module: A joint model.
-        values: By modality, its `Values` of the samples that have it.
-        there: By modality (S,) bool, which samples these are.
+        samples: By modality, its `Values`, and for each sample (S,) the number of its value, or ALONE.
         is_stopped: Asked before every batch, by all processes.
 
     Returns:
@@ -75,26 +82,23 @@ def validate_retrieval(
     """
     module.eval()
     embeddings: dict[str, np.ndarray] = {}
-    for name, some in values.items():
-        count = len(some)
-        part = ranks.part(np.arange(count))
+    for name, (values, _) in samples.items():
         parts: list[Tensor] = []
-        for first in range(0, ranks.largest_part(count), BATCH):
+        for numbers, shown in _batches(ranks, len(values)):
             if is_stopped():
                 return None
-            numbers = part[first : first + BATCH]
-            value = some.load(numbers if len(numbers) else np.arange(1)).to(ranks.fabric.device)
+            value = values.load(shown).to(ranks.fabric.device)
             parts.append(module.embed(name, value)[: len(numbers)].float())
-        if count:
-            embeddings[name] = ranks.gathered(torch.cat(parts), count).cpu().numpy()
+        if parts:
+            embeddings[name] = ranks.gathered(torch.cat(parts), len(values)).cpu().numpy()
     module.train()
     found = []
     for a, b in permutations(embeddings, 2):
-        both = there[a] & there[b]
-        of_a, of_b = ((np.cumsum(there[name]) - 1)[both] for name in (a, b))
+        of_a, of_b = samples[a][1], samples[b][1]
+        both = (of_a != ALONE) & (of_b != ALONE)
         if both.any():
-            contents = values[b].keys[of_b]
-            found.append(first_hits(embeddings[a][of_a], embeddings[b][of_b], contents, contents))
+            contents = samples[b][0].keys[of_b[both]]
+            found.append(first_hits(embeddings[a][of_a[both]], embeddings[b][of_b[both]], contents, contents))
     if not found:
         return {}
     return {

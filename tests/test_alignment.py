@@ -200,15 +200,14 @@ def _run_until(step: int) -> str:
     )
 
 
-def test_two_processes_learn_what_one_does(paired_dataset: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_does(paired_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
     every = ("--epochs", 2, "--lr", 1e-4, "--precision", 32, "--set", f"objectives={EVERY}")
-    for out, devices in (("one", 1), ("two", 2)):
-        command = [sys.executable, "-m", "cyclic_cli", *words(paired_dataset, *every, "--out", tmp_path / out)]
-        command += ["--devices", devices]
-        done = subprocess.run(
-            [*map(str, command)], capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-        assert done.returncode == 0, done.stderr
+    assert cyclic(*words(paired_dataset, *every, "--out", tmp_path / "one")).code == 0
+    several = words(paired_dataset, *every, "--out", tmp_path / "two", "--devices", 2)
+    command = [sys.executable, "-m", "cyclic_cli", *map(str, several)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     moved = sum(np.square(one[name] - two[name], dtype=np.float64).sum() for name in one)
     size = sum(np.square(value, dtype=np.float64).sum() for value in one.values())
@@ -383,3 +382,37 @@ def test_info_says_how_to_make_a_joint_model_again_and_spells_no_vocabulary(
     again = ["bash", "-c", f"{command} --out again --quiet --json"]
     subprocess.run(again, check=True, env=os.environ | {"PATH": path}, capture_output=True, timeout=200)
     assert_same(Path("run"), Path("again"))
+
+
+def test_cycles_lead_through_the_other_modality_and_back(paired_dataset: Path) -> None:
+    """Each output of a joint model against the same way gone by hand, one part after another."""
+    one = learner(paired_dataset, private=4, embedding=8)
+    model, numbers = one.module.eval(), np.arange(5)
+    one.initialise(lambda *_: None)
+    values = {name: pool.load(numbers) for name, pool in one.mixture.pools.items()}
+    samples = {name: torch.arange(5) for name in values}
+    needs = ["code_cycle", "latent_cycle", "half_latent_cycle", "data_cycle", "reconstruction", "translation"]
+    outputs = model(values, samples, needs, {name: torch.ones(5) for name in values})
+    for a, b in (("image", "text"), ("text", "image")):
+        towers, heads, expansions = model.towers, model.heads, model.expansions
+        code = towers[a].encode(values[a])
+        shared, private = heads[a](code)[:, :8], heads[a](code)[:, 8:]
+        shared = shared / shared.norm(dim=1, keepdim=True)
+        there = expansions[b](torch.cat([shared, torch.zeros(5, 4)], 1))
+        back = heads[b](there)[:, :8]
+        code_back = expansions[a](torch.cat([back / back.norm(dim=1, keepdim=True), private], 1))
+        torch.testing.assert_close(outputs["code_cycle"][a, b], (code_back - code).square().mean(1))
+        drawn = heads[b](towers[b].encode(towers[b].drawn(there)))[:, :8]
+        drawn = drawn / drawn.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(outputs["latent_cycle"][a, b], drawn)
+        torch.testing.assert_close(outputs["half_latent_cycle"][a, b], drawn)
+        data_back = expansions[a](torch.cat([drawn, private], 1))
+        torch.testing.assert_close(outputs["data_cycle"][a, b], towers[a].errors(data_back, values[a]))
+        own = expansions[a](torch.cat([shared, private], 1))
+        torch.testing.assert_close(outputs["reconstruction"][a], towers[a].errors(own, values[a]))
+        torch.testing.assert_close(outputs["translation"][a, b], towers[b].errors(there, values[b]))
+    decoder = list(model.expansions["text"].parameters())
+    for name, learns in (("latent_cycle", True), ("half_latent_cycle", False)):
+        total = outputs[name]["image", "text"].sum()
+        gradients = torch.autograd.grad(total, decoder, retain_graph=True, allow_unused=True)
+        assert any(gradient is not None for gradient in gradients) == learns

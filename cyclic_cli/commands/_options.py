@@ -19,10 +19,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stder
 Strict = Annotated[bool, typer.Option(help="Exit with 8 when some inputs could not be used.")]
 Null = Annotated[bool, typer.Option("-0", "--null", help="Paths on stdin end with a NUL byte, not a line end.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes.", show_default="the cores it may use")]
-Sources = Annotated[
-    list[str],
-    typer.Argument(help="Files, folders, quoted glob patterns, or - for a list of paths on stdin.", show_default=False),
+SOURCES = typer.Argument(
+    help="Files, folders, quoted glob patterns, or - for a list of paths on stdin.", show_default=False
+)
+Sources = Annotated[list[str], SOURCES]
+OptionalSources = Annotated[list[str] | None, SOURCES]
+Dataset = Annotated[
+    Path | None, typer.Argument(help="The data set.", show_default="$CYCLIC_DATASET, ./dataset, the demo's")
 ]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
 def show(title: str, values: dict[str, Any], json: bool) -> None:

@@ -8,15 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from cyclic_cli import console, registry
-from cyclic_cli.commands._options import Json, Quiet, find_dataset, show
+from cyclic_cli.commands._options import Dataset, Device, Json, Quiet, find_dataset, show
 from cyclic_cli.identity import SPLITS
 
 
 def evaluate(
-    dataset: Annotated[
-        Path | None,
-        typer.Argument(help="The data set.", show_default="$CYCLIC_DATASET, ./dataset, the demo's"),
-    ] = None,
+    dataset: Dataset = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -36,7 +33,7 @@ def evaluate(
         typer.Option(min=0, max=1, help="Training pairs that controls may know.", show_default="the model's"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write the figures to.", show_default=False)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -59,11 +56,12 @@ def evaluate(
         _show(figures)
 
 
-MAPS = ("cca", "ridge")  # of the controls, those that retrieve
 TABLES = ("retrieval", "controls", "probe", "zero_shot")  # figures that are shown as rows and columns
 
 
 def _show(figures: dict[str, Any]) -> None:
+    from cyclic_cli.controls import MAPS
+
     show("Evaluation", {name: value for name, value in figures.items() if name not in TABLES}, False)
     controls = figures["controls"]
     fitted = {name: controls[name] for name in MAPS if name in controls}

@@ -8,17 +8,21 @@ from typing import Annotated, Any
 import typer
 
 from cyclic_cli import console, registry
-from cyclic_cli.commands._options import SOME_LEFT_OUT, JsonLines, Null, Quiet, Strict, paths_of
+from cyclic_cli.commands._options import (
+    SOME_LEFT_OUT,
+    Device,
+    JsonLines,
+    Null,
+    OptionalSources,
+    Quiet,
+    Strict,
+    paths_of,
+)
 from cyclic_cli.errors import CyclicError, UsageError
 
 
 def reconstruct(
-    scans: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Files, folders, quoted glob patterns, or - for a list of paths on stdin.", show_default=False
-        ),
-    ] = None,
+    scans: OptionalSources = None,
     model: Annotated[
         list[Path] | None,
         typer.Option(
@@ -53,7 +57,7 @@ def reconstruct(
     summary_file: Annotated[
         Path | None, typer.Option("--summary", help="Write the totals there, as JSON.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     null: Null = False,
     strict: Strict = False,
     json: JsonLines = False,

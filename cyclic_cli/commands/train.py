@@ -8,7 +8,7 @@ import typer
 
 from cyclic_cli import config as settings
 from cyclic_cli import console, registry
-from cyclic_cli.commands._options import Json, Quiet, find_dataset, show
+from cyclic_cli.commands._options import Dataset, Json, Quiet, find_dataset, show
 from cyclic_cli.config import TrainConfig
 
 
@@ -17,10 +17,7 @@ def _complete_arch(incomplete: str) -> list[str]:
 
 
 def train(
-    dataset: Annotated[
-        Path | None,
-        typer.Argument(help="The data set.", show_default="$CYCLIC_DATASET, ./dataset, the demo's"),
-    ] = None,
+    dataset: Dataset = None,
     arch: Annotated[
         str | None,
         typer.Option(

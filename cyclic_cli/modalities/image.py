@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclic_cli import registry
-from cyclic_cli.config import build
+from cyclic_cli.config import JOINT_ARCH, JOINT_RECIPE, build
 from cyclic_cli.data import moved
 from cyclic_cli.errors import UsageError
 from cyclic_cli.images import as_float
@@ -25,9 +25,9 @@ COLUMNS = ("has_image", "shard", "row")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    arch: str = "deep"
+    arch: str = JOINT_ARCH
     model: dict[str, Any] = field(default_factory=dict)  # the architecture's own settings
-    augment: float = 1.0  # strength of small random movements and changes of contrast
+    augment: float = JOINT_RECIPE["augment"]  # strength of small random movements and changes of contrast
 
 
 def present(index: Mapping[str, np.ndarray]) -> np.ndarray:

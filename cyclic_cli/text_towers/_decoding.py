@@ -174,6 +174,28 @@ class Decoder(nn.Module):
         return logits.masked_fill(never, -torch.inf)
 
 
+class Writing(nn.Module):
+    """The half of a tower that writes: its `decoder`."""
+
+    decoder: Decoder
+
+    def decode(self, code: Tensor) -> Tensor:
+        """The likeliest tokens (N, L), one after another."""
+        return self.decoder.search(code, 1, self.decoder.limit)
+
+    def errors(self, code: Tensor, tokens: Tensor) -> Tensor:
+        """See `Decoder.errors`."""
+        return self.decoder.errors(code, tokens)
+
+    def drawn(self, code: Tensor) -> Tensor:
+        """See `Decoder.drawn`."""
+        return self.decoder.drawn(code)
+
+    def generate(self, code: Tensor, beams: int, length: int) -> list[list[int]]:
+        """See `Decoder.generate`."""
+        return self.decoder.generate(code, beams, length)
+
+
 def trimmed(tokens: Tensor) -> Tensor:
     """Tokens (N, L) without the columns behind the longest text."""
     longest = int((tokens != PADDING).sum(1).max()) if len(tokens) else 0

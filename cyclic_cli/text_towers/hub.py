@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from cyclic_cli.errors import CyclicError, UsageError
-from cyclic_cli.text_towers._decoding import Decoder, trimmed
+from cyclic_cli.text_towers._decoding import Decoder, Writing, trimmed
 from cyclic_cli.vocabulary import END, SPECIAL, Vocabulary
 
 
@@ -50,7 +50,7 @@ def fit(config: Config) -> tuple[Vocabulary, dict[str, Any]]:
     return vocabulary, {"model": plain, "before": before, "behind": behind}
 
 
-class Tower(nn.Module):
+class Tower(Writing):
     """The pretrained encoder, and the decoder."""
 
     def __init__(self, config: Config, facts: Mapping[str, Any], vocabulary: int) -> None:
@@ -125,22 +125,6 @@ class Tower(nn.Module):
             return there & ~ends, vectors
         vectors = torch.where(ends[:, :, None], 0.0, vectors) + ends_softly[:, :, None] * self.table[self.behind[0]]
         return there, vectors
-
-    def decode(self, code: Tensor) -> Tensor:
-        """The likeliest tokens (N, L), one after another."""
-        return self.decoder.search(code, 1, self.decoder.limit)
-
-    def errors(self, code: Tensor, tokens: Tensor) -> Tensor:
-        """See `Decoder.errors`."""
-        return self.decoder.errors(code, tokens)
-
-    def drawn(self, code: Tensor) -> Tensor:
-        """See `Decoder.drawn`."""
-        return self.decoder.drawn(code)
-
-    def generate(self, code: Tensor, beams: int, length: int) -> list[list[int]]:
-        """See `Decoder.generate`."""
-        return self.decoder.generate(code, beams, length)
 
 
 def _folder(name: str) -> Path:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cyclic_cli.text_towers._decoding import EMBEDDING_SCALE, Block, Decoder, trimmed
+from cyclic_cli.text_towers._decoding import EMBEDDING_SCALE, Block, Decoder, Writing, trimmed
 from cyclic_cli.vocabulary import START
 
 
@@ -30,7 +30,7 @@ class Config:
 GENERATES = True
 
 
-class Tower(nn.Module):
+class Tower(Writing):
     """Encoder and decoder."""
 
     def __init__(self, config: Config, facts: Mapping[str, Any], vocabulary: int) -> None:
@@ -59,19 +59,3 @@ class Tower(nn.Module):
         for block in self.blocks:
             vectors = block(vectors, there)
         return (self.norm(vectors) * there[:, :, None]).sum(1) / there.sum(1, keepdim=True)
-
-    def decode(self, code: Tensor) -> Tensor:
-        """The likeliest tokens (N, L), one after another."""
-        return self.decoder.search(code, 1, self.decoder.limit)
-
-    def errors(self, code: Tensor, tokens: Tensor) -> Tensor:
-        """See `Decoder.errors`."""
-        return self.decoder.errors(code, tokens)
-
-    def drawn(self, code: Tensor) -> Tensor:
-        """See `Decoder.drawn`."""
-        return self.decoder.drawn(code)
-
-    def generate(self, code: Tensor, beams: int, length: int) -> list[list[int]]:
-        """See `Decoder.generate`."""
-        return self.decoder.generate(code, beams, length)
