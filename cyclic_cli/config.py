@@ -4,6 +4,7 @@ A default lives once, in its dataclass; the command line shows it from there. Th
 has a `Config` of its own, which checks the `model:` table of a run file.
 """
 
+import copy
 import dataclasses
 import math
 import os
@@ -296,8 +297,12 @@ def read_run_file(path: Path) -> dict[str, Any]:
 
 
 def assign(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """Lay `--set name=value` assignments over `values`; `model.latent=64` reaches into a table; values are YAML."""
-    merged = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+    """Lay `--set name=value` assignments over the `values` of a run; values are YAML.
+
+    `modalities.text.tower=bag` reaches into tables; one that the values lack is first the default's.
+    """
+    defaults = dataclasses.asdict(TrainConfig())
+    merged = copy.deepcopy(values)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
@@ -306,13 +311,15 @@ def assign(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UsageError(f"--set {assignment!r}: the value is not YAML.", "Quote it.") from None
-        table, dot, inner = name.partition(".")
-        if not dot:
-            merged[name] = value
-        elif isinstance(merged.setdefault(table, {}), dict):
-            merged[table][inner] = value
-        else:
-            raise UsageError(f"--set {name}: {table!r} is not a table.", "Leave the part after the dot out.")
+        *tables, last = name.split(".")
+        inner, default = merged, defaults
+        for table in tables:
+            known = default.get(table)
+            default = known if isinstance(known, dict) else {}
+            inner = inner.setdefault(table, copy.deepcopy(default))
+            if not isinstance(inner, dict):
+                raise UsageError(f"--set {name}: {table!r} is not a table.", "Leave the part after the dot out.")
+        inner[last] = value
     return merged
 
 

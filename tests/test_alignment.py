@@ -285,6 +285,17 @@ def test_what_cannot_be_is_refused_with_a_way_out(
     assert not Path("run/model.safetensors").exists()
 
 
+def test_settings_of_a_modality_are_set_by_their_path(paired_dataset: Path, cyclic: Cyclic) -> None:
+    paths = ("--set", "modalities.text.tower=transformer", "--set", "modalities.text.model.width=32")
+    assert cyclic(*words(paired_dataset, "--epochs", 1, "--out", "run", *paths)).code == 0
+    config = read_checkpoint(Path("run/model.safetensors")).architecture["config"]["modalities"]
+    assert set(config) == {"image", "text"}
+    assert config["text"]["tower"] == "transformer"
+    assert config["text"]["model"] == {"width": 32}
+    assert config["image"]["arch"] == "linear"
+    assert "not a table" in cyclic(*words(paired_dataset, "--set", "embedding.width=8")).err
+
+
 def test_a_data_set_without_reports_is_refused(tiny_files: Path, tmp_path: Path, cyclic: Cyclic) -> None:
     images = sorted(tiny_files.rglob("*.png"))[1::2]  # those without a report beside them
     cyclic("prepare", *images, "--out", "images", "--size", 32, "--already-deidentified")
