@@ -105,7 +105,7 @@ class Alignment:
     def start(self) -> str:
         """What is started from what, in words."""
         pools = ", ".join(f"{len(pool)} {name}s" for name, pool in self.mixture.pools.items())
-        return f"{self.config.arch} and its partners from {pools}; {len(self.mixture.paired)} samples are paired"
+        return f"the towers from {pools}; {len(self.mixture.paired)} samples are paired"
 
     def initialise(self, tick: Tick) -> None:
         """Start the towers from the training values."""

@@ -100,6 +100,17 @@ def test_an_autoencoder_is_evaluated_too(paired_dataset: Path, cyclic: Cyclic) -
     assert "neighbours" in shown.out
 
 
+def test_a_file_that_cannot_be_written_costs_no_figures(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+    Path("taken").write_text("a file, not a folder")
+    said = cyclic("evaluate", paired_dataset, "--model", run, "--out", "taken/figures.json", "--json", "--quiet")
+    assert said.code == 1
+    assert said.json["samples"] > 0
+    shown = cyclic("evaluate", paired_dataset, "--model", run, "--out", "figures.json")
+    assert shown.code == 0
+    assert json.loads(Path("figures.json").read_text())["retrieval"] == said.json["retrieval"]
+    assert "R@10" in shown.out
+
+
 def test_zero_shot_from_prompts(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     Path("prompts.yaml").write_text(
         "templates: ['{}.']\nprompts:\n  disc:\n    positive: [there is left disc, there is upper disc, "

@@ -46,14 +46,14 @@ def evaluate(
         found = find_dataset(dataset, report)
         (loaded,) = load_models([model] if model else [], device, report).values()
         figures = asdict(task.evaluate(found, loaded, split, prompts, controls, paired_fraction, report))
-    if out:
-        from cyclic_cli.storage import write_text
-
-        write_text(out, console.as_json(figures) + "\n")
     if json:
         console.write_json(figures)
     else:
         _show(figures)
+    if out:  # last: a disk that is full costs the file, not the figures
+        from cyclic_cli.storage import write_text
+
+        write_text(out, console.as_json(figures) + "\n")
 
 
 TABLES = ("retrieval", "controls", "probe", "zero_shot")  # figures that are shown as rows and columns
@@ -62,7 +62,9 @@ TABLES = ("retrieval", "controls", "probe", "zero_shot")  # figures that are sho
 def _show(figures: dict[str, Any]) -> None:
     from cyclic_cli.controls import MAPS
 
-    show("Evaluation", {name: value for name, value in figures.items() if name not in TABLES}, False)
+    findings = figures["texts"].get("findings", {})
+    texts = {name: value for name, value in figures["texts"].items() if name != "findings"}
+    show("Evaluation", {name: value for name, value in figures.items() if name not in TABLES} | {"texts": texts}, False)
     controls = figures["controls"]
     fitted = {name: controls[name] for name in MAPS if name in controls}
     _columns(
@@ -77,6 +79,7 @@ def _show(figures: dict[str, Any]) -> None:
         for label, modalities in figures["probe"].items()
         for name, probe in modalities.items()
     )
+    _columns({"written": finding, **_correctness(found)} for finding, found in findings.items())
     _columns({"zero-shot": label, **_auroc(score)} for label, score in figures["zero_shot"].items() if score)
     simple = {name: value for name, value in controls.items() if name not in fitted}
     if simple:
@@ -109,6 +112,11 @@ def _probe(probe: dict[str, Any]) -> dict[str, str]:
         "linear": _percent(linear.get("accuracy")), "majority": _percent(linear.get("majority")),
         "AUROC": _percent(linear.get("auroc")), "neighbours": _percent(probe["nearest_neighbours"]),
     }  # fmt: skip
+
+
+def _correctness(found: dict[str, Any]) -> dict[str, str]:
+    shares = {name: _percent(found[name]) for name in ("precision", "recall", "f1")}
+    return {**shares, "stated": str(found["stated"]), "present": str(found["present"])}
 
 
 def _auroc(score: dict[str, Any]) -> dict[str, str]:
