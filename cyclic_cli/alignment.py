@@ -114,10 +114,18 @@ class Alignment:
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Weights, which decay, and apart from them biases, norms and the scale of the contrast, which do not."""
-        several = [parameter for parameter in self.module.parameters() if parameter.dim() > 1]
-        single = [parameter for parameter in self.module.parameters() if parameter.dim() <= 1]
-        return [{"params": several, "share": 1.0}, {"params": single, "share": 1.0, "weight_decay": 0.0}]
+        """Weights, which decay, and apart from them biases, norms and the scale of the contrast, which do not.
+
+        Those of towers, which start from all values, learn at a rate of their own.
+        """
+        groups = []
+        for of_towers, share in ((False, 1.0), (True, self.config.fitted_lr)):
+            some = [one for name, one in self.module.named_parameters() if name.startswith("towers.") == of_towers]
+            groups += [
+                {"params": [one for one in some if one.dim() > 1], "share": share},
+                {"params": [one for one in some if one.dim() <= 1], "share": share, "weight_decay": 0.0},
+            ]
+        return groups
 
     def plan(self) -> Plan:
         return make_plan(self.config, self.ranks, self.module, list(self.objectives), self.batch_size, 0)

@@ -106,6 +106,9 @@ class EpochOrder:
         return left << self._half | right
 
 
+STREAM = np.uint64(0x9E3779B97F4A7C15)  # odd, 2⁶⁴ by the golden ratio
+
+
 def _hash(values: np.ndarray) -> np.ndarray:
     """64 bits of each of (N,) uint64, all of which depend on all of its own."""
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
@@ -116,14 +119,12 @@ def _hash(values: np.ndarray) -> np.ndarray:
 def sample_noise(keys: np.ndarray, size: int, seed: int, epoch: int, purpose: str = "") -> Tensor:
     """Standard normal numbers (N, size) float32, a row for each sample from (seed, epoch, sample key, purpose) alone.
 
-    Each row is a stream of its own of Philox (Salmon et al., SC 2011), a counter-based generator.
+    Each row is a stream of its own of SplitMix (Steele et al., OOPSLA 2014), whose numbers need not be drawn in order.
     """
-    base = _mix(seed, epoch, purpose)
-    rows = [
-        np.random.Generator(np.random.Philox(key=np.array([base, key], np.uint64))).standard_normal(size, np.float32)
-        for key in keys
-    ]
-    return torch.from_numpy(np.stack(rows))
+    starts = _hash(keys ^ np.uint64(_mix(seed, epoch, purpose)))
+    bits = _hash(starts[:, None] + STREAM * np.arange(1, size + 1, dtype=np.uint64))
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
+    return torch.special.ndtri(torch.from_numpy(uniform)).float()
 
 
 def moved(images: Tensor, keys: np.ndarray, strength: float, seed: int, epoch: int) -> Tensor:
@@ -137,9 +138,14 @@ def moved(images: Tensor, keys: np.ndarray, strength: float, seed: int, epoch: i
     turn, size, ratio, down, right, contrast, brightness = draws.T
     turn, size, ratio = 0.03 * turn, (0.03 * size).exp(), (0.015 * ratio).exp()
     cosine, sine = turn.cos() * size, turn.sin() * size
-    rows = [cosine * ratio, -sine * ratio, 0.04 * right, sine / ratio, cosine / ratio, 0.04 * down]
-    transform = torch.stack(rows, 1).view(-1, 2, 3)
-    grid = functional.affine_grid(transform, list(images.shape), align_corners=False)
+    rows, columns = (torch.arange(1, 2 * side, 2) / side - 1 for side in images.shape[2:])
+    grid = torch.empty(len(images), len(rows), len(columns), 2)
+    for place, (by_column, by_row, shift) in enumerate((
+        (cosine * ratio, -sine * ratio, 0.04 * right),
+        (sine / ratio, cosine / ratio, 0.04 * down),
+    )):  # an `affine_grid`, in a fraction of its time
+        along_rows = torch.outer(by_row, rows) + shift[:, None]
+        torch.add(torch.outer(by_column, columns)[:, None, :], along_rows[:, :, None], out=grid[..., place])
     warped = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
     gain, offset = 1 + 0.03 * contrast, 0.01 * brightness
     return warped.mul_(gain[:, None, None, None]).add_(offset[:, None, None, None]).clamp_(0, 1)
