@@ -116,11 +116,12 @@ class Alignment:
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Weights, which decay, and apart from them biases, norms and the scale of the contrast, which do not.
 
-        Those of towers, which start from all values, learn at a rate of their own.
+        Those of towers that are fitted to all values learn at a rate of their own.
         """
+        fitted = tuple(f"towers.{name}." for name, tower in self.module.towers.items() if tower.fitted)
         groups = []
-        for of_towers, share in ((False, 1.0), (True, self.config.fitted_lr)):
-            some = [one for name, one in self.module.named_parameters() if name.startswith("towers.") == of_towers]
+        for is_fitted, share in ((False, 1.0), (True, self.config.fitted_lr)):
+            some = [one for name, one in self.module.named_parameters() if name.startswith(fitted) == is_fitted]
             groups += [
                 {"params": [one for one in some if one.dim() > 1], "share": share},
                 {"params": [one for one in some if one.dim() <= 1], "share": share, "weight_decay": 0.0},
@@ -224,9 +225,13 @@ class Alignment:
 
     @staticmethod
     def is_better(val: dict[str, float], best: dict[str, float]) -> bool:
-        """By the mean reciprocal rank of partners, which moves smoothly; else by the error; else the later one."""
-        if "reciprocal_rank" in val:
-            return val["reciprocal_rank"] > best["reciprocal_rank"]
+        """By the geometric mean of the ranks of partners; else by the error; else the later one.
+
+        It weighs all ranks alike. The mean of their inverses sees the first places alone, so one report that many
+        images are next to, as early in a training, can win over a model that knows all of them better.
+        """
+        if "rank" in val:
+            return val["rank"] < best["rank"]
         return "mse" not in val or val["mse"] < best["mse"]
 
 

@@ -30,7 +30,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "translation": 0.1,
         "contrastive": 1.0,
         "geometry": 1.0,
-        "discrepancy": 1.0,
         "visit": {"weight": 0.5, "start": 0.2, "full": 0.5},
         "walk": {"weight": 1.0, "start": 0.2, "full": 0.5},
     },
@@ -38,7 +37,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Mixtures of objectives that `--objective` names; what `autoencode` weighs is said by each architecture."""
 JOINT_ARCH = "deep"
 """Architecture of the images of a joint model, where none is named."""
-JOINT_RECIPE = {"lr": 1e-3, "batch_size": 128, "weight_decay": 0.05, "warmup": 0.1, "augment": 1.0}
+JOINT_RECIPE = {
+    "lr": 3e-3, "batch_size": 384, "weight_decay": 0.1, "warmup": 0.1, "augment": 1.0, "fitted_lr": 0.1,
+}  # fmt: skip
 """Training defaults of joint models, as `RECIPE` is of an architecture."""
 FLAGS = (
     "arch", "fraction", "paired_fraction", "epochs", "batch_size", "lr", "seed", "objective", "device", "precision",
@@ -134,9 +135,9 @@ class TrainConfig:
     modalities: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {"image": {}, "text": {}}
     )  # and their settings
-    embedding: int = 128  # numbers of the space that modalities share
+    embedding: int = 64  # numbers of the space that modalities share
     private: int = 32  # numbers of a code that are a modality's own
-    paired_share: float = 0.5  # of a batch, where there are values without a partner too
+    paired_share: float = 1 / 3  # of a batch, where there are values without a partner too
     fraction: float = 1.0  # of the training patients
     paired_fraction: float = 1.0  # of these: whose images and reports may be known to belong together
     epochs: int = 10

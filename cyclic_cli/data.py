@@ -140,10 +140,12 @@ def moved(images: Tensor, keys: np.ndarray, strength: float, seed: int, epoch: i
     cosine, sine = turn.cos() * size, turn.sin() * size
     rows, columns = (torch.arange(1, 2 * side, 2) / side - 1 for side in images.shape[2:])
     grid = torch.empty(len(images), len(rows), len(columns), 2)
-    for place, (by_column, by_row, shift) in enumerate((
-        (cosine * ratio, -sine * ratio, 0.04 * right),
-        (sine / ratio, cosine / ratio, 0.04 * down),
-    )):  # an `affine_grid`, in a fraction of its time
+    for place, (by_column, by_row, shift) in enumerate(
+        (
+            (cosine * ratio, -sine * ratio, 0.04 * right),
+            (sine / ratio, cosine / ratio, 0.04 * down),
+        )
+    ):  # an `affine_grid`, in a fraction of its time
         along_rows = torch.outer(by_row, rows) + shift[:, None]
         torch.add(torch.outer(by_column, columns)[:, None, :], along_rows[:, :, None], out=grid[..., place])
     warped = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)

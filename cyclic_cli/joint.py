@@ -5,6 +5,10 @@
 
 An image holds what no report says, a report what no image shows: the private part is what a cycle carries around
 for it, so that the embedding need not hide it. Nothing here knows how many modalities there are.
+
+Encoders that are `fitted` start from all values, so what is like what among values without a partner they know already.
+These values move only what stands behind such encoders: an encoder that may bend sends every walk home without having
+found anything in common.
 """
 
 from __future__ import annotations
@@ -110,13 +114,27 @@ class JointModel(nn.Module):
             keep: By modality (N,) in [0, 1), random: those from `PRIVATE_DROPOUT` on keep their private part in a
                 reconstruction.
         """
-        codes = {name: self.towers[name].encode(value) for name, value in values.items()}
+        codes = {name: self._codes(name, value, samples[name] == ALONE) for name, value in values.items()}
         batch = _Batch(self, values, samples, codes, keep)
         outputs: Outputs = {"embedding": {name: shared for name, (shared, _) in batch.parts.items()}}
         for need in needs:
             if need not in outputs:
                 outputs[need] = getattr(batch, need)
         return outputs
+
+    def _codes(self, name: str, value: Tensor, alone: Tensor) -> Tensor:
+        """Codes (N, code); those of values `alone` (N,) bool without a gradient where the encoder is fitted."""
+        tower = self.towers[name]
+        if not tower.fitted or not alone.any():
+            codes: Tensor = tower.encode(value)
+            return codes
+        paired = (~alone).nonzero()[:, 0]
+        some = paired if len(paired) else alone.nonzero()[:1, 0]  # data-parallel training waits for every weight
+        with torch.no_grad():
+            codes = tower.encode(value[alone]).float()
+        known = tower.encode(value[some]).float()
+        codes = codes.new_zeros(len(value), tower.code).index_put((alone.nonzero()[:, 0],), codes)
+        return codes.index_put((some,), known) if len(paired) else codes + 0 * known.sum()
 
 
 class _Batch:

@@ -337,6 +337,7 @@ class Values:
         return value
 
 class Tower(nn.Module):
+    fitted = False
     def __init__(self, config, facts):
         super().__init__()
         self.code, self.mean = config.width, facts["mean"]
@@ -427,3 +428,39 @@ def test_cycles_lead_through_the_other_modality_and_back(paired_dataset: Path) -
         total = outputs[name]["image", "text"].sum()
         gradients = torch.autograd.grad(total, decoder, retain_graph=True, allow_unused=True)
         assert any(gradient is not None for gradient in gradients) == learns
+
+
+@pytest.mark.parametrize(("tower", "fitted"), [("bag", True), ("transformer", False)])
+def test_values_alone_move_only_what_stands_behind_a_fitted_encoder(
+    tower: str, fitted: bool, paired_dataset: Path
+) -> None:
+    one = learner(
+        paired_dataset,
+        paired_fraction=0.0,
+        objectives={"walk": 1.0},
+        modalities={"image": {}, "text": {"tower": tower}},
+    )
+    one.initialise(lambda *_: None)
+    model, chosen = one.module, one.chosen(0)
+    values = {name: one.mixture.pools[name].load(numbers) for name, numbers in chosen.numbers.items()}
+    samples = {name: torch.from_numpy(of) for name, of in chosen.samples.items()}
+    outputs = model(values, samples, one.needs, {})
+    one.objectives["walk"].loss(outputs, {"sample": samples}).backward()
+    moved = {
+        name: any(part.grad is not None and bool(part.grad.any()) for part in of.parameters())
+        for name, of in (("image", model.towers["image"]), ("text", model.towers["text"]), ("heads", model.heads))
+    }
+    assert moved == {"image": False, "text": not fitted, "heads": True}
+    rates = {group["share"] for group in one.parameter_groups() if group["params"]}
+    assert rates == {1.0, one.config.fitted_lr}
+
+
+def test_codes_of_values_alone_are_those_of_the_encoder(paired_dataset: Path) -> None:
+    """Wherever pairs and values alone stand in a batch, and where there are no pairs."""
+    one = learner(paired_dataset)
+    one.initialise(lambda *_: None)
+    model, pool = one.module, one.mixture.pools["image"]
+    value = pool.load(np.arange(6))
+    for samples in ([0, ALONE, 2, ALONE, ALONE, 5], [ALONE] * 6, list(range(6))):
+        outputs = model({"image": value}, {"image": torch.tensor(samples)}, [], {})
+        torch.testing.assert_close(outputs["embedding"]["image"], model.embed("image", value))

@@ -70,6 +70,7 @@ class Values:
 class Tower(nn.Module):
     """An architecture of `models/` as a tower."""
 
+    fitted = True
     mean: Tensor  # (code,) of the codes of the training images
     spread: Tensor  # () root mean square of their differences from it
     variance: Tensor  # () of the pixels about the mean image: the error of the best constant

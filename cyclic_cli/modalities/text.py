@@ -144,7 +144,7 @@ class Tower(nn.Module):
         _check(facts, self.vocabulary.size)
         self.tower = file.Tower(settings, facts, self.vocabulary.size)
         self.generates, self.limit = bool(file.GENERATES), int(facts["limit"])
-        self.code = int(self.tower.code)
+        self.code, self.fitted = int(self.tower.code), bool(file.FITTED)
         self.register_buffer("mean", torch.zeros(self.code))
         self.register_buffer("spread", torch.ones(()))
 

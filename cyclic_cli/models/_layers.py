@@ -125,15 +125,15 @@ class StreamingComponents:
 def principal_directions(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Return up to `number` principal directions (K, P) of rows (N, P), and the summed squares along each.
 
-    Through the eigenvectors of the N × N products of the rows, hence for rows longer than many. Directions
-    that the rows do not span are left out.
+    Through the eigenvectors of the products of the rows, N × N, or of the columns, P × P, if those are fewer.
+    Directions that the rows do not span are left out.
     """
-    values, vectors = torch.linalg.eigh((rows @ rows.T).double())
+    by_columns = rows.shape[1] < len(rows)
+    values, vectors = torch.linalg.eigh((rows.T @ rows if by_columns else rows @ rows.T).double())
     values, vectors = values.flip(0)[:number], vectors.flip(1)[:, :number]
     spanned = int((values > values[0].clamp(min=1e-12) * 1e-7).sum())
     values, vectors = values[:spanned].float(), vectors[:, :spanned].float()
-    directions = functional.normalize(vectors.T @ rows, dim=1)
-    return directions, values
+    return (vectors.T if by_columns else functional.normalize(vectors.T @ rows, dim=1)), values
 
 
 def image_components(

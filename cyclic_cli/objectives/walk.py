@@ -22,7 +22,7 @@ PER_SAMPLE = False
 SMALLEST = 1e-9  # probability, whose logarithm is taken
 
 
-def loss(outputs: dict[str, Any], batch: dict[str, Any], *, sharpness: float = 15.0, likeness: float = 20.0) -> Tensor:
+def loss(outputs: dict[str, Any], batch: dict[str, Any], *, sharpness: float = 10.0, likeness: float = 20.0) -> Tensor:
     """Return the scalar loss, nats, of outputs["embedding"], (N, D) of unit norm by modality.
 
     `sharpness` is the inverse temperature t of a step, `likeness` that of the goal, u.

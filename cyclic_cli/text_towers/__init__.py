@@ -3,6 +3,7 @@
     @dataclass(frozen=True, kw_only=True)
     class Config                its settings, plain types with defaults
     GENERATES                   whether it can write sentences: then its Tower has `generate`
+    FITTED                      whether its encoder starts from all texts in closed form
     LOCAL                       optional: settings that name a place on this machine, which no checkpoint holds
     def fit(config)             optional: a vocabulary of its own, and further facts
     class Tower(nn.Module)      made from (config, facts, vocabulary), the latter the number of tokens:

@@ -26,6 +26,7 @@ class Config:
 
 
 GENERATES = False
+FITTED = True
 TEXTS = 20_000  # that the start is taken from, at most
 RIDGE = 1e-3  # of the regression, added to the variances of the code
 TRIED = 2000  # of those, that say which factor of the regression's slopes is best

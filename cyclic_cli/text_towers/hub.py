@@ -33,6 +33,7 @@ class Config:
 
 
 GENERATES = True
+FITTED = False
 LOCAL = ("folder",)  # settings that no checkpoint holds
 NOT_STORED = ("_name_or_path", "auto_map", "transformers_version", "dtype", "torch_dtype")  # of a configuration
 

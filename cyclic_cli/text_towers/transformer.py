@@ -28,6 +28,7 @@ class Config:
 
 
 GENERATES = True
+FITTED = False
 
 
 class Tower(Writing):
