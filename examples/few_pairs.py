@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from cyclic_cli.config import PRESETS, available_cpus
+from cyclic_cli.config import JOINT_RECIPE, PRESETS, available_cpus
+from cyclic_cli.storage import StoredDataset
 
 RETURNING = (
     "walk",
@@ -30,6 +31,7 @@ RETURNING = (
     "code_cycle",
 )
 QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's t, 97.5 %
+SETTINGS = ("model.width=8",)  # half the maps of the default: a training of 64 × 64 pixels in less than a minute
 AUTOENCODERS = "autoencoders"  # what `contrastive` may start from
 
 
@@ -188,11 +190,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("few_pairs"))
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5, 1.0])
     parser.add_argument("--seeds", type=int, default=5, choices=range(1, 11))
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--set", action="append", default=[], help="a setting of `cyclic train`; may be repeated")
+    parser.add_argument("--steps", type=int, default=300, help="of a training, rounded up to whole epochs")
+    parser.add_argument("--set", action="append", help=f"a setting of `cyclic train` (default: {SETTINGS[0]})")
     options = parser.parse_args()
-    options.test = options.test or options.dataset
+    options.test, options.set = options.test or options.dataset, options.set or SETTINGS
     options.work.mkdir(parents=True, exist_ok=True)
+    samples = len(StoredDataset(options.dataset).rows(["sample"], "train")["sample"])
+    options.epochs = math.ceil(options.steps / math.ceil(samples / JOINT_RECIPE["batch_size"]))
     seeds = range(options.seeds)
     first = [Run(AUTOENCODERS, 1, seed) for seed in seeds]
     rest = [Run(method, share, seed) for seed in seeds for share in options.fractions for method in methods()]
