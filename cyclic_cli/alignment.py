@@ -146,7 +146,8 @@ class Alignment:
 
     def weights(self, step: int) -> dict[str, float]:
         """The weight of each objective in a step."""
-        return {term.name: term.at(step / self.steps) for term in self.terms}
+        scarcity = self.mixture.scarcity
+        return {term.name: term.at(step / self.steps) * (scarcity if term.scarce else 1.0) for term in self.terms}
 
     def losses(self, chosen: Chosen, step: int) -> dict[str, float]:
         """What this process adds to the losses of a batch, by objective; gradients are added to the parameters'."""
@@ -160,7 +161,8 @@ class Alignment:
         if (step + 1) % NORMS_EVERY == 0 and not self.ranks.sharded:
             self.norms = {name: self._norm(weights[name] * loss) for name, loss in losses.items()}
         # Every process computes the same loss of the whole batch; its gradient comes back from all of them.
-        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        nothing = 0 * torch.stack([one.float().sum() for one in outputs["embedding"].values()]).sum()
+        total = torch.stack([nothing, *(weights[name] * loss for name, loss in losses.items())]).sum()
         self.ranks.fabric.backward(total + self.ranks.untouched(outputs))
         return {
             term.name: float(losses[term.name].detach() if term.name in losses else 0.0) / self.ranks.world
@@ -253,7 +255,7 @@ def _objective(term: Term) -> Any:
         )
     known = [name for name, one in inspect.signature(file.loss).parameters.items() if one.kind is one.KEYWORD_ONLY]
     for name, value in term.settings.items():
-        registry.check(name, [*known, "weight", "start", "full"], f"setting of objectives.{term.name}")
+        registry.check(name, [*known, "weight", "start", "full", "scarce"], f"setting of objectives.{term.name}")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise UsageError(f"objectives.{term.name}.{name} cannot be {value!r}.", "Give a number.")
     return file

@@ -29,9 +29,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reconstruction": 0.1,
         "translation": 0.1,
         "contrastive": 1.0,
-        "geometry": 1.0,
-        "visit": {"weight": 0.5, "start": 0.2, "full": 0.5},
-        "walk": {"weight": 1.0, "start": 0.2, "full": 0.5},
+        "geometry": {"weight": 1.0, "scarce": True},
+        "visit": {"weight": 0.5, "start": 0.2, "full": 0.5, "scarce": True},
+        "walk": {"weight": 1.0, "start": 0.2, "full": 0.5, "scarce": True},
     },
 }
 """Mixtures of objectives that `--objective` names; what `autoencode` weighs is said by each architecture."""
@@ -93,22 +93,24 @@ class Term:
     weight: float
     start: float = 0.0  # share of the steps before it counts
     full: float = 0.0  # share of the steps after which it has its whole weight
+    scarce: bool = False  # its weight is times the share of values whose partner is not known
     settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, value: Any) -> "Term":
         """From a run file's number, or table. Raises UsageError when it is neither."""
         table = dict(value) if isinstance(value, dict) else {"weight": value}
+        scarce = table.pop("scarce", False)
         try:
             weight, start, full = (float(table.pop(key, default)) for key, default in SCHEDULE.items())
         except (TypeError, ValueError):
             raise UsageError(f"objectives.{name} has no weight that is a number.", "Write a number.") from None
-        if not (0 <= weight < math.inf and 0 <= start <= 1 and full <= 1):
+        if not (0 <= weight < math.inf and 0 <= start <= 1 and full <= 1 and isinstance(scarce, bool)):
             raise UsageError(
                 f"objectives.{name} cannot be {value!r}.",
-                "Give a weight from 0, and start and full as shares of the steps, from 0 to 1.",
+                "Give a weight from 0, start and full as shares of the steps, from 0 to 1, and scarce true or false.",
             )
-        return cls(name=name, weight=weight, start=start, full=max(start, full), settings=table)
+        return cls(name=name, weight=weight, start=start, full=max(start, full), scarce=scarce, settings=table)
 
     def at(self, progress: float) -> float:
         """The weight after a share `progress` of the steps: 0, then rising in a line, then whole."""

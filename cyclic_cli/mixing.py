@@ -124,6 +124,11 @@ class Mixture:
             together = np.isin(pool.sorted, self.rows[name])
             self.alone[name] = pool.sorted[~together]
 
+    @property
+    def scarcity(self) -> float:
+        """The share of all values whose partner is not known."""
+        return sum(map(len, self.alone.values())) / sum(map(len, self.pools.values()))
+
     def sizes(self, batch_size: int, paired_share: float) -> tuple[int, dict[str, int]]:
         """How many paired samples a batch has, and how many values of each modality alone.
 

@@ -237,6 +237,27 @@ def test_a_schedule_is_a_line() -> None:
     assert TrainConfig(objectives={"walk": 0.5}).terms[0].at(0) == 0.5
 
 
+def test_scarcity_weighs_by_the_share_of_values_without_a_partner(paired_dataset: Path) -> None:
+    for paired_fraction in (0.4, 1.0):
+        one = learner(paired_dataset, paired_fraction=paired_fraction)
+        chosen = len(one.mixture.paired)
+        images, texts = len(one.mixture.pools["image"]), len(one.mixture.pools["text"])
+        share = 1 - 2 * chosen / (images + texts)
+        weights = one.weights(one.steps - 1)
+        assert weights["geometry"] == pytest.approx(PRESETS["cyclic"]["geometry"]["weight"] * share)
+        assert weights["contrastive"] == 1
+    assert 0 < share < 0.1  # some have no report
+
+
+def test_nothing_is_learned_while_no_objective_has_a_weight(paired_dataset: Path, tmp_path: Path) -> None:
+    late = {"walk": {"weight": 1.0, "start": 1.0}}
+    settings = {"objective": "cyclic", "objectives": late, "arch": "linear", "epochs": 1, "weight_decay": 0.0}
+    ran = train(paired_dataset, tmp_path / "run", train_settings(settings))
+    logged = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert ran.steps == 1
+    assert [line["train"]["total"] for line in logged if "train" in line] == [0]
+
+
 def test_data_without_pairs_and_further_sources_train(
     paired_dataset: Path, tiny_dataset: Path, cyclic: Cyclic, tmp_path: Path
 ) -> None:

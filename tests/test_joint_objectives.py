@@ -142,7 +142,7 @@ def test_neighbour_cycle_returns_by_way_of_the_soft_neighbour() -> None:
 def test_walk_ends_where_likeness_says() -> None:
     outputs, batch = a_batch()
     losses = []
-    for start, _, there, back in walks(outputs, batch, 15):
+    for start, _, there, back in walks(outputs, batch, 10):
         for number, steps in enumerate(there):
             ends = np.array(steps) @ np.array(back)
             goal = np.array(softmax([20 * dot(start[number], one) for one in start]))
