@@ -26,6 +26,7 @@ from cyclic_cli.mixing import Chosen, Modality, Source, fit, make_mixture, porta
 from cyclic_cli.storage import StoredDataset
 from cyclic_cli.validation import validate, validate_retrieval
 
+DECODED_VALUES = 48  # of a batch and modality, about: decoding costs more than all the rest, and few are enough
 NORMS_EVERY = 50  # steps between two measurements of what each objective asks of the shared layers
 
 
@@ -84,6 +85,7 @@ class Alignment:
         self.steps = self.steps_per_epoch * config.epochs
         torch.manual_seed(config.seed)
         self.module = make_joint(self.modalities, self.facts, config.embedding, config.private)
+        self.module.decoded_share = min(1.0, DECODED_VALUES / self.batch_size)
         self.norms: dict[str, float] = {}
 
     @property

@@ -53,6 +53,7 @@ class JointModel(nn.Module):
         """
         super().__init__()
         self.embedding, self.private = embedding, private
+        self.decoded_share = 1.0  # of a batch, chosen at random, that is decoded for `reconstruction` and `translation`
         self.towers: Any = nn.ModuleDict(towers)
         width = embedding + private
         self.heads = nn.ModuleDict({name: nn.Linear(tower.code, width) for name, tower in towers.items()})
@@ -160,20 +161,24 @@ class _Batch:
 
     @cached_property
     def reconstruction(self) -> dict[str, Tensor]:
-        """By modality (N,): errors of each value decoded from its own embedding and private part."""
+        """By modality (D,): errors of values decoded from their own embedding and private part."""
         errors = {}
         for name, (shared, private) in self.parts.items():
-            kept = private * (self.keep[name] >= PRIVATE_DROPOUT)[:, None]
-            errors[name] = self.model.towers[name].errors(self.model.code(name, shared, kept), self.values[name])
+            places = self._decoded(name, torch.arange(len(shared), device=shared.device))
+            kept = private[places] * (self.keep[name][places] >= PRIVATE_DROPOUT)[:, None]
+            code = self.model.code(name, shared[places], kept)
+            errors[name] = self.model.towers[name].errors(code, self.values[name][places])
         return errors
 
     @cached_property
     def translation(self) -> dict[tuple[str, str], Tensor]:
-        """By (a, b) (P,): errors of b decoded from the embedding of a, of the samples that may know both."""
+        """By (a, b) (D,): errors of b decoded from the embedding of a, of samples that may know both."""
         errors = {}
         for a, b in self.pairs:
             if a in self.values and b in self.values:
                 of_a, of_b = linked(self.samples[a], self.samples[b])
+                some = self._decoded(a, of_a)
+                of_a, of_b = of_a[some], of_b[some]
                 code = self.model.code(b, self.parts[a][0][of_a])
                 errors[a, b] = self.model.towers[b].errors(code, self.values[b][of_b])
         return errors
@@ -206,6 +211,15 @@ class _Batch:
         return self._returned(self.half_latent_cycle)
 
     # ---------------------------------------------------------------------------------------------- helpers
+
+    def _decoded(self, name: str, places: Tensor) -> Tensor:
+        """Which of some places (M,) in a batch are decoded, chosen by `keep`: as many with a private part as without.
+
+        The first where none is: data-parallel training waits for every weight.
+        """
+        near = (self.keep[name][places] - PRIVATE_DROPOUT).abs() <= self.model.decoded_share / 2
+        near[:1] |= ~near.any()
+        return near.nonzero()[:, 0]
 
     def _through(self, there: Any) -> dict[tuple[str, str], Tensor]:
         return {(a, b): there(b, self.parts[a][0]) for a, b in self.pairs if a in self.values}

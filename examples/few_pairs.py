@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("few_pairs"))
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5, 1.0])
     parser.add_argument("--seeds", type=int, default=5, choices=range(1, 11))
-    parser.add_argument("--steps", type=int, default=300, help="of a training, rounded up to whole epochs")
+    parser.add_argument("--steps", type=int, default=200, help="of a training, rounded up to whole epochs")
     parser.add_argument("--set", action="append", help=f"a setting of `cyclic train` (default: {SETTINGS[0]})")
     options = parser.parse_args()
     options.test, options.set = options.test or options.dataset, options.set or SETTINGS
