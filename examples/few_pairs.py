@@ -153,10 +153,11 @@ def table(options: argparse.Namespace) -> str:
     chance = 100 * np.mean([first[way][protocol]["random_r10"] for way in ("image_to_text", "text_to_image")])
     pool = first["image_to_text"][protocol]["pool"]
     trained = yaml.safe_load((options.work / "runs-of-table" / first_run.name / "config.yaml").read_text())
+    seen = steps * trained["batch_size"]
     lines.append(
-        f"\nMean of both ways' R@10 in %, {protocol.replace('_', ' ')}, pool {pool}, chance {chance:.1f}; × is the ratio"
-        f" to contrastive with its 95 % interval over {len(seeds)} seeds. Every run sees {steps * trained['batch_size']:,}"
-        f" values of each modality, in {steps} steps."
+        f"\nMean of both ways' R@10 in %, {protocol.replace('_', ' ')}, pool {pool}, chance {chance:.1f}; × is the ratio "
+        f"to contrastive with its 95 % interval over {len(seeds)} seeds. Every run sees {seen:,} values of each "
+        f"modality, in {steps} steps."
     )
     return "\n".join(lines) + "\n"
 
