@@ -155,8 +155,8 @@ def table(options: argparse.Namespace) -> str:
     trained = yaml.safe_load((options.work / "runs-of-table" / first_run.name / "config.yaml").read_text())
     seen = steps * trained["batch_size"]
     lines.append(
-        f"\nMean of both ways' R@10 in %, {protocol.replace('_', ' ')}, pool {pool}, chance {chance:.1f}; × is the ratio "
-        f"to contrastive with its 95 % interval over {len(seeds)} seeds. Every run sees {seen:,} values of each "
+        f"\nMean of both ways' R@10 in %, {protocol.replace('_', ' ')}, pool {pool}, chance {chance:.1f}; × is the "
+        f"ratio to contrastive with its 95 % interval over {len(seeds)} seeds. Every run sees {seen:,} values of each "
         f"modality, in {steps} steps."
     )
     return "\n".join(lines) + "\n"
