@@ -233,13 +233,13 @@ class Alignment:
 
     @staticmethod
     def is_better(val: dict[str, float], best: dict[str, float]) -> bool:
-        """By the geometric mean of the ranks of partners; else by the error; else the later one.
+        """By the geometric mean of the ranks of partners, of equal ones the later; else by the error; else the later.
 
         It weighs all ranks alike. The mean of their inverses sees the first places alone, so one report that many
         images are next to, as early in a training, can win over a model that knows all of them better.
         """
         if "rank" in val:
-            return val["rank"] < best["rank"]
+            return val["rank"] <= best["rank"]
         return "mse" not in val or val["mse"] < best["mse"]
 
 
