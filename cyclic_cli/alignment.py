@@ -5,6 +5,7 @@ Objectives look at whole batches, so the outputs of all processes are gathered b
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from cyclic_cli import registry
 from cyclic_cli.autoencoding import Tick, nothing_to_train_on
-from cyclic_cli.config import JOINT_RECIPE, PRESETS, Term, TrainConfig, with_recipe
+from cyclic_cli.config import JOINT_RECIPE, PRESETS, SCHEDULE, Term, TrainConfig, with_recipe
 from cyclic_cli.data import Samples, sample_noise
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import UsageError
@@ -63,6 +64,8 @@ class Alignment:
         """
         self.ranks, self.config = ranks, config
         self.dataset = datasets[0]
+        if config.strategy == "fsdp":
+            raise UsageError("Models of several modalities are not divided among devices.", "Take --strategy ddp.")
         if len(config.modalities) < 2:
             raise UsageError("A joint objective needs two modalities.", "Name more of them, or --objective autoencode.")
         self.terms = config.terms
@@ -144,7 +147,9 @@ class Alignment:
 
     def chosen(self, step: int) -> Chosen:
         """The values of a step (from 0) of the run."""
-        return self.mixture.chosen(step, self.config.seed, self.batch_size, self.config.paired_share)
+        pairs_only = all(getattr(objective, "PAIRS_ONLY", False) for objective in self.objectives.values())
+        share = 1.0 if pairs_only and len(self.mixture.paired) else self.config.paired_share
+        return self.mixture.chosen(step, self.config.seed, self.batch_size, share)
 
     def weights(self, step: int) -> dict[str, float]:
         """The weight of each objective in a step."""
@@ -259,9 +264,13 @@ def _objective(term: Term) -> Any:
             f"The objective {term.name!r} needs {', '.join(missing or ['pixels'])}, which no joint model gives.",
             "Leave it out, or take --objective autoencode.",
         )
-    known = [name for name, one in inspect.signature(file.loss).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    parameters = inspect.signature(file.loss).parameters.items()
+    known = {name: one.default for name, one in parameters if one.kind is one.KEYWORD_ONLY}
     for name, value in term.settings.items():
-        registry.check(name, [*known, "weight", "start", "full", "scarce"], f"setting of objectives.{term.name}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise UsageError(f"objectives.{term.name}.{name} cannot be {value!r}.", "Give a number.")
+        registry.check(name, [*known, *SCHEDULE, "scarce"], f"setting of objectives.{term.name}")
+        whole = isinstance(known[name], int)
+        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not (number and 0 < value < math.inf):
+            wanted = "a whole number from 1" if whole else "a number above 0"
+            raise UsageError(f"objectives.{term.name}.{name} cannot be {value!r}.", f"Give {wanted}.")
     return file

@@ -105,7 +105,8 @@ class Term:
             weight, start, full = (float(table.pop(key, default)) for key, default in SCHEDULE.items())
         except (TypeError, ValueError):
             raise UsageError(f"objectives.{name} has no weight that is a number.", "Write a number.") from None
-        if not (0 <= weight < math.inf and 0 <= start <= 1 and full <= 1 and isinstance(scarce, bool)):
+        named = all(isinstance(key, str) for key in table) and isinstance(scarce, bool)
+        if not (0 <= weight < math.inf and 0 <= start <= 1 and 0 <= full <= 1 and named):
             raise UsageError(
                 f"objectives.{name} cannot be {value!r}.",
                 "Give a weight from 0, start and full as shares of the steps, from 0 to 1, and scarce true or false.",
@@ -139,7 +140,7 @@ class TrainConfig:
     )  # and their settings
     embedding: int = 64  # numbers of the space that modalities share
     private: int = 32  # numbers of a code that are a modality's own
-    paired_share: float = 1 / 3  # of a batch, where there are values without a partner too
+    paired_share: float = 1 / 3  # of a batch, at least, where objectives look at values without a partner too
     fraction: float = 1.0  # of the training patients
     paired_fraction: float = 1.0  # of these: whose images and reports may be known to belong together
     epochs: int = 10

@@ -80,6 +80,7 @@ def evaluate(
     prompts: Path | None = None,
     controls: bool = False,
     paired_fraction: float | None = None,
+    trained_on: Path | None = None,
     report: Report = silent,
 ) -> Evaluation:
     """Measure a model on a split of a data set.
@@ -91,6 +92,8 @@ def evaluate(
         prompts: A file of wordings for each label, see `probing.read_prompts`.
         controls: Whether to fit simple methods on the training part, and measure them too.
         paired_fraction: Of the training patients, whose pairs the controls may know; None: as the model was trained.
+        trained_on: Folder of the data set whose training part probes, controls and the search for copied reports look
+            at; None: the same.
         report: Gets Progress and Note events.
 
     Raises:
@@ -100,7 +103,10 @@ def evaluate(
     registry.check(split, SPLITS, "split")
     wordings = probing.read_prompts(prompts) if prompts else {}
     stored = StoredDataset(dataset)
+    learned_from = StoredDataset(trained_on) if trained_on else stored
     _check(stored, model, report)
+    if trained_on:
+        _check(learned_from, model, report)
     part = _read(stored, model, split, 1.0, report)
     if not len(part.index["sample"]):
         counts = ", ".join(f"{name} {count}" for name, count in stored.facts.counts.get("splits", {}).items())
@@ -112,7 +118,10 @@ def evaluate(
         {"text": part.index["text"], "study": part.index["study"], "patient": part.index["patient"]}
         | ({"labels": labels} if labels is not None else {})
     )
-    train = _read_training(stored, model, report) if part.labels or controls else None
+    train = _read_training(learned_from, model, report) if part.labels or controls else None
+    if train and not len(train.index["sample"]):
+        report(Note(f"{learned_from.folder} has no training part, so no probes or controls: see --train.", True))
+        train = None
     if paired_fraction is None:
         paired_fraction = _trained_on(model, "paired_fraction")
     return Evaluation(
@@ -127,7 +136,7 @@ def evaluate(
         consistency=_consistency(part),
         probe=_probe(train, part) if train else {},
         zero_shot=_zero_shot(model, part, wordings),
-        texts=_texts(model, part, stored, report),
+        texts=_texts(model, part, learned_from, report),
         controls=_controls(train, part, groups, paired_fraction) if controls and train else {},
     )
 
@@ -283,7 +292,8 @@ def _consistency(part: Part) -> dict[str, Any]:
 def _probe(train: Part, part: Part) -> dict[str, Any]:
     """Classifiers of every label on the embeddings of every modality."""
     found: dict[str, Any] = {}
-    for label, column in part.labels.items():
+    for label in part.labels.keys() & train.labels.keys():
+        column = part.labels[label]
         for name in part.values:
             known, asked = (np.flatnonzero(some.numbers[name] != ALONE) for some in (train, part))
             learned = train.of(name, known), train.labels[label][known]
@@ -314,7 +324,7 @@ def _zero_shot(model: TorchModel, part: Part, wordings: Mapping[str, Mapping[str
     return found
 
 
-def _texts(model: TorchModel, part: Part, stored: StoredDataset, report: Report) -> dict[str, Any]:
+def _texts(model: TorchModel, part: Part, learned_from: StoredDataset, report: Report) -> dict[str, Any]:
     """Scores of the texts that are written of images, greedily, and whether they are training reports."""
     import torch
 
@@ -332,13 +342,16 @@ def _texts(model: TorchModel, part: Part, stored: StoredDataset, report: Report)
             written += tower.write(model.module.code("text", model.placed(embeddings)))
         report(Progress(len(written), len(both), "texts written"))
     true = part.index["text"][both].tolist()
-    training = stored.rows(["text", "has_text"], "train")
-    copied, _ = wording.copied(written, training["text"][training["has_text"].astype(bool)].tolist())
+    training = learned_from.rows(["text", "has_text"], "train")
+    known = training["text"][training["has_text"].astype(bool)].tolist()
+    if learned_from.facts.fingerprint != model.checkpoint.provenance.get("dataset"):
+        report(Note("Copied reports are looked for in another data set than the model's: see --train.", True))
+    copied, _ = wording.copied(written, known)
     truth = {name: labels[both] for name, labels in part.labels.items()}
     findings = {name: asdict(one) for name, one in wording.finding_scores(written, truth).items()}
     return {
         "samples": len(both), "bleu": wording.bleu(written, true), "rouge_l": wording.rouge_l(written, true),
-        "copied_from_training": copied, "distinct": len(set(written)), "findings": findings,
+        "copied_from_training": copied if known else None, "distinct": len(set(written)), "findings": findings,
     }  # fmt: skip
 
 

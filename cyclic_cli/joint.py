@@ -7,8 +7,8 @@ An image holds what no report says, a report what no image shows: the private pa
 for it, so that the embedding need not hide it. Nothing here knows how many modalities there are.
 
 Encoders that are `fitted` start from all values, so what is like what among values without a partner they know already.
-These values move only what stands behind such encoders: an encoder that may bend sends every walk home without having
-found anything in common.
+How such values are embedded moves only what stands behind these encoders: an encoder that may bend sends every walk
+home without having found anything in common. (What a decoder has drawn is encoded with a gradient.)
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class JointModel(nn.Module):
             samples: By modality (N,): equal numbers belong together, ALONE to none.
             needs: Of OUTPUTS.
             keep: By modality (N,) in [0, 1), random: those from `PRIVATE_DROPOUT` on keep their private part in a
-                reconstruction.
+                reconstruction; those nearest to it are decoded, a `decoded_share` of all.
         """
         codes = {name: self._codes(name, value, samples[name] == ALONE) for name, value in values.items()}
         batch = _Batch(self, values, samples, codes, keep)
@@ -131,9 +131,9 @@ class JointModel(nn.Module):
             return codes
         paired = (~alone).nonzero()[:, 0]
         some = paired if len(paired) else alone.nonzero()[:1, 0]  # data-parallel training waits for every weight
+        known = tower.encode(value[some]).float()  # first: mixed precision may keep weights cast without a gradient
         with torch.no_grad():
             codes = tower.encode(value[alone]).float()
-        known = tower.encode(value[some]).float()
         codes = codes.new_zeros(len(value), tower.code).index_put((alone.nonzero()[:, 0],), codes)
         return codes.index_put((some,), known) if len(paired) else codes + 0 * known.sum()
 
@@ -213,13 +213,9 @@ class _Batch:
     # ---------------------------------------------------------------------------------------------- helpers
 
     def _decoded(self, name: str, places: Tensor) -> Tensor:
-        """Which of some places (M,) in a batch are decoded, chosen by `keep`: as many with a private part as without.
-
-        The first where none is: data-parallel training waits for every weight.
-        """
-        near = (self.keep[name][places] - PRIVATE_DROPOUT).abs() <= self.model.decoded_share / 2
-        near[:1] |= ~near.any()
-        return near.nonzero()[:, 0]
+        """Which of some places (M,) of a batch are decoded, by `keep`: as many with a private part as without."""
+        distance = (self.keep[name][places] - PRIVATE_DROPOUT).abs()
+        return (distance <= self.model.decoded_share / 2).nonzero()[:, 0]
 
     def _through(self, there: Any) -> dict[tuple[str, str], Tensor]:
         return {(a, b): there(b, self.parts[a][0]) for a, b in self.pairs if a in self.values}

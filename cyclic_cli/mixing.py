@@ -132,11 +132,12 @@ class Mixture:
     def sizes(self, batch_size: int, paired_share: float) -> tuple[int, dict[str, int]]:
         """How many paired samples a batch has, and how many values of each modality alone.
 
-        A batch has `batch_size` values of each modality as far as there are so many, of which `paired_share` are
-        paired where there are others too.
+        A batch has `batch_size` values of each modality as far as there are so many. `paired_share` of them are paired,
+        or more where more of all values are, or where there are too few alone to fill it.
         """
-        some_alone = any(len(numbers) for numbers in self.alone.values())
-        paired = min(len(self.paired), max(1, round(batch_size * paired_share)) if some_alone else batch_size)
+        share = max(paired_share, len(self.paired) / max(map(len, self.pools.values())))
+        most_alone = max(map(len, self.alone.values()))
+        paired = min(len(self.paired), max(1, round(batch_size * share), batch_size - most_alone))
         return paired, {name: min(len(numbers), batch_size - paired) for name, numbers in self.alone.items()}
 
     def steps_per_epoch(self, batch_size: int) -> int:

@@ -64,11 +64,24 @@ def _batches(ranks: Ranks, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]
         yield numbers, numbers if len(numbers) else np.arange(1)
 
 
+def joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Numbers (N,), equal where samples with the contents a (N,) and b (N,) are one by either, or by way of others."""
+    contents = [np.unique(of, return_inverse=True)[1] for of in (a, b)]
+    groups, before = np.arange(len(a)), np.empty(0, int)
+    while not np.array_equal(groups, before):
+        before = groups
+        for content in contents:
+            least = np.full(len(a), len(a))
+            np.minimum.at(least, content, groups)
+            groups = least[content]
+    return groups
+
+
 @torch.no_grad()
 def validate_retrieval(
     ranks: Ranks, module: Any, samples: Mapping[str, tuple[Any, np.ndarray]], is_stopped: Callable[[], bool]
 ) -> dict[str, float] | None:
-    """How well the modalities of samples find one another; equal reports count as one, see `retrieval`.
+    """How well the modalities of samples find one another; equal reports, or images, count as one.
 
     Args:
         ranks: The processes, which share the values.
@@ -97,8 +110,8 @@ def validate_retrieval(
         of_a, of_b = samples[a][1], samples[b][1]
         both = (of_a != ALONE) & (of_b != ALONE)
         if both.any():
-            contents = samples[b][0].keys[of_b[both]]
-            found.append(first_hits(embeddings[a][of_a[both]], embeddings[b][of_b[both]], contents, contents))
+            groups = joined(samples[a][0].keys[of_a[both]], samples[b][0].keys[of_b[both]])
+            found.append(first_hits(embeddings[a][of_a[both]], embeddings[b][of_b[both]], groups, groups))
     if not found:
         return {}
     return {

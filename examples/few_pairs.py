@@ -80,8 +80,9 @@ def train_and_evaluate(run: Run, options: argparse.Namespace) -> None:
     )  # fmt: skip
     found = {}
     if run.method != AUTOENCODERS:
+        train = ["--train", options.dataset] if options.test != options.dataset else []
         controls = ["--controls"] if run.method == "contrastive" and run.seed == 0 else []
-        found = cyclic("evaluate", options.test, "--split", options.split, "--model", folder, *controls)
+        found = cyclic("evaluate", options.test, "--split", options.split, "--model", folder, *train, *controls)
     draft = figures.with_suffix(".tmp")
     draft.write_text(json.dumps({"summary": summary, "evaluation": found}))
     os.replace(draft, figures)

@@ -26,6 +26,7 @@ from cyclic_cli.joint import rebuild
 from cyclic_cli.mixing import ALONE
 from cyclic_cli.storage import StoredDataset, read_checkpoint
 from cyclic_cli.training import train
+from cyclic_cli.validation import joined
 
 Cyclic = Callable[..., Ran]
 SMALL = (
@@ -130,6 +131,49 @@ def test_batches_mix_pairs_and_values_alone(paired_dataset: Path) -> None:
     assert all(len(seen[name]) == len(pool) for name, pool in one.mixture.pools.items())
 
 
+def test_pairs_fill_what_values_alone_do_not(paired_dataset: Path) -> None:
+    missing = lacking(paired_dataset)
+    one = learner(paired_dataset, paired_fraction=1.0, batch_size=64)
+    assert one.mixture.sizes(64, 1 / 3)[0] >= 64 - missing
+    few = learner(paired_dataset, paired_fraction=0.1, batch_size=64)
+    known = len(few.mixture.paired)
+    assert known < 64 / 3
+    assert few.mixture.sizes(64, 1 / 3) == (known, {"image": 64 - known, "text": 64 - known})
+    some = learner(paired_dataset, paired_fraction=0.8, batch_size=30)
+    share = len(some.mixture.paired) / len(some.mixture.pools["image"])
+    assert some.mixture.sizes(30, 1 / 3)[0] == pytest.approx(30 * share, abs=1)
+    pairs_only = learner(paired_dataset, paired_fraction=0.8, batch_size=30, objective="cyclip")
+    assert {len(of) for of in pairs_only.chosen(0).numbers.values()} == {30}
+    assert all((of != ALONE).all() for of in pairs_only.chosen(0).samples.values())
+
+
+def test_about_as_many_values_are_decoded_as_are_enough(paired_dataset: Path) -> None:
+    one = learner(paired_dataset, batch_size=96, paired_fraction=1.0)
+    one.initialise(lambda *_: None)
+    model, pool = one.module, one.mixture.pools["image"]
+    assert model.decoded_share == 0.5
+    keep = torch.rand(90, generator=torch.Generator().manual_seed(0))
+    batch = ({"image": pool.load(np.arange(90))}, {"image": torch.arange(90)})
+    errors = model(*batch, ["reconstruction"], {"image": keep})["reconstruction"]["image"]
+    chosen = (keep - 0.5).abs() <= 0.25
+    assert 30 < int(chosen.sum()) < 60
+    model.decoded_share = 1.0
+    every = model(*batch, ["reconstruction"], {"image": keep})["reconstruction"]["image"]
+    torch.testing.assert_close(errors, every[chosen])
+
+
+def test_groups_join_samples_that_are_one_by_either_content() -> None:
+    groups = joined(np.array([1, 1, 2, 3, 4, 4]), np.array([5, 6, 6, 7, 8, 8]))
+    assert len(set(groups[:3])) == 1
+    assert len(set(groups)) == 3
+    assert groups[4] == groups[5]
+
+
+def test_what_only_reconstructs_is_chosen_by_its_errors(paired_dataset: Path, tmp_path: Path) -> None:
+    settings = {"objective": "cyclic", "objectives": {"reconstruction": 1.0}, "arch": "linear", "epochs": 1}
+    assert set(train(paired_dataset, tmp_path / "run", train_settings(settings)).val) == {"mse", "psnr"}
+
+
 def test_texts_of_unpaired_samples_may_be_permuted_without_changing_a_bit(
     paired_dataset: Path, tmp_path: Path, cyclic: Cyclic
 ) -> None:
@@ -201,7 +245,7 @@ def _run_until(step: int) -> str:
 
 
 def test_two_processes_learn_what_one_does(paired_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
-    every = ("--epochs", 2, "--lr", 1e-4, "--precision", 32, "--set", f"objectives={EVERY}")
+    every = ("--batch-size", 96, "--epochs", 4, "--lr", 1e-4, "--precision", 32, "--set", f"objectives={EVERY}")
     assert cyclic(*words(paired_dataset, *every, "--out", tmp_path / "one")).code == 0
     several = words(paired_dataset, *every, "--out", tmp_path / "two", "--devices", 2)
     command = [sys.executable, "-m", "cyclic_cli", *map(str, several)]
@@ -290,6 +334,10 @@ def test_a_run_may_start_from_the_weights_of_another(paired_dataset: Path, cycli
         (["--set", "objectives={similarity: 1}"], "no joint model gives"),
         (["--set", "objectives={walk: {weight: 1, sharpnes: 3}}"], "sharpness"),
         (["--set", "objectives={walk: {weight: heavy}}"], "number"),
+        (["--set", "objectives={walk: {sharpness: .nan}}"], "above 0"),
+        (["--set", "objectives={walk: {scarce: maybe}}"], "true or false"),
+        (["--set", "objectives={wasserstein: {directions: 2.5}}"], "whole number"),
+        (["--set", "strategy=fsdp"], "ddp"),
         (["--set", "modalities={image: {}}"], "two modalities"),
         (["--set", "modalities={image: {}, sound: {}}"], "sound"),
         (["--set", "modalities={image: {}, text: {tower: bags}}"], "bag"),

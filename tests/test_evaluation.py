@@ -124,6 +124,26 @@ def test_zero_shot_from_prompts(run: Path, paired_dataset: Path, cyclic: Cyclic)
     assert "no label" in refused.err
 
 
+def test_a_test_set_of_its_own_is_measured_against_the_training_part_of_another(
+    run: Path, paired_dataset: Path, cyclic: Cyclic
+) -> None:
+    files = paired_dataset.parent / "files"
+    prepared = cyclic(
+        "prepare", files, "--reports", files / "reports.csv", "--size", 32, "--already-deidentified",
+        "--split", "0/0/100", "--label-column", "disc", "--out", "pure",
+    )  # fmt: skip
+    assert prepared.code == 0, prepared.err
+    asked = ("evaluate", "pure", "--split", "test", "--model", run, "--controls", "--json")
+    without, found = cyclic(*asked), cyclic(*asked, "--train", paired_dataset)
+    assert "no training part" in without.err
+    assert without.json["probe"] == without.json["controls"] == {}
+    assert without.json["texts"]["copied_from_training"] is None
+    assert found.code == 0, found.err
+    assert set(found.json["controls"]) >= {"mean_image", "pca", "cca", "ridge"}
+    assert found.json["probe"]["disc"]["image"]["linear"]["accuracy"] > 0.5
+    assert found.json["texts"]["copied_from_training"] > 0.3
+
+
 def test_written_texts_say_where_the_disc_is(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     for side in range(4):
         make_png(Path(f"new/{side}.png"), disc_image(900 + side, side))

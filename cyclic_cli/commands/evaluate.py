@@ -32,6 +32,12 @@ def evaluate(
         float | None,
         typer.Option(min=0, max=1, help="Training pairs that controls may know.", show_default="the model's"),
     ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(
+            help="Data set with the training part, for probes, controls and copied reports.", show_default="the same"
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write the figures to.", show_default=False)] = None,
     device: Device = "auto",
     json: Json = False,
@@ -45,7 +51,7 @@ def evaluate(
 
         found = find_dataset(dataset, report)
         (loaded,) = load_models([model] if model else [], device, report).values()
-        figures = asdict(task.evaluate(found, loaded, split, prompts, controls, paired_fraction, report))
+        figures = asdict(task.evaluate(found, loaded, split, prompts, controls, paired_fraction, train, report))
     if json:
         console.write_json(figures)
     else:

@@ -19,6 +19,7 @@ from cyclic_cli.objectives._pairs import mean, pairs
 
 NEEDS = ("embedding", "scale")
 PER_SAMPLE = False
+PAIRS_ONLY = True
 
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:

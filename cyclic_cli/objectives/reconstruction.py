@@ -10,7 +10,8 @@ Learning", 2006, section 5.2). Of a joint model it is
 
     loss = mean over modalities m of 1 / N_m Σ_n error_m(n)
 
-over all samples that have m, paired or not, where an error of 1 is that of the best constant (`modalities`).
+over samples that have m, paired or not, of a large batch some drawn at random (`JointModel.decoded_share`), where an
+error of 1 is that of the best constant (`modalities`).
 """
 
 from __future__ import annotations

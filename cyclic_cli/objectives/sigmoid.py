@@ -18,6 +18,7 @@ from cyclic_cli.objectives._pairs import mean, pairs
 
 NEEDS = ("embedding", "scale", "bias")
 PER_SAMPLE = False
+PAIRS_ONLY = True
 
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:

@@ -2,8 +2,9 @@
 
     loss = mean over ordered pairs (a, b) of 1 / P Σ_p error_b(decode_b(embedding_a(x_p)), y_p)
 
-over the P samples that have both; an error of 1 is that of the best constant (`modalities`). For reports it is the
-captioning loss of image-to-text models (Vinyals et al., "Show and Tell", CVPR 2015), for images regression on a text.
+over P samples that have both, of a large batch some drawn at random; an error of 1 is that of the best constant
+(`modalities`). For reports it is the captioning loss of image-to-text models (Vinyals et al., "Show and Tell", CVPR
+2015), for images regression on a text.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from cyclic_cli.objectives._pairs import mean_errors
 
 NEEDS = ("translation",)
 PER_SAMPLE = False
+PAIRS_ONLY = True
 
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:
