@@ -60,14 +60,34 @@ def mixture(method: str) -> dict[str, Any]:
 def methods() -> list[str]:
     """The rows of the table that are trained, none twice: where one term alone returns, it is all of the returning."""
     first = ["contrastive", f"contrastive from {AUTOENCODERS}", "cyclip", "cyclic", "cyclic without returning terms"]
-    without = [f"cyclic without {name}" for name in PRESETS["cyclic"] if name != "contrastive"]
+    without = [f"cyclic without {name}" for name in PRESETS["cyclic"]]
     return [*first, *(name for name in without if mixture(name) != mixture(first[-1]))]
+
+
+def trained_as(run: Run, options: argparse.Namespace) -> Run:
+    """The run that a run is the same as: where nothing is scarce, leaving out what scarcity weighs changes nothing."""
+    kept = mixture(run.method)
+    left_out = [value for name, value in PRESETS["cyclic"].items() if name not in kept]
+    scarce = all(isinstance(value, dict) and value.get("scarce") for value in left_out)
+    same = run.method.startswith("cyclic without") and scarce and run.fraction == 1 and options.is_complete
+    return Run("cyclic", run.fraction, run.seed) if same else run
+
+
+def asked(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """What a run's figures depend on."""
+    return {
+        "data": [StoredDataset(folder).facts.fingerprint for folder in (options.dataset, options.test)],
+        "split": options.split, "epochs": options.epochs, "settings": list(options.set),
+        "objectives": mixture(run.method),
+    }  # fmt: skip
 
 
 def train_and_evaluate(run: Run, options: argparse.Namespace) -> None:
     """Do a run, unless it is done; its figures stand in a file of its own."""
     folder, figures = options.work / "runs-of-table" / run.name, options.work / f"{run.name}.json"
     if figures.exists():
+        if json.loads(figures.read_text())["asked"] != asked(run, options):
+            raise SystemExit(f"{figures} is of another experiment: name another --work.")
         return
     start = []
     if run.method.endswith(AUTOENCODERS) and run.method != AUTOENCODERS:
@@ -84,7 +104,7 @@ def train_and_evaluate(run: Run, options: argparse.Namespace) -> None:
         controls = ["--controls"] if run.method == "contrastive" and run.seed == 0 else []
         found = cyclic("evaluate", options.test, "--split", options.split, "--model", folder, *train, *controls)
     draft = figures.with_suffix(".tmp")
-    draft.write_text(json.dumps({"summary": summary, "evaluation": found}))
+    draft.write_text(json.dumps({"asked": asked(run, options), "summary": summary, "evaluation": found}))
     os.replace(draft, figures)
     print(f"{run.name}: {summary['seconds']:.0f} s", file=sys.stderr, flush=True)
 
@@ -103,7 +123,7 @@ def score(retrieval: dict[str, Any]) -> float:
 
 
 def read(run: Run, options: argparse.Namespace) -> dict[str, Any]:
-    return json.loads((options.work / f"{run.name}.json").read_text())
+    return json.loads((options.work / f"{trained_as(run, options).name}.json").read_text())
 
 
 def ratio(scores: list[float], others: list[float]) -> str:
@@ -156,9 +176,9 @@ def table(options: argparse.Namespace) -> str:
     trained = yaml.safe_load((options.work / "runs-of-table" / first_run.name / "config.yaml").read_text())
     seen = steps * trained["batch_size"]
     lines.append(
-        f"\nMean of both ways' R@10 in %, {protocol.replace('_', ' ')}, pool {pool}, chance {chance:.1f}; × is the "
-        f"ratio to contrastive with its 95 % interval over {len(seeds)} seeds. Every run sees {seen:,} values of each "
-        f"modality, in {steps} steps."
+        f"\nMean of both ways' R@10 in %, {protocol.replace('_', ' ')}, split {options.split}, pool {pool}, chance "
+        f"{chance:.1f}; × is the ratio to contrastive with its 95 % interval over {len(seeds)} seeds. Every run sees "
+        f"{seen:,} values of each modality, in {steps} steps."
     )
     return "\n".join(lines) + "\n"
 
@@ -213,11 +233,16 @@ def main() -> None:
     options = parser.parse_args()
     options.test, options.set = options.test or options.dataset, options.set or SETTINGS
     options.work.mkdir(parents=True, exist_ok=True)
-    samples = len(StoredDataset(options.dataset).rows(["sample"], "train")["sample"])
-    options.epochs = math.ceil(options.steps / math.ceil(samples / JOINT_RECIPE["batch_size"]))
+    rows = StoredDataset(options.dataset).rows(["has_image", "has_text"], "train")
+    options.is_complete = bool(np.all([np.asarray(there, bool) for there in rows.values()]))
+    given = [word.removeprefix("batch_size=") for word in options.set if word.startswith("batch_size=")]
+    values = max(int(np.sum(rows[name])) for name in ("has_image", "has_text"))
+    steps_per_epoch = math.ceil(values / int([JOINT_RECIPE["batch_size"], *given][-1]))
+    options.epochs = math.ceil(options.steps / steps_per_epoch)
     seeds = range(options.seeds)
     first = [Run(AUTOENCODERS, 1, seed) for seed in seeds]
-    rest = [Run(method, share, seed) for seed in seeds for share in options.fractions for method in methods()]
+    every = [Run(method, share, seed) for seed in seeds for share in options.fractions for method in methods()]
+    rest = list(dict.fromkeys(trained_as(run, options) for run in every))
     with ThreadPoolExecutor(available_cpus()) as pool:
         for runs in (first, rest):
             list(pool.map(train_and_evaluate, runs, [options] * len(runs)))

@@ -56,7 +56,7 @@ def test_few_pairs_makes_a_table_and_a_plot_and_does_nothing_twice(paired_datase
     ]  # fmt: skip
     assert (tmp_path / "few" / "few_pairs.png").stat().st_size > 10_000
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "few").glob("*seed*.json")}
-    others = len(PRESETS["cyclic"]) - 2  # but for the contrast, and the walk, the only term that returns
+    others = len(PRESETS["cyclic"]) - 1  # but for the walk, the only term that returns
     assert len(done) == 2 + 2 * 2 * (5 + others)
     assert run(*command).stdout == first.stdout
     assert done == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "few").glob("*seed*.json")}
