@@ -28,12 +28,18 @@ from cyclic_cli.storage import StoredDataset
 from cyclic_cli.validation import validate, validate_retrieval
 
 DECODED_VALUES = 48  # of a batch and modality, about: decoding costs more than all the rest, and few are enough
+STEPS_OF_AN_EPOCH = 4  # at least, if batches of `SMALLEST_BATCH` are enough for it
+SMALLEST_BATCH = 16
 NORMS_EVERY = 50  # steps between two measurements of what each objective asks of the shared layers
 
 
-def filled_in(config: TrainConfig) -> TrainConfig:
-    """The settings with what was left open taken from the joint recipe and the preset."""
-    config = with_recipe(config, JOINT_RECIPE)
+def filled_in(config: TrainConfig, samples: int) -> TrainConfig:
+    """The settings with what was left open taken from the joint recipe and the preset.
+
+    Of few `samples` the batches are smaller, so that an epoch has some steps.
+    """
+    largest = max(SMALLEST_BATCH, samples // STEPS_OF_AN_EPOCH)
+    config = with_recipe(config, JOINT_RECIPE | {"batch_size": min(JOINT_RECIPE["batch_size"], largest)})
     config = replace(config, objectives=dict(config.objectives or PRESETS[config.objective]))
     tables = {name: asdict(Modality.of(name, table).config) for name, table in _tables(config).items()}
     return replace(config, modalities=tables)
@@ -82,6 +88,11 @@ class Alignment:
             raise nothing_to_train_on(self.dataset, config)
         self.facts = {one.name: fit(sources, one) for one in self.modalities}
         self.mixture = make_mixture(sources, self.modalities, self.facts, config.paired_fraction)
+        if not len(self.mixture.paired) and len(self._of_pairs) == len(self.objectives):
+            raise UsageError(
+                f"No pair is known, and {', '.join(self._of_pairs)} learn from nothing else.",
+                "Give a larger --paired-fraction, data with both, or an objective that needs no pairs.",
+            )
         assert config.batch_size is not None
         self.batch_size = config.batch_size
         self.steps_per_epoch = self.mixture.steps_per_epoch(self.batch_size)
@@ -110,7 +121,14 @@ class Alignment:
     def start(self) -> str:
         """What is started from what, in words."""
         pools = ", ".join(f"{len(pool)} {name}s" for name, pool in self.mixture.pools.items())
-        return f"the towers from {pools}; {len(self.mixture.paired)} samples are paired"
+        paired = len(self.mixture.paired)
+        resting = "" if paired else f", so that {', '.join(self._of_pairs)} rest"
+        return f"the towers from {pools}; {paired} samples are paired{resting if self._of_pairs else ''}"
+
+    @property
+    def _of_pairs(self) -> list[str]:
+        """The objectives that look at pairs alone."""
+        return [name for name, one in self.objectives.items() if getattr(one, "PAIRS_ONLY", False)]
 
     def initialise(self, tick: Tick) -> None:
         """Start the towers from the training values."""
@@ -121,12 +139,11 @@ class Alignment:
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Weights, which decay, and apart from them biases, norms and the scale of the contrast, which do not.
 
-        Those of towers that are fitted to all values learn at a rate of their own.
+        Those of towers, most of which start from all values, learn at a rate of their own.
         """
-        fitted = tuple(f"towers.{name}." for name, tower in self.module.towers.items() if tower.fitted)
         groups = []
-        for is_fitted, share in ((False, 1.0), (True, self.config.fitted_lr)):
-            some = [one for name, one in self.module.named_parameters() if name.startswith(fitted) == is_fitted]
+        for of_towers, share in ((False, 1.0), (True, self.config.fitted_lr)):
+            some = [one for name, one in self.module.named_parameters() if name.startswith("towers.") == of_towers]
             groups += [
                 {"params": [one for one in some if one.dim() > 1], "share": share},
                 {"params": [one for one in some if one.dim() <= 1], "share": share, "weight_decay": 0.0},
@@ -147,8 +164,7 @@ class Alignment:
 
     def chosen(self, step: int) -> Chosen:
         """The values of a step (from 0) of the run."""
-        pairs_only = all(getattr(objective, "PAIRS_ONLY", False) for objective in self.objectives.values())
-        share = 1.0 if pairs_only and len(self.mixture.paired) else self.config.paired_share
+        share = 1.0 if len(self._of_pairs) == len(self.objectives) else self.config.paired_share
         return self.mixture.chosen(step, self.config.seed, self.batch_size, share)
 
     def weights(self, step: int) -> dict[str, float]:

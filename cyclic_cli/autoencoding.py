@@ -21,6 +21,7 @@ from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.gradients import Batch, Gradients, Plan, make_plan
 from cyclic_cli.identity import SPLITS
+from cyclic_cli.joint import OUTPUTS as JOINT_OUTPUTS
 from cyclic_cli.storage import StoredDataset
 from cyclic_cli.validation import validate
 
@@ -181,6 +182,10 @@ def _objectives(config: TrainConfig, architecture: ModuleType) -> dict[str, Modu
     objectives = {name: registry.load("objectives", name, "objective") for name in config.objectives}
     for name, objective in objectives.items():
         missing = [output for output in objective.NEEDS if output not in architecture.OUTPUTS]
+        if missing and set(objective.NEEDS) <= set(JOINT_OUTPUTS):
+            raise UsageError(
+                f"The objective {name!r} is one of joint models.", "Add --objective, such as --objective cyclic."
+            )
         if missing:
             raise UsageError(
                 f"The objective {name!r} needs {', '.join(missing)}, which --arch {config.arch} does not give.",

@@ -105,11 +105,12 @@ class Term:
             weight, start, full = (float(table.pop(key, default)) for key, default in SCHEDULE.items())
         except (TypeError, ValueError):
             raise UsageError(f"objectives.{name} has no weight that is a number.", "Write a number.") from None
-        named = all(isinstance(key, str) for key in table) and isinstance(scarce, bool)
+        ordered = "full" not in (value if isinstance(value, dict) else {}) or full >= start
+        named = ordered and all(isinstance(key, str) for key in table) and isinstance(scarce, bool)
         if not (0 <= weight < math.inf and 0 <= start <= 1 and 0 <= full <= 1 and named):
             raise UsageError(
                 f"objectives.{name} cannot be {value!r}.",
-                "Give a weight from 0, start and full as shares of the steps, from 0 to 1, and scarce true or false.",
+                "Give a weight from 0, start and a later full as shares of the steps, scarce true or false.",
             )
         return cls(name=name, weight=weight, start=start, full=max(start, full), scarce=scarce, settings=table)
 

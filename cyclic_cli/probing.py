@@ -181,7 +181,7 @@ def read_prompts(path: Path) -> dict[str, dict[str, list[str]]]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UsageError(f"The prompts {path}{line} are not YAML.", "Write `name: value` lines.") from None
-    table = _table(values, f"The file {path}", ("templates", "prompts"))
+    table = _table(values, str(path), ("templates", "prompts"))
     templates = _texts(table.get("templates", ["{}"]), f"`templates` of {path}")
     if any(template.count("{}") != 1 for template in templates):
         raise UsageError(f"A template of {path} does not hold one {{}}.", "Write {} where the prompt goes.")

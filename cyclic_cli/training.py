@@ -114,7 +114,7 @@ def train(
         tuple(StoredDataset(folder) for folder in also),
         read_checkpoint(find_checkpoint(start_from)) if start_from else None,
     )
-    config = _filled_in(as_before(config, folder) if resume != "never" else config)
+    config = _filled_in(as_before(config, folder) if resume != "never" else config, sources.dataset)
     with stop_signals() as stop, ExitStack() as held:
         ranks = distributed.launch(config.device, config.precision, config.devices, config.strategy)
         report = report if ranks.is_main else silent
@@ -143,11 +143,12 @@ def default_run_name(config: TrainConfig) -> str:
     return f"{config.arch}-{config.fraction:g}-seed{config.seed}"
 
 
-def _filled_in(config: TrainConfig) -> TrainConfig:
+def _filled_in(config: TrainConfig, dataset: StoredDataset) -> TrainConfig:
     """The settings with all that was left open filled in, from recipes and from what `auto` means."""
     device, precision = distributed.resolve(config.device, config.precision)
-    kind = alignment if config.is_joint else autoencoding
-    return replace(kind.filled_in(config), device=device, precision=precision)
+    samples = int(dataset.facts.counts.get("splits", {}).get("train", 0) * config.fraction)
+    filled = alignment.filled_in(config, samples) if config.is_joint else autoencoding.filled_in(config)
+    return replace(filled, device=device, precision=precision)
 
 
 def _finished(folder: RunFolder) -> TrainSummary:

@@ -72,7 +72,7 @@ def learner(dataset: Path, **settings: Any) -> Alignment:
     from cyclic_cli import alignment
 
     values = {"objective": "cyclic", "arch": "linear", "batch_size": 32, "precision": "32", **settings}
-    config = alignment.filled_in(train_settings(values))
+    config = alignment.filled_in(train_settings(values), 100)
     return Alignment(Ranks(None, 0, 1), [StoredDataset(dataset)], config)
 
 
@@ -296,10 +296,9 @@ def test_scarcity_weighs_by_the_share_of_values_without_a_partner(paired_dataset
 def test_nothing_is_learned_while_no_objective_has_a_weight(paired_dataset: Path, tmp_path: Path) -> None:
     late = {"walk": {"weight": 1.0, "start": 1.0}}
     settings = {"objective": "cyclic", "objectives": late, "arch": "linear", "epochs": 1, "weight_decay": 0.0}
-    ran = train(paired_dataset, tmp_path / "run", train_settings(settings))
-    logged = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert ran.steps == 1
-    assert [line["train"]["total"] for line in logged if "train" in line] == [0]
+    for name, rate in (("run", 0.003), ("still", 0.0)):
+        train(paired_dataset, tmp_path / name, train_settings(settings | {"lr": rate}))
+    assert_same(tmp_path / "run", tmp_path / "still")
 
 
 def test_data_without_pairs_and_further_sources_train(
@@ -315,6 +314,18 @@ def test_data_without_pairs_and_further_sources_train(
     other = cyclic(*words(paired_dataset, "--epochs", 1, "--out", "also", "--resume", "auto"))
     assert other.code == 1
     assert "another" in other.err
+
+
+def test_what_rests_without_pairs_is_said_and_what_needs_them_refused(paired_dataset: Path, cyclic: Cyclic) -> None:
+    said = cyclic("train", paired_dataset, "--objective", "cyclip", "--paired-fraction", 0, "--out", "none")
+    assert said.code == 2
+    assert "contrastive, geometry" in said.err
+    small = ("--arch", "linear", "--epochs", 1, "--set", "model.latent=32")
+    said = cyclic("train", paired_dataset, "--objective", "cyclic", "--paired-fraction", 0, *small, "--out", "some")
+    assert said.code == 0, said.err
+    assert "0 samples are paired, so that translation, contrastive, geometry rest" in said.err
+    assert "Next: cyclic evaluate" in said.err
+    assert json.loads(Path("some/summary.json").read_text())["steps"] >= 4
 
 
 def test_a_run_may_start_from_the_weights_of_another(paired_dataset: Path, cyclic: Cyclic) -> None:
@@ -336,6 +347,7 @@ def test_a_run_may_start_from_the_weights_of_another(paired_dataset: Path, cycli
         (["--set", "objectives={walk: {weight: heavy}}"], "number"),
         (["--set", "objectives={walk: {sharpness: .nan}}"], "above 0"),
         (["--set", "objectives={walk: {scarce: maybe}}"], "true or false"),
+        (["--set", "objectives={walk: {start: 0.5, full: 0.2}}"], "later"),
         (["--set", "objectives={wasserstein: {directions: 2.5}}"], "whole number"),
         (["--set", "strategy=fsdp"], "ddp"),
         (["--set", "modalities={image: {}}"], "two modalities"),

@@ -116,4 +116,5 @@ def train(
     if settings.is_main_process():
         show("Run", asdict(summary), json)
         if not json and not quiet:
-            console.say(f"Next: cyclic reconstruct SCAN --model {summary.run}")
+            words = f"evaluate {found}" if run_settings.is_joint else "reconstruct SCAN"
+            console.say(f"Next: cyclic {words} --model {summary.run}")

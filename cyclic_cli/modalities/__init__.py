@@ -19,8 +19,8 @@ of them. A modality file has
         varied(value, keys, seed, epoch)    the tensor as training sees it: augmented by (seed, epoch, key) alone
     class Tower(nn.Module)      made from (config, facts): encodes a value to a code, and decodes it:
         code                    numbers in its code
-        fitted                  whether its encoder starts from all values in closed form: then it learns at the rate
-                                `fitted_lr`, and from pairs alone (see `joint`)
+        fitted                  whether its encoder starts from all values in closed form: then it learns from pairs
+                                alone (see `joint`)
         initialise(values)      the start from the data, from one pass over batches of values in random order
         encode(value)           codes (N, code) of a value of `Values.load`, or of one that `drawn` gave
         decode(code)            a prediction of values
