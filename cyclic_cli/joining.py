@@ -213,8 +213,10 @@ class Join:
             texts = {row[4]: row for row in told if row[4]}
             self._counts[CONTRADICTING] += len(texts) > 1
             for _, _, number, image, text, words, *_ in texts.values() if len(texts) == 1 else []:
-                alone = self.keyer.key("text", str(image), scrub(text, json.loads(words or "[]"), self.keyer))
-                self._add_owner(None, number, self._merged([row[6:] for row in told]), alone)
+                merged = self._merged([row[6:] for row in told])
+                patient = merged.patient if merged else ""  # many have the same words in their report
+                alone = self.keyer.key("text", str(image), patient, scrub(text, json.loads(words or "[]"), self.keyer))
+                self._add_owner(None, number, merged, alone)
         self._name_patients()
 
     def _merged(self, rows: list[tuple[Any, ...]]) -> Report | None:

@@ -378,6 +378,12 @@ def test_tables_in_different_folders_are_joined_on_the_image(cyclic: Cyclic) -> 
     assert (row["text"], row["edema"], row["has_image"]) == ("Words.", 1, True)
 
 
+def test_patients_whose_reports_have_the_same_words_stay_apart(cyclic: Cyclic) -> None:
+    Path("reports.csv").write_text("text,patient\n" + "".join(f"No effusion.,p{number % 20}\n" for number in range(40)))
+    counts = cyclic("prepare", "reports.csv", "--already-deidentified", "--out", "d", "--json").json
+    assert (counts["samples"], counts["patients"], counts["studies"]) == (20, 20, 20)
+
+
 def test_the_text_of_a_duplicate_stays_with_its_patient(cyclic: Cyclic) -> None:
     """Or one patient's report would stand in another split."""
     for number in range(30):
