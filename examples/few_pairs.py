@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from cyclic_cli.config import JOINT_RECIPE, PRESETS, available_cpus
+from cyclic_cli.alignment import filled_in
+from cyclic_cli.config import PRESETS, available_cpus, train_settings
 from cyclic_cli.storage import StoredDataset
 
 RETURNING = (
@@ -86,7 +87,7 @@ def train_and_evaluate(run: Run, options: argparse.Namespace) -> None:
     """Do a run, unless it is done; its figures stand in a file of its own."""
     folder, figures = options.work / "runs-of-table" / run.name, options.work / f"{run.name}.json"
     if figures.exists():
-        if json.loads(figures.read_text())["asked"] != asked(run, options):
+        if json.loads(figures.read_text()).get("asked") != asked(run, options):
             raise SystemExit(f"{figures} is of another experiment: name another --work.")
         return
     start = []
@@ -237,7 +238,8 @@ def main() -> None:
     options.is_complete = bool(np.all([np.asarray(there, bool) for there in rows.values()]))
     given = [word.removeprefix("batch_size=") for word in options.set if word.startswith("batch_size=")]
     values = max(int(np.sum(rows[name])) for name in ("has_image", "has_text"))
-    steps_per_epoch = math.ceil(values / int([JOINT_RECIPE["batch_size"], *given][-1]))
+    usual = filled_in(train_settings({"objective": "cyclic"}), len(rows["has_image"])).batch_size
+    steps_per_epoch = math.ceil(values / int([usual, *given][-1]))
     options.epochs = math.ceil(options.steps / steps_per_epoch)
     seeds = range(options.seeds)
     first = [Run(AUTOENCODERS, 1, seed) for seed in seeds]
