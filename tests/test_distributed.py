@@ -57,7 +57,11 @@ CASES = {
     # 24 training images in batches of 7: the last has 3, of which one process of two has one more
     "ddp": (["--arch", "conv", "--batch-size", 7, "--epochs", 5, "--lr", 1e-5, "--set", ALL], ["--devices", 2], None),
     # divergence; batches of 2 on three processes, one of which has nothing to do
-    "torchrun": (["--arch", "vae", "--batch-size", 2, "--epochs", 2, "--set", "augment=1"], [], 3),
+    "torchrun": (
+        ["--arch", "vae", "--set", "model={width: 8, latent: 16}", "--set", "augment=1", "--batch-size", 2,
+         "--epochs", 2],
+        [], 3,
+    ),
     "operations": (
         ["--arch", "conv", "--batch-size", 7, "--epochs", 5, "--lr", 1e-5, "--set", ALL, "--set", "micro_batch=2"],
         ["--devices", 3, "--set", "parallel=operations"], None,

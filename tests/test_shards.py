@@ -97,7 +97,8 @@ def test_a_file_that_breaks_its_decoder_costs_that_file(
         assert words in line["detail"]
 
 
-def test_kills_at_twenty_moments_change_no_byte_and_no_file_is_read_twice(reading: object) -> None:
+@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_change_no_byte_and_no_file_is_read_twice(kills: int, reading: object) -> None:
     """What was finished when the work was killed is not done again: only the files at hand are."""
     some_files(150)
     log = reading("time.sleep(0.01)")  # type: ignore[operator]
@@ -107,16 +108,16 @@ def test_kills_at_twenty_moments_change_no_byte_and_no_file_is_read_twice(readin
     assert len(log.read_text().split()) == 150
     log.write_text("")
     generator = random.Random(0)
-    kills = runs = 0
+    done = runs = 0
     command = [*PREPARE, "--out", "killed", "--workers", "2", "-q"]
-    while kills < 20:
+    while done < kills:
         killed = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
         try:
             killed.wait(generator.uniform(0.2, whole))
         except subprocess.TimeoutExpired:
             os.killpg(killed.pid, signal.SIGKILL)
             killed.wait()
-            kills += 1
+            done += 1
         else:  # it was faster: that data set is whole
             assert contents(Path("killed")) == contents(Path("whole"))
             shutil.rmtree("killed")

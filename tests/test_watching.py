@@ -26,6 +26,7 @@ from cyclic_cli.storage import read_checkpoint
 from cyclic_cli.training import train
 
 Cyclic = Callable[..., Ran]
+VAE = ("--arch", "vae", "--set", "model.width=8", "--set", "model.latent=16")
 
 
 def on_a_terminal(command: list[str]) -> str:
@@ -48,7 +49,7 @@ def on_a_terminal(command: list[str]) -> str:
 
 
 def test_a_terminal_shows_losses_rate_pace_and_the_last_validation(tiny_dataset: Path, tmp_path: Path) -> None:
-    words = ["--arch", "vae", "--epochs", "3", "--batch-size", "2", "--out", str(tmp_path / "run")]
+    words = [*VAE, "--epochs", "3", "--batch-size", "2", "--out", str(tmp_path / "run")]
     said = on_a_terminal([sys.executable, "-m", "cyclic_cli", "train", str(tiny_dataset), *words])
     assert re.search(r"training +\S+ +\d+/\d+ +epoch [123], \d+ images/s, 0:\d\d left", said), said
     assert re.search(r"loss +0\.\d+ \(reconstruction 0\.\d+, divergence [\d.e-]+\)", said), said
@@ -59,7 +60,7 @@ def test_a_terminal_shows_losses_rate_pace_and_the_last_validation(tiny_dataset:
 
 def test_a_log_gets_plain_lines(tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic) -> None:
     monkeypatch.setattr(console, "PLAIN_EVERY", 0.0)
-    ran = cyclic("train", tiny_dataset, "--arch", "vae", "--epochs", 1, "--batch-size", 8)
+    ran = cyclic("train", tiny_dataset, *VAE, "--epochs", 1, "--batch-size", 8)
     assert re.search(
         r"^step 2 of \d+, epoch 1/1, loss 0\.\d+ \(reconstruction 0\.\d+, divergence [\d.e-]+\), lr \d\.\de-\d\d, "
         r"\d+ images/s, \d+:\d\d left$",
@@ -113,12 +114,14 @@ def test_tensorboard_without_its_extra_is_an_error_that_says_what_to_install(
 
 RECIPES = {
     "linear": ("--arch", "linear", "--fraction", 0.6, "--lr", 1e-5, "--seed", 3),
-    "vae": ("--arch", "vae", "--set", "model.latent=12", "--set", "augment=0.5", "--batch-size", 5),
+    "vae": (*VAE, "--set", "augment=0.5", "--batch-size", 5),
     "conv": ("--arch", "conv", "--set", "objectives={reconstruction: 1, similarity: 2.0e-5}", "--set", "fuse=false"),
 }
 
 
-@pytest.mark.parametrize("recipe", ["linear", "vae", pytest.param("conv", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "recipe", ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vae", "conv"))]
+)
 def test_info_prints_the_command_that_makes_a_model_again_bit_for_bit(
     recipe: str, tiny_dataset: Path, cyclic: Cyclic
 ) -> None:
