@@ -14,6 +14,7 @@ from cyclic_cli import config as settings
 from cyclic_cli import console, registry
 from cyclic_cli.commands.demo import demo
 from cyclic_cli.commands.evaluate import evaluate
+from cyclic_cli.commands.export import export
 from cyclic_cli.commands.info import info
 from cyclic_cli.commands.prepare import prepare
 from cyclic_cli.commands.reconstruct import reconstruct
@@ -89,4 +90,5 @@ app.command()(prepare)
 app.command(short_help=f"Train a model ({', '.join(registry.names('models'))}) on a data set.")(train)
 app.command()(reconstruct)
 app.command()(evaluate)
+app.command()(export)
 app.command()(info)

@@ -23,9 +23,9 @@ from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.identity import SPLITS
 from cyclic_cli.images import as_float, image_area
-from cyclic_cli.inference import TorchModel
-from cyclic_cli.mixing import ALONE, Modality, may_be_paired, present_values
+from cyclic_cli.mixing import ALONE, may_be_paired, modalities_of, present_values
 from cyclic_cli.storage import StoredDataset
+from cyclic_cli.torch_model import TorchModel
 
 BATCH = 64
 PROBED = 20_000  # training samples, at most, that probes and controls learn from
@@ -156,15 +156,6 @@ def _check(stored: StoredDataset, model: TorchModel, report: Report) -> None:
         report(Note(f"data set and model see images differently: {', '.join(differing)}", warning=True))
 
 
-def _modalities(model: TorchModel) -> tuple[list[Modality], dict[str, Any]]:
-    """The modalities of a model and their facts; an autoencoder has images."""
-    description = model.checkpoint.architecture
-    if not model.is_joint:
-        return [Modality.of("image", {})], {"image": {"image_shape": description["image_shape"]}}
-    tables = description["config"]["modalities"]
-    return [Modality.of(name, table) for name, table in tables.items()], description["facts"]
-
-
 def _read_training(stored: StoredDataset, model: TorchModel, report: Report) -> Part:
     """What the model was trained on, or about the first `PROBED` samples of it."""
     total = int(stored.facts.counts.get("splits", {}).get("train", 0))
@@ -174,7 +165,7 @@ def _read_training(stored: StoredDataset, model: TorchModel, report: Report) -> 
 
 def _read(stored: StoredDataset, model: TorchModel, split: str, fraction: float, report: Report) -> Part:
     """The first `fraction` of a split's patients, with the embeddings of their samples."""
-    modalities, facts = _modalities(model)
+    modalities, facts = modalities_of(model.checkpoint.architecture)
     columns = ["sample", "patient", "text", "has_text", *FACTS, *stored.facts.labels]
     index = stored.rows([*columns, *(name for one in modalities for name in one.file.COLUMNS)], split, fraction)
     labels = {name: index[name] for name in stored.facts.labels}

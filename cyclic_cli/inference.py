@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cyclic_cli import images, metrics, panels, registry, storage
-from cyclic_cli.config import Preprocessing, build
+from cyclic_cli.config import Preprocessing
 from cyclic_cli.errors import CyclicError, InputError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.panels import Decoded
@@ -22,119 +22,15 @@ from cyclic_cli.sources import Input, expand, printable
 from cyclic_cli.text import base_name
 
 if TYPE_CHECKING:
-    import torch
+    from cyclic_cli.onnx_model import OnnxModel
+    from cyclic_cli.torch_model import TorchModel
+
+    Model = TorchModel | OnnxModel
 
 PACKAGED_MODEL = Path(__file__).parent / "assets" / "default.safetensors"
 FORMS = ("png", "npy")
 BATCH = 16
-CELLS = 4  # of a side, that a spatial code is averaged over
 SHEET_SCANS = 24  # rows of a contact sheet, at most
-
-
-class TorchModel:
-    """A checkpoint, rebuilt with torch on the CPU or on CUDA."""
-
-    def __init__(self, path: Path, device: str = "auto") -> None:
-        """Raises CyclicError when the checkpoint is damaged, does not fit its architecture, or CUDA is not there."""
-        import torch
-
-        from cyclic_cli.distributed import resolve, use_available_threads
-
-        use_available_threads()
-        self.path = path
-        self._device = torch.device(resolve(device, "32")[0])
-        self.checkpoint = storage.read_checkpoint(path)
-        self.preprocessing: Preprocessing = self.checkpoint.preprocessing
-        self.fingerprint = self.checkpoint.fingerprint
-        self.is_joint = self.checkpoint.architecture["name"] == "joint"
-        module = self._module()
-        try:
-            module.load_state_dict({name: torch.from_numpy(value) for name, value in self.checkpoint.weights.items()})
-        except RuntimeError as error:
-            raise CyclicError(f"{path} does not fit the architecture it names.", "Train the model again.") from error
-        self.module = module.to(self._device).eval()
-
-    def _module(self) -> Any:
-        from cyclic_cli.joint import rebuild
-
-        description = self.checkpoint.architecture
-        if self.is_joint:
-            return rebuild(description, str(self.path))
-        architecture = registry.load("models", description["name"], "architecture")
-        try:
-            config = build(architecture.Config, description["config"], str(self.path))
-            return architecture.Model(config, tuple(description["image_shape"]))
-        except ValueError as error:
-            raise CyclicError(
-                f"{self.path} does not fit the architecture it names.", "Train the model again."
-            ) from error
-
-    @property
-    def modalities(self) -> list[str]:
-        """What the model encodes."""
-        return self.module.modalities if self.is_joint else ["image"]
-
-    def require(self, *modalities: str, decoders: bool = False) -> None:
-        """Raise CyclicError when the model lacks a modality, or was trained without decoders."""
-        for name in modalities:
-            if name not in self.modalities:
-                raise CyclicError(
-                    f"{self.path} has no {name} side.", "Take a model trained with a joint --objective, such as cyclic."
-                )
-        if decoders and self.is_joint and not self.checkpoint.architecture["config"].get("decoders"):
-            raise CyclicError(
-                f"{self.path} was trained without decoders.",
-                "Train with reconstruction and translation among the objectives, as --objective cyclic has.",
-            )
-
-    def placed(self, value: "torch.Tensor") -> "torch.Tensor":
-        """A tensor on the device of the model."""
-        return value.to(self._device)
-
-    def images(self, fitted: np.ndarray) -> "torch.Tensor":
-        """Images (N, C, H, W) uint8 or uint16 as the model takes them."""
-        import torch
-
-        return self.placed(torch.from_numpy(images.as_float(fitted)))
-
-    def texts(self, texts: list[str]) -> "torch.Tensor":
-        """Texts (N) as the model takes them: tokens (N, L)."""
-        import torch
-
-        from cyclic_cli.vocabulary import padded
-
-        tower = self.module.towers["text"]
-        tokens = tower.vocabulary.encode(texts, tower.limit)
-        return self.placed(torch.from_numpy(padded(tokens, tower.limit)))
-
-    def embed(self, name: str, value: "torch.Tensor") -> np.ndarray:
-        """Embeddings (N, D) float32 of unit norm of values of a modality, as its `Values` load them.
-
-        Of an autoencoder it is the code, a spatial one averaged over a grid of 4×4 cells.
-        """
-        import torch
-        from torch.nn import functional
-
-        with torch.inference_mode():
-            if self.is_joint:
-                embeddings = self.module.embed(name, self.placed(value))
-            else:
-                code = self.module.encode(self.placed(value))
-                code = functional.adaptive_avg_pool2d(code, CELLS) if code.dim() == 4 else code
-                embeddings = functional.normalize(code.flatten(1), dim=1)
-            found: np.ndarray = embeddings.float().cpu().numpy()
-        return found
-
-    def reconstruct(self, fitted: np.ndarray) -> np.ndarray:
-        """Images (N, C, H, W) uint8 or uint16 → reconstructions (N, C, H, W) float32 in [0, 1]."""
-        import torch
-
-        from cyclic_cli.joint import Reconstructing
-
-        with torch.inference_mode():
-            model = Reconstructing(self.module) if self.is_joint else self.module
-            output: np.ndarray = model(self.images(fitted))["reconstruction"].float().clamp(0, 1).cpu().numpy()
-        return output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +77,7 @@ class _Mean:
 
 def reconstruct(
     sources: list[Path],
-    models: dict[str, TorchModel],
+    models: "dict[str, Model]",
     out: Path,
     summary: ReconstructSummary,
     form: str = "png",
@@ -280,7 +176,7 @@ def read_scans(
 
 
 def _decoded(
-    read: dict[int, tuple[np.ndarray, tuple[slice, slice]]], models: dict[str, TorchModel]
+    read: dict[int, tuple[np.ndarray, tuple[slice, slice]]], models: "dict[str, Model]"
 ) -> Iterator[tuple[int, np.ndarray, list[Decoded]]]:
     """The scans of a batch: number, original (H, W) in [0, 1] without letterbox, what each model makes of it."""
     if not read:
@@ -331,7 +227,37 @@ def _distinct(names: Sequence[str], folders: Sequence[Sequence[str]]) -> list[st
     return list(distinct)
 
 
-def load_models(named: list[Path], device: str = "auto", report: Report = silent) -> dict[str, TorchModel]:
+def load_model(path: Path, device: str = "auto") -> "Model":
+    """A model by ONNX Runtime, of an `.onnx` file or a folder of them, or by torch, of a checkpoint.
+
+    Raises:
+        CyclicError: it cannot be loaded.
+    """
+    if path.suffix == ".onnx" or path.is_dir():
+        from cyclic_cli.onnx_model import OnnxModel
+
+        return OnnxModel(path, device)
+    from cyclic_cli.torch_model import TorchModel
+
+    return TorchModel(path, device)
+
+
+def load_checkpoint(named: Path | None, device: str = "auto", report: Report = silent) -> "TorchModel":
+    """A model for work that needs torch; with none named as `load_models` takes it.
+
+    Raises:
+        UsageError: it is an exported one.
+        CyclicError: it cannot be found or loaded.
+    """
+    from cyclic_cli.torch_model import TorchModel
+
+    path = storage.find_checkpoint(named) if named else _find(report)
+    if path.suffix == ".onnx" or path.is_dir():
+        raise UsageError(f"{path} is exported; this needs the checkpoint.", "Name a run folder or .safetensors file.")
+    return TorchModel(path, device)
+
+
+def load_models(named: list[Path], device: str = "auto", report: Report = silent) -> "dict[str, Model]":
     """Models by name: their run folder's, or the file's.
 
     With none named it is `$CYCLIC_MODEL`, else `runs/latest`, else the one that comes with the package; a Note says so.
@@ -343,7 +269,7 @@ def load_models(named: list[Path], device: str = "auto", report: Report = silent
     checkpoints = [storage.find_checkpoint(path) for path in named] or [_find(report)]
     places = [_named_after(path) for path in checkpoints]
     names = _distinct([place.name for place in places], [[place.parent.name] for place in places])
-    models = {name: TorchModel(path, device) for name, path in zip(names, checkpoints, strict=True)}
+    models = {name: load_model(path, device) for name, path in zip(names, checkpoints, strict=True)}
     for model in models.values():
         model.require("image")
     (first, one), *others = models.items()

@@ -38,6 +38,14 @@ class Modality:
         return cls(name, file, build(file.Config, settings, f"modalities.{name}"))
 
 
+def modalities_of(architecture: Mapping[str, Any]) -> tuple[list[Modality], Mapping[str, Any]]:
+    """The modalities of a checkpoint's model, and their facts; an autoencoder has images."""
+    if architecture["name"] != "joint":
+        return [Modality.of("image", {})], {"image": {"image_shape": architecture["image_shape"]}}
+    tables = architecture["config"]["modalities"]
+    return [Modality.of(name, table) for name, table in tables.items()], architecture["facts"]
+
+
 def portable(modality: Modality) -> dict[str, Any]:
     """A modality's settings without those that name a place on this machine."""
     without = getattr(modality.file, "portable", lambda config: config)

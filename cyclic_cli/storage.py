@@ -560,7 +560,7 @@ class StoredDataset:
             version = int(values["format"])
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
             raise CyclicError(f"{path} is damaged.", "Make the data set again.") from error
-        _refuse_newer(version, DATASET_FORMAT, path)
+        refuse_newer(version, DATASET_FORMAT, path)
         return build(DatasetFacts, _upgraded(values, version), str(path))
 
     @property
@@ -699,7 +699,8 @@ def _map_images(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
         raise CyclicError(f"{path} is missing or damaged.", "Make the data set again.") from error
 
 
-def _refuse_newer(version: int, known: int, path: Path) -> None:
+def refuse_newer(version: int, known: int, path: Path) -> None:
+    """Raise CyclicError when a file's format is one that this program does not know yet."""
     if version > known:
         raise CyclicError(f"{path} has format {version}; this program knows up to {known}.", "Update cyclic.")
 
@@ -727,7 +728,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "provenance": checkpoint.provenance,
         "fingerprint": _fingerprint(checkpoint.architecture, checkpoint.weights),
     }
-    description["checksum"] = _checksum(description)
+    description["checksum"] = checksum(description)
     # One entry of the header holds it all: safetensors writes several in any order.
     write_tensors(path, checkpoint.weights, {"cyclic": json.dumps(description, sort_keys=True)})
 
@@ -740,7 +741,7 @@ def _fingerprint(architecture: dict[str, Any], weights: dict[str, np.ndarray]) -
     return digest.hexdigest()[:32]
 
 
-def _checksum(values: Any) -> str:
+def checksum(values: Any) -> str:
     """A checksum of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -754,13 +755,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         shape = [int(number) for number in architecture["image_shape"]]
         if not isinstance(architecture["name"], str) or not isinstance(architecture["config"], dict) or len(shape) != 3:
             raise ValueError("not an architecture")
-        _refuse_newer(version, CHECKPOINT_FORMAT, path)
+        refuse_newer(version, CHECKPOINT_FORMAT, path)
         if version == 1 and architecture["name"] != "linear":
             raise CyclicError(f"{path} is of version 0.1.0, whose networks were others.", "Train it again.")
         if not all(np.isfinite(value).all() for value in weights.values() if value.dtype.kind == "f"):
             raise CyclicError(f"{path} holds weights that are not finite.", "Train it again, with a lower --lr.")
-        checksum = description.pop("checksum", None)  # files of earlier versions have none
-        whole = checksum in (None, _checksum(description))
+        said = description.pop("checksum", None)  # files of earlier versions have none
+        whole = said in (None, checksum(description))
         if not whole or description["fingerprint"] != _fingerprint(architecture, weights):
             raise CyclicError(f"{path} is damaged: its checksum is another.", "Copy or make it again.")
         return Checkpoint(
@@ -810,7 +811,7 @@ class RunFolder:
             write_checkpoint(draft / "model.safetensors", checkpoint)
             header = {"format": CHECKPOINT_FORMAT, "fingerprint": _fingerprint({}, optimizer)}
             write_tensors(draft / "optimizer.safetensors", optimizer, {"cyclic": json.dumps(header)})
-            write_text(draft / "progress.json", json.dumps({"progress": progress, "checksum": _checksum(progress)}))
+            write_text(draft / "progress.json", json.dumps({"progress": progress, "checksum": checksum(progress)}))
             if final.exists():  # the same step, saved again after the validation that follows it
                 os.replace(final, past)
             os.replace(draft, final)
@@ -828,7 +829,7 @@ class RunFolder:
             saved = json.loads((state / "progress.json").read_text(encoding="utf-8"))
             optimizer, header = read_tensors(state / "optimizer.safetensors")
             fingerprint = json.loads(header["cyclic"])["fingerprint"]
-            if saved["checksum"] != _checksum(saved["progress"]) or fingerprint != _fingerprint({}, optimizer):
+            if saved["checksum"] != checksum(saved["progress"]) or fingerprint != _fingerprint({}, optimizer):
                 raise ValueError("another checksum")
             checkpoint = read_checkpoint(state / "model.safetensors")
         except (OSError, ValueError, KeyError, TypeError, CyclicError) as error:
@@ -906,13 +907,15 @@ class RunFolder:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint file that `--model` names: a run folder's best, or the file itself."""
+    """What `--model` names: a run folder's best checkpoint, a folder with exported parts, or the file itself."""
     if path.is_dir():
-        if not (path / "model.safetensors").is_file():
-            raise CyclicError(f"{path} holds no model.safetensors.", "Give a run folder or a .safetensors file.")
-        return path / "model.safetensors"
+        if (path / "model.safetensors").is_file():
+            return path / "model.safetensors"
+        if not any(path.glob("*.onnx")):
+            raise CyclicError(f"{path} holds no model.", "Give a run folder, a .safetensors or an .onnx file.")
+        return path
     if not path.exists():
-        raise CyclicError(f"There is no model {path}.", "Give a run folder or a .safetensors file.")
+        raise CyclicError(f"There is no model {path}.", "Give a run folder, a .safetensors or an .onnx file.")
     return path
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from cyclic_cli import panels, storage
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
-from cyclic_cli.inference import BATCH, ReconstructSummary, TorchModel, read_scans
+from cyclic_cli.inference import BATCH, ReconstructSummary, read_scans
 from cyclic_cli.sources import expand, printable
+from cyclic_cli.torch_model import TorchModel
 
 REMARK = "illustration by a model, not a diagnosis"
 

@@ -20,12 +20,12 @@ LAYERS = [  # from the ground up; within a layer a module may import those named
     ["errors", "registry", "events", "identity", "shapes", "scrub", "config", "lease", "workers"],
     (
         "metrics records storage nifti dicom images similar panels text layouts sources phantom vocabulary retrieval "
-        "probing controls wording"
+        "onnx_file onnx_model probing controls wording"
     ).split(),
-    "models data distributed text_towers modalities mixing joint objectives gradients".split(),
+    "models data distributed text_towers modalities mixing joint torch_model objectives gradients".split(),
     (
         "offer shards joining prepare saving resuming stopping validation tensorboard autoencoding alignment training "
-        "inference translating evaluation"
+        "inference translating evaluation export"
     ).split(),
     ["console", "commands", "cli", "__main__"],
 ]
@@ -34,6 +34,7 @@ HEAVY = {
     "torch",
     "numpy",
     "onnx",
+    "onnxruntime",
     "pydicom",
     "PIL",
     "pyarrow",
@@ -50,6 +51,8 @@ KNOWS = {  # what only some modules may import
     "typer": {"cli", "commands"},
     "rich": {"console"},
     "pyarrow": {"storage"},
+    "onnx": {"onnx_file", "export"},
+    "onnxruntime": {"onnx_model", "export"},
     "tokenizers": {"vocabulary"},
     "transformers": {"text_towers"},
     "sklearn": {"probing", "controls"},
@@ -73,9 +76,10 @@ KNOWS = {  # what only some modules may import
         "stopping",
         "tensorboard",
         "training",
-        "inference",
+        "torch_model",
         "translating",
         "evaluation",
+        "export",
     },
 }
 
@@ -116,7 +120,9 @@ def test_libraries_stay_where_they_are_known(module: str, path: Path) -> None:
         assert allowed is None or module in allowed, f"{module} imports {name}"
 
 
-@pytest.mark.parametrize("words", [[], ["demo"], ["prepare"], ["train"], ["reconstruct"], ["info"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [[], ["demo"], ["prepare"], ["train"], ["reconstruct"], ["export"], ["info"]], ids=" ".join
+)
 def test_help_loads_nothing_heavy_and_lists_the_architectures(words: list[str]) -> None:
     code = (
         "import sys\n"

@@ -11,9 +11,9 @@ from conftest import SIDES, Ran, disc_image, make_png
 from PIL import Image
 from torchmetrics.functional import structural_similarity_index_measure
 
-from cyclic_cli.inference import TorchModel
 from cyclic_cli.mixing import Modality, present_values, read_index
 from cyclic_cli.storage import StoredDataset
+from cyclic_cli.torch_model import TorchModel
 
 Cyclic = Callable[..., Ran]
 JOINT = (

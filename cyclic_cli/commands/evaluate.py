@@ -47,10 +47,11 @@ def evaluate(
     registry.check(device, ("auto", "cpu", "cuda"), "device")
     with console.talk(quiet) as report:
         from cyclic_cli import evaluation as task
-        from cyclic_cli.inference import load_models
+        from cyclic_cli.inference import load_checkpoint
 
         found = find_dataset(dataset, report)
-        (loaded,) = load_models([model] if model else [], device, report).values()
+        loaded = load_checkpoint(model, device, report)
+        loaded.require("image")
         figures = asdict(task.evaluate(found, loaded, split, prompts, controls, paired_fraction, train, report))
     if json:
         console.write_json(figures)

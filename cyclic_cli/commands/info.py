@@ -9,12 +9,16 @@ from cyclic_cli.commands._options import Json, Quiet, show
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="A data set, a run folder or a checkpoint.")],
+    path: Annotated[Path, typer.Argument(help="A data set, a run folder, a checkpoint or an .onnx file.")],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what a data set, a run or a checkpoint is."""
-    from cyclic_cli.storage import describe
+    """Say what a data set, a run, a checkpoint or an exported model is."""
+    if path.suffix == ".onnx":
+        from cyclic_cli.onnx_file import describe
+    else:
+        from cyclic_cli.storage import describe
 
     described = describe(path)
-    show(f"{described['kind'].capitalize()} {path}", described, json)
+    kind = described["kind"]
+    show(f"{kind[0].upper()}{kind[1:]} {path}", described, json)

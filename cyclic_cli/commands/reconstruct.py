@@ -26,7 +26,7 @@ def reconstruct(
     model: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A run folder or .safetensors file; may be repeated, to compare.",
+            help="A run folder, .safetensors or .onnx file; may be repeated, to compare.",
             show_default="$CYCLIC_MODEL, runs/latest, the package's",
         ),
     ] = None,
@@ -75,13 +75,12 @@ def reconstruct(
         raise UsageError("A text is drawn to an image alone.", "Leave --to out.")
     summary = inference.ReconstructSummary()
     with console.talk(quiet) as report:
-        models = inference.load_models(model or [], device, report)
         if text or to == "text":
             from cyclic_cli import translating
 
-            if len(models) > 1:
+            if model and len(model) > 1:
                 raise UsageError("Texts are written and drawn by one model.", "Name one --model.")
-            (one,) = models.values()
+            one = inference.load_checkpoint(model[0] if model else None, device, report)
             results: Iterable[Any] = (
                 translating.draw_texts(text, one, out, overwrite, report)
                 if text
@@ -89,6 +88,7 @@ def reconstruct(
             )
             columns = ["output", "remark"] if text else ["source", "text", "remark"]
         else:
+            models = inference.load_models(model or [], device, report)
             results = inference.reconstruct(
                 paths_of(scans or [], null), models, out, summary, form, overwrite, paths, sheet, report
             )

@@ -11,6 +11,10 @@ of them. A modality file has
                                 `index`, such as a tokenizer: plain values, which travel in the checkpoint. They depend
                                 on which values there are, never on which sample, or which image, they belong to
     def portable(config)        optional: the settings without those that name a place on this machine
+    INPUTS                      optional: names of what an exported tower takes, and by name its sides of any length, as
+                                {"input": {0: "batch"}}; without it the one input is called as the modality
+    def inputs_of(value)        with INPUTS: their tensors, of a value of `Values.load`; and back again
+    def value_of(*inputs)
     class Values                the values of some samples of a data set:
         __init__(dataset, index, config, facts)     `index` holds the COLUMNS, and `sample` and `patient`, of these
         __len__()

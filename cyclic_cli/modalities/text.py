@@ -26,9 +26,10 @@ from cyclic_cli.config import build
 from cyclic_cli.data import sample_noise
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.storage import StoredDataset
-from cyclic_cli.vocabulary import END, PATIENTS, Vocabulary, padded
+from cyclic_cli.vocabulary import END, PADDING, PATIENTS, Vocabulary, padded
 
 COLUMNS = ("text", "has_text")
+INPUTS = {"input_ids": {0: "batch", 1: "length"}, "attention_mask": {0: "batch", 1: "length"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +192,16 @@ class Tower(nn.Module):
 
     def _own(self, code: Tensor) -> Tensor:
         return code * self.spread + self.mean
+
+
+def inputs_of(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (N, L), and where there are some, as other programs give texts."""
+    return value, (value != PADDING).long()
+
+
+def value_of(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Tokens (N, L), PADDING where the mask is 0."""
+    return input_ids * attention_mask
 
 
 def portable(config: Config) -> Config:

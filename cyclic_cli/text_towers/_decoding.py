@@ -197,6 +197,8 @@ class Writing(nn.Module):
 
 
 def trimmed(tokens: Tensor) -> Tensor:
-    """Tokens (N, L) without the columns behind the longest text."""
+    """Tokens (N, L) without the columns behind the longest text; while a model is exported, as they are."""
+    if torch.compiler.is_exporting():
+        return tokens
     longest = int((tokens != PADDING).sum(1).max()) if len(tokens) else 0
     return tokens[:, : max(longest, 1)]

@@ -1,0 +1,107 @@
+"""An exported model at work, by ONNX Runtime: what `torch_model.py` does, without torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from cyclic_cli import onnx_file
+from cyclic_cli.config import Preprocessing, available_cpus
+from cyclic_cli.errors import CyclicError
+from cyclic_cli.images import as_float
+
+EMBED_IMAGES = ("image-tower", "encoder", "autoencoder")  # parts that can, those that do least beside it first
+EXPORT = "Export that part: cyclic export --part all."
+
+
+class OnnxModel:
+    """One exported part of a model, or those that lie in a folder."""
+
+    def __init__(self, path: Path, device: str = "auto") -> None:
+        """Raises CyclicError: a file is no part of a model, those of a folder are of several, CUDA is not there."""
+        self.path = path
+        self._providers = _providers(device)
+        files = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
+        described = {file: onnx_file.read(file)[1] for file in files}
+        self._parts = {one.part: (file, one) for file, one in described.items()}
+        one = next(iter(described.values()))
+        if len({other.fingerprint for other in described.values()}) > 1 or len(self._parts) < len(described):
+            raise CyclicError(f"{path} holds parts of several models.", "Name one file.")
+        self.preprocessing: Preprocessing = one.preprocessing
+        self.fingerprint = one.fingerprint
+        self.is_joint = one.architecture["name"] == "joint"
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+
+    @property
+    def modalities(self) -> list[str]:
+        """What the parts encode."""
+        towers = [part.removesuffix("-tower") for part in self._parts if part.endswith("-tower")]
+        return sorted({*towers, *(["image"] if self._parts.keys() & set(EMBED_IMAGES) else [])})
+
+    def require(self, *modalities: str, decoders: bool = False) -> None:
+        """Raise CyclicError when the parts at hand lack a modality, or the way back from a code."""
+        for name in modalities:
+            if name not in self.modalities:
+                raise CyclicError(f"{self.path} has no {name} side.", EXPORT)
+        if decoders and "autoencoder" not in self._parts:
+            raise CyclicError(f"{self.path} encodes and does not decode.", EXPORT)
+
+    def embed_images(self, fitted: np.ndarray) -> np.ndarray:
+        """Embeddings (N, D) float32 of unit norm of images (N, C, H, W) uint8 or uint16."""
+        self.require("image")
+        part = next(part for part in EMBED_IMAGES if part in self._parts)
+        return self._run(part, "embedding", {"image": self._images(part, fitted)})
+
+    def embed_texts(self, texts: list[str]) -> np.ndarray:
+        """Embeddings (N, D) float32 of unit norm of texts (N)."""
+        from cyclic_cli.vocabulary import Vocabulary, padded  # here: most models have no texts
+
+        self.require("text")
+        tokenizer = self._parts["text-tower"][1].tokenizer
+        encoded = Vocabulary.from_json(tokenizer["vocabulary"]).encode(texts, int(tokenizer["limit"]))
+        tokens = padded(encoded, max(map(len, encoded)))
+        return self._run("text-tower", "embedding", {"input_ids": tokens, "attention_mask": (tokens != 0) * 1})
+
+    def reconstruct(self, fitted: np.ndarray) -> np.ndarray:
+        """Images (N, C, H, W) uint8 or uint16 → reconstructions (N, C, H, W) float32 in [0, 1]."""
+        self.require("image", decoders=True)
+        output = self._run("autoencoder", "reconstruction", {"image": self._images("autoencoder", fitted)})
+        return output.clip(0, 1)
+
+    def _images(self, part: str, fitted: np.ndarray) -> np.ndarray:
+        return fitted if self._parts[part][1].rendered else as_float(fitted)
+
+    def _run(self, part: str, output: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        file, description = self._parts[part]
+        if part not in self._sessions:
+            self._sessions[part] = session(file, self._providers)
+        try:
+            if description.rendered:  # of one image at a time
+                rows = [self._sessions[part].run([output], {"image": one[None]})[0] for one in values["image"]]
+                return np.concatenate(rows)
+            found: np.ndarray = self._sessions[part].run([output], values)[0]
+        except Exception as error:  # the library's own have no root of theirs
+            raise CyclicError(f"{file} does not take what a {part} takes.", "Export it again.") from error
+        return found.astype(np.float32, copy=False)
+
+
+def session(path: Path, providers: list[str] | None = None) -> onnxruntime.InferenceSession:
+    """A model that ONNX Runtime can run. Raises CyclicError when it cannot."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = available_cpus()
+    options.log_severity_level = 3  # errors: what it has to say besides is about itself
+    try:
+        return onnxruntime.InferenceSession(path, options, providers or ["CPUExecutionProvider"])
+    except Exception as error:  # the library's own have no root of theirs
+        raise CyclicError(f"ONNX Runtime cannot load {path}.", "Export it again.") from error
+
+
+def _providers(device: str) -> list[str]:
+    there: list[Any] = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" in there and device != "cpu":
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if device == "cuda":
+        raise CyclicError("No CUDA device can be used here.", "Take --device cpu or auto.")
+    return ["CPUExecutionProvider"]
