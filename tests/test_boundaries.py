@@ -123,18 +123,18 @@ def test_libraries_stay_where_they_are_known(module: str, path: Path) -> None:
 @pytest.mark.parametrize(
     "words", [[], ["demo"], ["prepare"], ["train"], ["reconstruct"], ["export"], ["info"]], ids=" ".join
 )
-def test_help_loads_nothing_heavy_and_lists_the_architectures(words: list[str]) -> None:
+def test_help_loads_nothing_heavy_and_lists_the_architectures(words: str) -> None:
     code = (
         "import sys\n"
         "from cyclic_cli.__main__ import main\n"
-        f"sys.argv = ['cyclic', *{words!r}, '--help']\n"
+        f"sys.argv = ['cyclic', *{words.split()!r}, '--help']\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code\n"
         f"print('LOADED', sorted({HEAVY!r} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.rstrip().endswith("LOADED []")
-    if words in ([], ["train"]):
+    if words in ("", "train"):
         for name in registry.names("models"):
             assert name in out
 
