@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from cyclic_cli import config as settings
 from cyclic_cli import console, registry
 from cyclic_cli.commands.demo import demo
+from cyclic_cli.commands.embed import embed
 from cyclic_cli.commands.evaluate import evaluate
 from cyclic_cli.commands.export import export
 from cyclic_cli.commands.info import info
@@ -89,6 +90,7 @@ app.command()(demo)
 app.command()(prepare)
 app.command(short_help=f"Train a model ({', '.join(registry.names('models'))}) on a data set.")(train)
 app.command()(reconstruct)
+app.command()(embed)
 app.command()(evaluate)
 app.command()(export)
 app.command()(info)

@@ -384,6 +384,15 @@ def local_processes() -> tuple[int, int]:
     return tasks // nodes, nodes
 
 
+def place_among_processes() -> tuple[int, int]:
+    """Which of how many processes of a launcher (torchrun, `srun`) this is; (0, 1) for one alone."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if in_slurm_step():
+        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
+    return 0, 1
+
+
 def is_main_process() -> bool:
     """Whether this process talks and writes: the first of a run, or one alone."""
     if "RANK" in os.environ:

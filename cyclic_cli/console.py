@@ -192,7 +192,7 @@ class _Bars:
             style = "yellow" if isinstance(event, Note) and event.warning else ""
             self.bar.console.print(_line(event), style=style, markup=False, soft_wrap=True)
 
-    def _move(self, name: str, done: int, total: int, detail: str) -> None:
+    def _move(self, name: str, done: int, total: int | None, detail: str) -> None:
         if name not in self.tasks:
             for task in self.bar.tasks:  # what is done makes room for what comes next
                 self.bar.update(task.id, visible=not task.finished)
@@ -211,7 +211,8 @@ class _Lines:
         if isinstance(event, Progress):
             rate = self.rates.of(event)
             if self._due(event.done == event.total and event.done > 0):
-                say(f"{event.unit}: {event.done} of {event.total}{', ' + rate if rate else ''}")
+                whole = "" if event.total is None else f" of {event.total}"
+                say(f"{event.unit}: {event.done}{whole}{', ' + rate if rate else ''}")
         elif isinstance(event, Step):
             if self._due(False):
                 parts = [f"epoch {event.epoch}/{event.epochs}", f"loss {_losses(event.losses)}", f"lr {event.lr:.1e}"]
@@ -239,7 +240,8 @@ class _Rates:
         if event.done == before:
             return ""
         rate = (event.done - before) / max(now - since, 1e-9)
-        return f"{rate:.0f}/s, {_duration((event.total - event.done) / rate)} left"
+        left = "" if event.total is None else f", {_duration((event.total - event.done) / rate)} left"
+        return f"{rate:.0f}/s{left}"
 
 
 def _duration(seconds: float) -> str:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of work are finished (`unit`: "images", "scans")."""
+    """`done` of `total` units of work are finished (`unit`: "images", "scans"); None where the end is not known."""
 
     done: int
-    total: int
+    total: int | None
     unit: str
 
 

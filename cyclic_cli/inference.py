@@ -227,12 +227,15 @@ def _distinct(names: Sequence[str], folders: Sequence[Sequence[str]]) -> list[st
     return list(distinct)
 
 
-def load_model(path: Path, device: str = "auto") -> "Model":
+def load_model(named: Path | None, device: str = "auto", report: Report = silent) -> "Model":
     """A model by ONNX Runtime, of an `.onnx` file or a folder of them, or by torch, of a checkpoint.
 
+    With none named it is `$CYCLIC_MODEL`, else `runs/latest`, else the one that comes with the package; a Note says so.
+
     Raises:
-        CyclicError: it cannot be loaded.
+        CyclicError: it cannot be found or loaded.
     """
+    path = storage.find_checkpoint(named) if named else _find(report)
     if path.suffix == ".onnx" or path.is_dir():
         from cyclic_cli.onnx_model import OnnxModel
 
@@ -243,7 +246,7 @@ def load_model(path: Path, device: str = "auto") -> "Model":
 
 
 def load_checkpoint(named: Path | None, device: str = "auto", report: Report = silent) -> "TorchModel":
-    """A model for work that needs torch; with none named as `load_models` takes it.
+    """A model for work that needs torch; with none named as `load_model` takes it.
 
     Raises:
         UsageError: it is an exported one.
@@ -258,9 +261,7 @@ def load_checkpoint(named: Path | None, device: str = "auto", report: Report = s
 
 
 def load_models(named: list[Path], device: str = "auto", report: Report = silent) -> "dict[str, Model]":
-    """Models by name: their run folder's, or the file's.
-
-    With none named it is `$CYCLIC_MODEL`, else `runs/latest`, else the one that comes with the package; a Note says so.
+    """Models by name: their run folder's, or the file's; with none named the one that `load_model` takes.
 
     Raises:
         UsageError: they see scans differently, so that nothing compares them.

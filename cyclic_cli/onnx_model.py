@@ -31,7 +31,7 @@ class OnnxModel:
             raise CyclicError(f"{path} holds parts of several models.", "Name one file.")
         self.preprocessing: Preprocessing = one.preprocessing
         self.fingerprint = one.fingerprint
-        self.is_joint = one.architecture["name"] == "joint"
+        self.architecture = str(one.architecture["name"])
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     @property

@@ -12,7 +12,7 @@ import os
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -150,6 +150,15 @@ def expand(sources: list[Path], out: Path) -> list[Input]:
     return sorted(found.values(), key=lambda item: (item.source, item.absolute))
 
 
+def stream(paths: Iterable[Path], out: Path | None) -> Iterator[Input]:
+    """The files behind paths, one path after another, without report tables, and of folders without text files."""
+    for path in paths:
+        for item in walk([path], out or Path(os.devnull)):
+            is_text = item.name.lower().endswith(".txt") and item.path != path
+            if not is_text and item.name not in TABLE_NAMES:
+                yield item
+
+
 def beside(item: Input, name: str) -> str:
     """The `absolute` of a file of that name in an input's folder; empty for no name."""
     return f"{os.path.dirname(item.absolute)}/{name}" if name else ""
@@ -170,9 +179,9 @@ def _files_in(folder: Path, out: Path, prefix: str) -> Iterator[Input]:
     """The files of a folder, recursively but for `out` and for hidden files."""
     closed: list[OSError] = []
     for within, inner, names in os.walk(folder, onerror=closed.append):
-        inner[:] = [name for name in inner if not _is_hidden(name) and not _is_same(Path(within, name), out)]
+        inner[:] = [name for name in sorted(inner) if not _is_hidden(name) and not _is_same(Path(within, name), out)]
         texts = _texts(names)
-        for path in (Path(within, name) for name in names if not _is_hidden(name)):
+        for path in (Path(within, name) for name in sorted(names) if not _is_hidden(name)):
             yield from _offered(path, path.relative_to(folder).as_posix(), _own_text(path.name, texts), prefix)
     for error in closed:  # a folder that cannot be listed is not passed over: it is rejected as unreadable
         path = Path(error.filename)

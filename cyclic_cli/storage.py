@@ -595,6 +595,15 @@ class StoredDataset:
         table = table.filter(chosen)
         return {name: table[name].to_numpy(zero_copy_only=False) for name in columns}
 
+    def samples(self, columns: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """The rows of the index, in its order, a few at a time. Raises CyclicError when it is damaged."""
+        return read_parquet(self.folder / "index.parquet", dict.fromkeys(columns, ""))
+
+    def label_kinds(self) -> dict[str, str]:
+        """The label columns, string or float32."""
+        schema = self.index(self.facts.labels).schema if self.facts.labels else []
+        return {field.name: str(field.type).replace("float", "float32") for field in schema}
+
     @property
     def can_be_updated(self) -> bool:
         """Whether it says of every input and report what an update needs."""
@@ -678,6 +687,11 @@ def _open_files() -> int:
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return max(soft, wanted)
+
+
+def shard_images(folder: Path, shard: int, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """The images (N, C, H, W) of a shard, as a memory map. Raises CyclicError when it is missing or damaged."""
+    return _map_images(folder / shard_name(shard), image_shape)
 
 
 def _map_images(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:

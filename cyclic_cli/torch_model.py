@@ -33,7 +33,7 @@ class TorchModel:
         self.checkpoint = storage.read_checkpoint(path)
         self.preprocessing: Preprocessing = self.checkpoint.preprocessing
         self.fingerprint = self.checkpoint.fingerprint
-        self.is_joint = self.checkpoint.architecture["name"] == "joint"
+        self.is_joint = self.architecture == "joint"
         module = self._module()
         try:
             module.load_state_dict({name: torch.from_numpy(value) for name, value in self.checkpoint.weights.items()})
@@ -53,6 +53,11 @@ class TorchModel:
             raise CyclicError(
                 f"{self.path} does not fit the architecture it names.", "Train the model again."
             ) from error
+
+    @property
+    def architecture(self) -> str:
+        """The name of it; joint for several modalities."""
+        return str(self.checkpoint.architecture["name"])
 
     @property
     def modalities(self) -> list[str]:
@@ -109,7 +114,8 @@ class TorchModel:
         return self.embed("image", self.images(fitted))
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
-        """Embeddings (N, D) float32 of unit norm of texts (N)."""
+        """Embeddings (N, D) float32 of unit norm of texts (N). Raises CyclicError without a side for texts."""
+        self.require("text")
         return self.embed("text", self.texts(texts))
 
     def reconstruct(self, fitted: np.ndarray) -> np.ndarray:

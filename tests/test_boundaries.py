@@ -20,12 +20,12 @@ LAYERS = [  # from the ground up; within a layer a module may import those named
     ["errors", "registry", "events", "identity", "shapes", "scrub", "config", "lease", "workers"],
     (
         "metrics records storage nifti dicom images similar panels text layouts sources phantom vocabulary retrieval "
-        "onnx_file onnx_model probing controls wording"
+        "onnx_file onnx_model embedding_file probing controls wording"
     ).split(),
     "models data distributed text_towers modalities mixing joint torch_model objectives gradients".split(),
     (
         "offer shards joining prepare saving resuming stopping validation tensorboard autoencoding alignment training "
-        "inference translating evaluation export"
+        "inference translating evaluation export embedding"
     ).split(),
     ["console", "commands", "cli", "__main__"],
 ]
@@ -50,7 +50,7 @@ KNOWS = {  # what only some modules may import
     "lightning_fabric": {"distributed"},
     "typer": {"cli", "commands"},
     "rich": {"console"},
-    "pyarrow": {"storage"},
+    "pyarrow": {"storage", "embedding_file"},
     "onnx": {"onnx_file", "export"},
     "onnxruntime": {"onnx_model", "export"},
     "tokenizers": {"vocabulary"},
@@ -120,7 +120,7 @@ def test_libraries_stay_where_they_are_known(module: str, path: Path) -> None:
         assert allowed is None or module in allowed, f"{module} imports {name}"
 
 
-@pytest.mark.parametrize("words", ["", "demo", "prepare", "train", "reconstruct", "export", "info"])
+@pytest.mark.parametrize("words", ["", "demo", "prepare", "train", "reconstruct", "embed", "export", "info"])
 def test_help_loads_nothing_heavy_and_lists_the_architectures(words: str) -> None:
     code = (
         "import sys\n"

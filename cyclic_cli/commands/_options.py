@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,37 @@ def show(title: str, values: dict[str, Any], json: bool) -> None:
         console.write_json(values)
     else:
         console.table(title, values)
+
+
+def stream_paths(sources: list[str], null: bool) -> Iterator[Path]:
+    """Sources as paths, with `-` replaced by the list on stdin, one after another as they come."""
+    for source in sources:
+        if not source:
+            raise UsageError("A source is empty.", "Check the variable it comes from.")
+        if source != "-":
+            yield Path(source)
+            continue
+        for line in _records(_stdin(), b"\0" if null else b"\n"):
+            if line.strip():
+                yield Path(os.fsdecode(line.rstrip(b"\r")))
+
+
+def _stdin() -> Callable[[], bytes]:
+    """Reads what is there of stdin. Not through Python's buffer: a thread that waits in it would block the exit."""
+    try:
+        number = sys.stdin.fileno()
+    except OSError:  # it is no file, as in tests
+        return sys.stdin.buffer.read
+    return lambda: os.read(number, 65536)
+
+
+def _records(read: Callable[[], bytes], end: bytes) -> Iterator[bytes]:
+    """What stands between ends, as soon as it is there."""
+    rest = b""
+    while received := read():
+        *whole, rest = (rest + received).split(end)
+        yield from whole
+    yield rest
 
 
 def paths_of(sources: list[str], null: bool) -> list[Path]:

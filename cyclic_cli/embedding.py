@@ -1,0 +1,497 @@
+"""`cyclic embed`: images and texts → vectors, as they come.
+
+    pieces    a few inputs or samples at a time: files are read by decoder processes as `prepare` reads them, samples of
+              a data set from its memory map, ahead of the network
+    vectors   a piece through the model
+    parts     a fixed run of pieces each; written whole, in any order, by one process or several
+    merge     the parts in order become the output
+
+A piece holds a fixed number of inputs, so that nothing grows with their number, and the vectors of a part do not depend
+on who makes it or how often the work was stopped.
+"""
+
+import hashlib
+import os
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cyclic_cli import embedding_file, registry, sources
+from cyclic_cli.config import available_cpus, place_among_processes
+from cyclic_cli.embedding_file import Draft, Facts, Rows
+from cyclic_cli.errors import REASONS, CyclicError, UsageError
+from cyclic_cli.events import Note, Progress, Report, silent
+from cyclic_cli.identity import Keyer
+from cyclic_cli.shards import DECODERS, ShardJob, write_shard
+from cyclic_cli.sources import Input
+from cyclic_cli.storage import DatasetDraft, StoredDataset, shard_images, write_json_lines
+
+if TYPE_CHECKING:
+    from cyclic_cli.inference import Model
+
+PIECE = 16  # inputs, or samples, that go through the model together
+PART = 64  # pieces of a part
+AHEAD = 3  # pieces that are read ahead, for each process that reads
+TIME_LIMIT = 300.0  # seconds one frame may take
+PATIENCE = 600.0  # seconds that the first process waits for a part of the others
+ROOMY = 2**30  # bytes free in shared memory from which pixels pass through it
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass
+class EmbedSummary:
+    """What `cyclic embed` did. inputs = used + skipped + rejected; a sample of a data set, or a text, is an input."""
+
+    output: str | None = None
+    model: str = ""  # fingerprint
+    dimensions: int = 0
+    inputs: int = 0
+    used: int = 0
+    skipped: int = 0
+    rejected: int = 0
+    rejected_by_reason: dict[str, int] = field(default_factory=dict)
+    vectors: int = 0
+    images: int = 0
+    texts: int = 0
+    seconds: float = 0.0
+    vectors_per_second: float = 0.0
+
+    def count(self, piece: "Piece") -> None:
+        """Take a piece into account."""
+        self.inputs += piece.inputs
+        reasons = Counter(self.rejected_by_reason)
+        for left_out in piece.left_out:
+            self.skipped += left_out["status"] == "skipped"
+            self.rejected += left_out["status"] == "rejected"
+            reasons.update([left_out["reason"]] if left_out["status"] == "rejected" else [])
+        self.rejected_by_reason = dict(sorted(reasons.items()))
+        self.used = self.inputs - self.skipped - self.rejected
+        self.images += sum(item.kind == "image" for item in piece.items)
+        self.texts += sum(item.kind == "text" for item in piece.items)
+        self.vectors = self.images + self.texts
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image or text to be embedded."""
+
+    key: str
+    kind: str  # image or text
+    value: Any  # (C, S, S) uint8 or uint16; or a text
+    source: str = ""
+    patient: str = ""
+    study: str = ""
+    split: str = ""
+    text: str | None = None  # the report, of an image too, where the data set has it
+    labels: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Piece:
+    """A few inputs, read."""
+
+    inputs: int
+    items: list[Item]
+    left_out: list[dict[str, str]] = field(default_factory=list)  # source, status, reason, detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offered:
+    """What is to be embedded: pieces that can be read, in order, each told from others by what it is made of."""
+
+    pieces: Iterator[tuple[str, Callable[[], Piece]]]  # what it is made of, and how it is read
+    total: int | None  # inputs; None: not known before the end
+    readers: int  # pieces that are read at the same time
+    facts: dict[str, Any]  # of the embedding file: secret, dataset, labels
+    kinds: dict[str, str]  # columns beside those that every file has, and Arrow's types of theirs
+
+
+# ---------------------------------------------------------------------------------------------------- what is offered
+
+
+def of_dataset(folder: Path, model: "Model", with_text: bool, report: Report) -> Offered:
+    """The samples of a data set: images, and texts where the model has a side for them."""
+    stored = StoredDataset(folder)
+    known, asked = asdict(stored.facts.preprocessing), asdict(model.preprocessing)
+    if known["size"] != asked["size"]:
+        raise UsageError(
+            f"The data set has images of {known['size']} pixels a side, the model takes {asked['size']}.",
+            f"Prepare it with --size {asked['size']}.",
+        )
+    differing = [f"{name} {known[name]} and {asked[name]}" for name in known if known[name] != asked[name]]
+    if differing:
+        report(Note(f"data set and model see images differently: {', '.join(differing)}", warning=True))
+    texts = "text" in model.modalities
+    columns = ["sample", "patient", "study", "split", "source", "has_image", "has_text", "shard", "row", "text"]
+    labels = stored.facts.labels
+
+    def read(rows: list[dict[str, Any]]) -> Piece:
+        shown = [row for row in rows if row["has_image"]]
+        places = (np.array([row[name] for row in shown], np.int64) for name in ("shard", "row"))
+        pixels = dict(zip((row["sample"] for row in shown), stored.images(*places), strict=True))
+        items = []
+        for row in rows:
+            text = row["text"] if row["has_text"] else None
+            values = [("image", pixels.get(row["sample"])), ("text", text if texts else None)]
+            said = {name: row[name] or "" for name in ("source", "patient", "study", "split")}
+            items += [
+                Item(
+                    row["sample"], kind, value, **said, text=text if with_text else None,
+                    labels={name: row[name] for name in labels},
+                )
+                for kind, value in values if value is not None
+            ]  # fmt: skip
+        return Piece(len(rows), items)
+
+    def pieces() -> Iterator[tuple[str, Callable[[], Piece]]]:
+        samples = stored.samples([*columns, *labels])
+        while rows := list(islice(samples, PIECE)):
+            made_of = f"{stored.facts.fingerprint} {rows[0]['sample']}"
+            yield made_of, lambda rows=rows: read(rows)  # type: ignore[misc]
+
+    facts = {
+        "secret": str(stored.facts.request.get("secret", "")), "dataset": stored.facts.fingerprint, "labels": labels,
+    }  # fmt: skip
+    return Offered(
+        pieces=pieces(), total=stored.facts.counts["samples"], readers=1, facts=facts, kinds=stored.label_kinds()
+    )
+
+
+def of_files(
+    paths: Iterable[Path], out: Path | None, model: "Model", keyer: Keyer, named: bool, workers: int, scratch: Path
+) -> Offered:
+    """Files, one after another; the pixels of a piece pass through a file in `scratch`.
+
+    `named` says whether sources are called by their paths, or by running numbers.
+    """
+
+    def read(number: int, inputs: list[Input]) -> Piece:
+        folder = scratch / str(number)
+        (folder / ".unfinished").mkdir(parents=True)
+        job = ShardJob(
+            folder=str(folder), shard=0,
+            inputs=[(place, os.path.abspath(item.path), item.member) for place, item in enumerate(inputs)],
+            preprocessing=model.preprocessing, allow_burned_in=True, secret=keyer.secret, time_limit=TIME_LIMIT,
+        )  # fmt: skip
+        write_shard(job)
+        size = model.preprocessing.size
+        rows = list(DatasetDraft(folder).rows(0))
+        names = [item.given if named else str(number * PIECE + place + 1) for place, item in enumerate(inputs)]
+        piece = Piece(len(inputs), [])
+        pixels = shard_images(folder, 0, (1, size, size)) if any(row["status"] == "used" for row in rows) else None
+        for row in rows:
+            source = names[row["input"]]
+            if row["status"] == "used":
+                assert pixels is not None
+                study = row["study"] and keyer.key("patient of study", row["study"])
+                patient = row["patient"] or study or keyer.key("patient of sample", row["sample"])
+                piece.items.append(
+                    Item(row["sample"], "image", pixels[row["row"]].copy(), source, patient, row["study"])
+                )
+            else:
+                piece.left_out.append({"source": source, **{name: row[name] for name in LEFT_OUT}})
+        shutil.rmtree(folder)
+        return piece
+
+    def pieces() -> Iterator[tuple[str, Callable[[], Piece]]]:
+        waiting = sources.stream(paths, out)
+        for number in range(2**62):
+            inputs = list(islice(waiting, PIECE))
+            if not inputs:
+                return
+            made_of = hashlib.sha256(repr([(item.given, _state(item)) for item in inputs]).encode()).hexdigest()
+            yield made_of, lambda number=number, inputs=inputs: read(number, inputs)  # type: ignore[misc]
+
+    return Offered(pieces=pieces(), total=None, readers=workers, facts={"secret": keyer.check()}, kinds={})
+
+
+LEFT_OUT = ("status", "reason", "detail")
+
+
+def _state(item: Input) -> tuple[int, int]:
+    """Size and time of a file, which tell it from another one of its name."""
+    try:
+        found = os.stat(item.path)
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+def of_texts(texts: Iterable[tuple[str, str]], keyer: Keyer, with_text: bool) -> Offered:
+    """Texts, each with the name of where it comes from."""
+
+    def pieces() -> Iterator[tuple[str, Callable[[], Piece]]]:
+        waiting = iter(texts)
+        while some := list(islice(waiting, PIECE)):
+            items = [
+                Item(keyer.key("text", text), "text", text, source, text=text if with_text else None)
+                for source, text in some
+            ]
+            made_of = hashlib.sha256(repr(some).encode()).hexdigest()
+            yield made_of, lambda items=items: Piece(len(items), items)  # type: ignore[misc]
+
+    return Offered(pieces=pieces(), total=None, readers=1, facts={"secret": keyer.check()}, kinds={})
+
+
+def joined(offers: list[Offered]) -> Offered:
+    """Several offers, one after another."""
+    if len(offers) == 1:
+        return offers[0]
+    totals = [offer.total for offer in offers]
+    return Offered(
+        pieces=chain.from_iterable(offer.pieces for offer in offers),
+        total=None if None in totals else sum(total or 0 for total in totals),
+        readers=max(offer.readers for offer in offers),
+        facts=offers[0].facts,
+        kinds=offers[0].kinds,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- task
+
+
+def embed(offered: Offered, model: "Model", summary: EmbedSummary, report: Report = silent) -> Iterator[dict[str, Any]]:
+    """Embed what is offered: `source`, `key`, `kind`, `patient` and `vector` of each, as soon as it is known.
+
+    Args:
+        offered: See `of_dataset`, `of_files` and `of_texts`.
+        model: What embeds.
+        summary: Counts up as results come.
+        report: Gets Progress and Note events.
+
+    Raises:
+        CyclicError: the model has no side for what is offered.
+    """
+    began = time.monotonic()
+    summary.model = model.fingerprint
+    with _read_ahead((read for _, read in offered.pieces), offered.readers) as pieces:
+        for piece in pieces:
+            vectors = _vectors(piece, model)
+            _told(piece, vectors, summary, offered.total, began, report)
+            for item, vector in zip(piece.items, vectors, strict=True):
+                yield {
+                    "source": item.source, "key": item.key, "kind": item.kind, "patient": item.patient,
+                    "vector": vector.tolist(),
+                }  # fmt: skip
+
+
+def embed_to_file(
+    offered: Offered,
+    model: "Model",
+    out: Path,
+    summary: EmbedSummary,
+    with_text: bool = False,
+    overwrite: bool = False,
+    report: Report = silent,
+) -> None:
+    """Embed what is offered into a file; continues what the same call left unfinished, here or in other processes.
+
+    Args:
+        offered: See `of_dataset`, `of_files` and `of_texts`; the same in every process of a launcher.
+        model: What embeds.
+        out: `.parquet`, `.safetensors`, `.npy` or `.jsonl`.
+        summary: Counts up.
+        with_text: Whether reports get a column.
+        overwrite: Whether a file of that name may be replaced.
+        report: Gets Progress and Note events.
+
+    Raises:
+        UsageError: the suffix names no form.
+        CyclicError: the file exists, or cannot be written; nothing could be used; another process did not do its part.
+    """
+    registry.check(out.suffix, embedding_file.FORMS, "form of embeddings")
+    if out.exists() and not overwrite:
+        raise CyclicError(f"{out} exists.", "Add --overwrite, or name another --out.")
+    rank, processes = place_among_processes()
+    draft = Draft(out)
+    draft.begin({"model": model.fingerprint, "text": with_text, "piece": PIECE * PART})
+    kinds = dict.fromkeys(embedding_file.TEXTS, "string") | offered.kinds | ({"text": "string"} if with_text else {})
+    began, summary.model, summary.output = time.monotonic(), model.fingerprint, str(out)
+    waiting: deque[tuple[int, int]] = deque()  # parts to be made, and how many pieces they have
+    known: list[dict[str, str]] = []  # what each part is made of
+
+    def mine() -> Iterator[Callable[[], Piece]]:
+        """The pieces of the parts that this process has to make."""
+        for number in range(2**62):
+            pieces = list(islice(offered.pieces, PART))
+            if not pieces:
+                return
+            made_of = {"digest": hashlib.sha256(" ".join(made for made, _ in pieces).encode()).hexdigest()}
+            known.append(made_of)
+            found = draft.made_of(number)
+            done = found is not None and found["digest"] == made_of["digest"]
+            if not done and number % processes == rank:
+                waiting.append((number, len(pieces)))
+                yield from (read for _, read in pieces)
+
+    with _read_ahead(mine(), offered.readers) as pieces:
+        while (first := next(pieces, None)) is not None:
+            number, count = waiting.popleft()
+            rows, left_out, inputs = [], [], 0
+            for piece in chain([first], islice(pieces, count - 1)):
+                vectors = _vectors(piece, model)
+                _told(piece, vectors, summary, offered.total, began, report)
+                rows.append(_rows(piece, vectors, kinds))
+                left_out += piece.left_out
+                inputs += piece.inputs
+            counts = {"inputs": inputs, "images": sum(some.columns["kind"].count("image") for some in rows)}
+            draft.write_part(number, rows, kinds, known[number] | {"counts": counts, "left_out": left_out})
+    if rank:
+        return
+    _merge(draft, known, model, offered, kinds, summary, report)
+    summary.seconds = round(time.monotonic() - began, 3)
+    summary.vectors_per_second = round(summary.vectors / max(summary.seconds, 1e-9), 1)
+
+
+def _merge(
+    draft: Draft, known: list[dict[str, str]], model: "Model", offered: Offered, kinds: dict[str, str],
+    summary: EmbedSummary, report: Report,
+) -> None:  # fmt: skip
+    """Wait for the parts of all processes, and make them one file."""
+    output, summary_of_all = draft.path, EmbedSummary()
+    left_out: list[dict[str, str]] = []
+    for number, made_of in enumerate(known):
+        found = _awaited(draft, number, made_of)
+        left_out += found["left_out"]
+        summary_of_all.count(Piece(found["counts"]["inputs"], [], found["left_out"]))
+        summary_of_all.images += found["counts"]["images"]
+    first = next(draft.tables(len(known)), None)
+    for name in ("inputs", "used", "skipped", "rejected", "rejected_by_reason", "images"):
+        setattr(summary, name, getattr(summary_of_all, name))
+    if first is None:
+        draft.clear()
+        return
+    summary.dimensions = int(first.schema.field("vector").type.list_size)
+    facts = Facts(
+        model=model.fingerprint, architecture=model.architecture, preprocessing=model.preprocessing,
+        dimensions=summary.dimensions, **offered.facts,
+    )  # fmt: skip
+    report(Note("putting the parts together"))
+    summary.vectors = embedding_file.write(output, lambda: draft.tables(len(known)), facts, kinds)
+    summary.texts = summary.vectors - summary.images
+    if left_out:
+        write_json_lines(output.with_name(f"{output.name}.rejected.jsonl"), left_out)
+    draft.clear()
+
+
+def _awaited(draft: Draft, number: int, made_of: dict[str, str]) -> dict[str, Any]:
+    """What became of a part, when its process has written it. Raises CyclicError when it does not."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        found = draft.made_of(number)
+        if found is not None and found["digest"] == made_of["digest"]:
+            return found
+        if time.monotonic() > deadline:
+            raise CyclicError(
+                f"Part {number + 1} of {draft.path} does not come.", "Look at the other processes, and repeat it."
+            )
+        time.sleep(0.1)
+
+
+def _vectors(piece: Piece, model: "Model") -> np.ndarray:
+    """The embeddings (N, D) of the items of a piece."""
+    found: dict[int, np.ndarray] = {}
+    for kind in ("image", "text"):
+        places = [place for place, item in enumerate(piece.items) if item.kind == kind]
+        values = [piece.items[place].value for place in places]
+        if places:
+            vectors = model.embed_images(np.stack(values)) if kind == "image" else model.embed_texts(values)
+            found |= dict(zip(places, vectors, strict=True))
+    return np.stack([found[place] for place in range(len(piece.items))]) if found else np.empty((0, 0), np.float32)
+
+
+def _rows(piece: Piece, vectors: np.ndarray, kinds: dict[str, str]) -> Rows:
+    columns = {
+        name: [item.labels[name] if name in item.labels else getattr(item, name) for item in piece.items]
+        for name in kinds
+    }
+    return Rows(columns, vectors)
+
+
+def _told(
+    piece: Piece, vectors: np.ndarray, summary: EmbedSummary, total: int | None, began: float, report: Report
+) -> None:
+    """Count a piece, name what was left out, and say how far it is."""
+    for left_out in piece.left_out:
+        reason = left_out["detail"] or REASONS.get(left_out["reason"], left_out["reason"])
+        report(Note(f"{left_out['source']}: {reason}", warning=True))
+    summary.count(piece)
+    summary.dimensions = vectors.shape[1] or summary.dimensions
+    summary.seconds = round(time.monotonic() - began, 3)
+    summary.vectors_per_second = round(summary.vectors / max(summary.seconds, 1e-9), 1)
+    report(Progress(summary.inputs, total, "inputs"))
+
+
+@contextmanager
+def _read_ahead(reads: Iterator[Callable[[], Piece]], readers: int) -> Iterator[Iterator[Piece]]:
+    """The pieces in order, several of them read at a time by threads, and a few ahead of what is asked for.
+
+    What is to be read is found by a thread of its own: a list on stdin may come slowly, and what came already is read
+    meanwhile.
+    """
+    found: queue.Queue[Future[Piece] | BaseException | None] = queue.Queue(AHEAD * readers)
+    over = threading.Event()
+
+    def find() -> None:
+        try:
+            for read in reads:
+                if over.is_set():
+                    return
+                found.put(pool.submit(read))
+            found.put(None)
+        except BaseException as error:  # raised again where the pieces are asked for
+            found.put(error)
+
+    def pieces() -> Iterator[Piece]:
+        while (piece := found.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece.result()
+
+    with DECODERS.at_work(), ThreadPoolExecutor(readers) as pool:
+        threading.Thread(target=find, daemon=True).start()
+        try:
+            yield pieces()
+        finally:
+            over.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            with suppress(queue.Empty):  # a place for what the thread has in its hands
+                found.get_nowait()
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder that pixels pass through: in memory where there is room."""
+    roomy = os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free >= ROOMY
+    with tempfile.TemporaryDirectory(prefix="cyclic-", dir=SHARED_MEMORY if roomy else None) as folder:
+        yield Path(folder)
+
+
+def reading_processes() -> int:
+    """How many processes read files, so that reading and the network share the cores."""
+    return max(1, available_cpus() // max(1, place_among_processes()[1]))
+
+
+def read_texts(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a text file, each with its place; empty ones are passed over. Raises CyclicError."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{sources.printable(path)}:{number}", line.strip()
+    except OSError as error:
+        raise CyclicError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise CyclicError(f"{path} is not UTF-8 text.", "Save it as UTF-8, a text a line.") from error
