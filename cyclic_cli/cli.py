@@ -19,6 +19,7 @@ from cyclic_cli.commands.export import export
 from cyclic_cli.commands.info import info
 from cyclic_cli.commands.prepare import prepare
 from cyclic_cli.commands.reconstruct import reconstruct
+from cyclic_cli.commands.search import search
 from cyclic_cli.commands.train import train
 from cyclic_cli.errors import CyclicError, Terminated
 
@@ -91,6 +92,7 @@ app.command()(prepare)
 app.command(short_help=f"Train a model ({', '.join(registry.names('models'))}) on a data set.")(train)
 app.command()(reconstruct)
 app.command()(embed)
+app.command()(search)
 app.command()(evaluate)
 app.command()(export)
 app.command()(info)

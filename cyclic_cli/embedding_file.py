@@ -7,8 +7,11 @@ forms hold the same rows: safetensors (`vector`, and each column of text as byte
 beside it), JSON Lines.
 """
 
+import ast
 import csv
+import functools
 import json
+import operator
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,9 +20,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from cyclic_cli.config import Preprocessing, as_plain
-from cyclic_cli.errors import CyclicError
-from cyclic_cli.storage import replacing, write_json_lines, write_text
+from cyclic_cli.config import Preprocessing, as_plain, build
+from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.registry import check
+from cyclic_cli.storage import refuse_newer, replacing, write_json_lines, write_text
 
 if TYPE_CHECKING:
     import pyarrow
@@ -235,5 +239,157 @@ def vectors_of(table: "pyarrow.Table | pyarrow.RecordBatch") -> np.ndarray:
     """The vectors (N, D) float32 of a table, without a copy where they lie in one piece."""
     column = table["vector"]
     chunks = column.chunks if hasattr(column, "chunks") else [column]
-    parts = [chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in chunks]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    parts = [chunk.flatten().to_numpy().reshape(len(chunk), column.type.list_size) for chunk in chunks]
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, column.type.list_size), np.float32), *parts])
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+NAMES_OF_KINDS = {"bool": "true or false", "string": "text", "float": "a number", "double": "a number"}
+
+
+class EmbeddingFile:
+    """A Parquet file of embeddings, opened; vectors are read a row group at a time.
+
+    Raises:
+        CyclicError: there is none, it is damaged, newer than this program, or none of `cyclic`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+
+        self.path = path
+        try:
+            self._file = parquet.ParquetFile(path, memory_map=True)
+            self.schema = self._file.schema_arrow
+            values = dict(json.loads((self.schema.metadata or {})[KEY]))
+            refuse_newer(int(values["format"]), FORMAT, path)
+            values["preprocessing"] = build(Preprocessing, dict(values["preprocessing"]), str(path))
+            self.facts = build(Facts, values, str(path))
+            if any(self.schema.field(name).type != pa.string() for name in TEXTS):
+                raise ValueError("not the columns")
+            if self.schema.field("vector").type != pa.list_(pa.float32(), self.facts.dimensions):
+                raise ValueError("other vectors than it says")
+        except FileNotFoundError:
+            raise CyclicError(f"There is no file {path}.", "Check the path.") from None
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise CyclicError(f"{path} is no Parquet file of embeddings.", FOREIGN) from error
+        self._names = [name for name in self.schema.names if name != "vector"]
+
+    def __len__(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The vectors, (n, D) float32 at a time, in order. Raises CyclicError when they are damaged."""
+        for group in range(self._file.num_row_groups):
+            yield vectors_of(self._read(["vector"], group))
+
+    def equal(self, name: str, values: list[str]) -> np.ndarray:
+        """Which rows (N,) bool have one of some values in a column of text."""
+        import pyarrow as pa
+        import pyarrow.compute as compute
+
+        found: np.ndarray = compute.is_in(self._read([name])[name], pa.array(values, pa.string())).to_numpy()
+        return found
+
+    def rows(self, numbers: np.ndarray) -> list[dict[str, Any]]:
+        """The rows of some numbers (M,), in their order, without vectors."""
+        return self._taken(numbers, self._names).to_pylist()
+
+    def vectors(self, numbers: np.ndarray) -> np.ndarray:
+        """The vectors (M, D) of some numbers (M,), in their order."""
+        return vectors_of(self._taken(numbers, ["vector"]))
+
+    def chosen(self, where: str) -> np.ndarray:
+        """Which rows (N,) bool a condition holds for, such as `split == 'test' and nodule > 0`.
+
+        Raises:
+            UsageError: it is no condition, or names a column that the file does not have.
+        """
+        import pyarrow as pa
+
+        expression, names = condition(where, self._names)
+        table = self._read(names)
+        try:
+            mask = table.append_column("chosen", pa.array(np.arange(len(table)))).filter(expression)["chosen"]
+        except pa.ArrowException as error:
+            kinds = ", ".join(f"{name} is {NAMES_OF_KINDS.get(str(table.schema.field(name).type), 'a number')}"
+                              for name in names)  # fmt: skip
+            raise UsageError(f"--where compares columns with what they are not: {kinds}.", "Mend it.") from error
+        found = np.zeros(len(self), bool)
+        found[mask.to_numpy()] = True
+        return found
+
+    def _taken(self, numbers: np.ndarray, names: list[str]) -> "pyarrow.Table":
+        """Rows by number: only the row groups that they lie in are read."""
+        import pyarrow as pa
+
+        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        ends = np.cumsum([0, *sizes])
+        groups = np.searchsorted(ends, numbers, side="right") - 1
+        parts = []
+        for group in np.unique(groups).tolist():
+            within = pa.array(numbers[groups == group] - ends[group])
+            parts.append(self._read(names, group).take(within))
+        order = np.argsort(np.argsort(groups, kind="stable"), kind="stable")
+        whole = pa.concat_tables(parts) if parts else self.schema.empty_table().select(names)
+        return whole.take(pa.array(order)).combine_chunks()
+
+    def _read(self, names: list[str], group: int | None = None) -> "pyarrow.Table":
+        """Columns, of all rows or those of one row group."""
+        import pyarrow as pa
+
+        try:
+            return self._file.read(names) if group is None else self._file.read_row_group(group, names)
+        except (OSError, pa.ArrowException) as error:
+            raise CyclicError(f"{self.path} is damaged.", "Make it again with `cyclic embed`.") from error
+
+
+COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
+    ast.GtE: operator.ge, ast.In: lambda column, values: column.isin(values),
+    ast.NotIn: lambda column, values: ~column.isin(values),
+}  # fmt: skip
+EXAMPLE = "Write it like \"split == 'test' and region in ['Thorax', 'Head']\"."
+
+
+def condition(text: str, columns: list[str]) -> tuple[Any, list[str]]:
+    """A condition in Python's words as an expression of Arrow, and the columns it names; nothing of it is run.
+
+    Raises:
+        UsageError: it is anything but comparisons of columns with values, joined by and, or, not and brackets.
+    """
+    import pyarrow.compute as compute
+
+    names: dict[str, None] = {}
+
+    def value(node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=str() | int() | float() | bool()):
+                return node.value
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+                return -number
+            case ast.List(elts=several) | ast.Tuple(elts=several):
+                return [value(one) for one in several]
+        raise UsageError(f"--where {text!r} compares with something that is no value.", EXAMPLE)
+
+    def expression(node: ast.expr) -> Any:
+        match node:
+            case ast.BoolOp(op=ast.And(), values=several):
+                return functools.reduce(operator.and_, map(expression, several))
+            case ast.BoolOp(op=ast.Or(), values=several):
+                return functools.reduce(operator.or_, map(expression, several))
+            case ast.UnaryOp(op=ast.Not(), operand=one):
+                return ~expression(one)
+            case ast.Compare(left=ast.Name(id=name), ops=[kind], comparators=[other]) if type(kind) in COMPARISONS:
+                check(name, columns, "column of the file")
+                names[name] = None
+                return COMPARISONS[type(kind)](compute.field(name), value(other))
+        raise UsageError(f"--where {text!r} is no condition.", EXAMPLE)
+
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise UsageError(f"--where {text!r} is no condition.", EXAMPLE) from None
+    return expression(tree.body), list(names)

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cache, lru_cache
 from math import log
 
@@ -25,6 +26,59 @@ def bleu(generated: Sequence[str], references: Sequence[str]) -> float | None:
         return None
     # `force`: reports need no warning that they look tokenised
     return float(corpus_bleu(list(generated), [list(references)], lowercase=True, force=True).score)
+
+
+def alike(texts: Sequence[str]) -> np.ndarray:
+    """TF-IDF of the words of texts (N, W) float32, of unit norm: products of rows are how alike two texts are, 0–1.
+
+    Texts without a word are like one another, and like no other.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    counted = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+")
+    try:
+        words = counted.fit_transform(texts).toarray().astype(np.float32)
+    except ValueError:  # no text has a word
+        words = np.zeros((len(texts), 0), np.float32)
+    return np.hstack([words, 1.0 - words.any(axis=1, keepdims=True).astype(np.float32)])
+
+
+def differing(text: str, base: str) -> list[tuple[str, bool]]:
+    """A text in parts, each with whether it differs from a base text: sentence by sentence, from the one most like it.
+
+    Of a sentence that resembles none, all differs. Joined, the parts are the text.
+    """
+    known = [[word.lower() for word in re.findall(r"\w+", sentence)] for sentence in _SENTENCES.findall(base)]
+    parts: list[tuple[str, bool]] = []
+    for sentence in _SENTENCES.findall(text):
+        pieces = re.findall(r"\w+|\W+", sentence)
+        words = [piece.lower() for piece in pieces if piece[0].isalnum() or piece[0] == "_"]
+        matches = [SequenceMatcher(None, other, words, autojunk=False) for other in known]
+        best = max(matches, key=lambda match: match.ratio(), default=None)
+        same: set[int] = set()
+        if best is not None and best.ratio() >= LEAST:
+            same = {block.b + step for block in best.get_matching_blocks() for step in range(block.size)}
+        number = -1
+        for piece in pieces:
+            is_word = piece[0].isalnum() or piece[0] == "_"
+            number += is_word
+            parts.append((piece, is_word and number not in same))
+    return _joined(parts)
+
+
+def _joined(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Neighbours of one kind as one part; blanks between two that differ go with them."""
+    joined: list[tuple[str, bool]] = []
+    for place, (piece, differs) in enumerate(parts):
+        between = not piece.strip() and 0 < place < len(parts) - 1 and parts[place - 1][1] and parts[place + 1][1]
+        if joined and joined[-1][1] == (differs or between):
+            joined[-1] = (joined[-1][0] + piece, joined[-1][1])
+        else:
+            joined.append((piece, differs or between))
+    return joined
+
+
+_SENTENCES = re.compile(r"[^.;\n]+[.;\n]*|[.;\n]+")
 
 
 def rouge_l(generated: Sequence[str], references: Sequence[str]) -> float | None:

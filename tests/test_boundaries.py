@@ -25,7 +25,7 @@ LAYERS = [  # from the ground up; within a layer a module may import those named
     "models data distributed text_towers modalities mixing joint torch_model objectives gradients".split(),
     (
         "offer shards joining prepare saving resuming stopping validation tensorboard autoencoding alignment training "
-        "inference translating evaluation export embedding"
+        "inference translating evaluation export embedding search search_page"
     ).split(),
     ["console", "commands", "cli", "__main__"],
 ]
@@ -55,7 +55,8 @@ KNOWS = {  # what only some modules may import
     "onnxruntime": {"onnx_model", "export"},
     "tokenizers": {"vocabulary"},
     "transformers": {"text_towers"},
-    "sklearn": {"probing", "controls"},
+    "sklearn": {"probing", "controls", "wording"},
+    "jinja2": {"search_page"},
     "sacrebleu": {"wording"},
     "rouge_score": {"wording"},
     "torch": {
@@ -120,7 +121,7 @@ def test_libraries_stay_where_they_are_known(module: str, path: Path) -> None:
         assert allowed is None or module in allowed, f"{module} imports {name}"
 
 
-@pytest.mark.parametrize("words", ["", "demo", "prepare", "train", "reconstruct", "embed", "export", "info"])
+@pytest.mark.parametrize("words", ["", "demo", "prepare", "train", "reconstruct", "embed", "search", "export", "info"])
 def test_help_loads_nothing_heavy_and_lists_the_architectures(words: str) -> None:
     code = (
         "import sys\n"

@@ -229,8 +229,15 @@ def test_an_exported_model_needs_no_torch(
     checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic
 ) -> None:
     assert cyclic("export", "--model", checkpoints("conv"), "--dataset", tiny_dataset, "-q").code == 0
-    make_dicom(Path("scan.dcm"), smooth_image(5), bits=8)
-    for words in (["info", "autoencoder.onnx"], ["reconstruct", "scan.dcm", "--model", "autoencoder.onnx", "--json"]):
+    for name in ("scan", "other"):
+        make_dicom(Path(f"{name}.dcm"), smooth_image(len(name)), bits=8)
+    model = ["--model", "autoencoder.onnx"]
+    for words in (
+        ["info", "autoencoder.onnx"],
+        ["reconstruct", "scan.dcm", *model, "--json"],
+        ["embed", "scan.dcm", "other.dcm", *model, "--out", "e.parquet", "-q"],
+        ["search", "scan.dcm", *model, "--in", "e.parquet"],
+    ):
         code = (
             "import sys\n"
             "from cyclic_cli.__main__ import main\n"

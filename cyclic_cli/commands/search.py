@@ -1,0 +1,104 @@
+"""`cyclic search`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cyclic_cli import console, registry
+from cyclic_cli.commands._options import Device, Json, Quiet
+from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.events import Note
+
+FIRST_LINES = 2  # of a report, in the table
+
+
+def search(
+    query: Annotated[str, typer.Argument(help="An image file, a key of the file, or a text.")],
+    file: Annotated[Path, typer.Option("--in", help="Embeddings, as a Parquet file of `cyclic embed`.")],
+    count: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many cases.")] = 5,
+    distinct: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="How much their reports shall differ from one another: 0 takes the nearest cases."
+        ),
+    ] = 0.3,
+    where: Annotated[
+        str | None,
+        typer.Option(help="A condition on columns, such as \"split == 'test' and nodule > 0\".", show_default=False),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="What is looked through: image or text.", show_default="image, if there are some")
+    ] = None,
+    same_patient: Annotated[
+        bool, typer.Option("--same-patient/--not-same-patient", help="Whether the query's own patient may be found.")
+    ] = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="What made the file: a run folder, .safetensors or .onnx.",
+            show_default="$CYCLIC_MODEL, runs/latest, the package's",
+        ),
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="Data set of the file, for reports and pictures.", show_default="what the file holds"),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="An HTML page to write: pictures and reports.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the cases of an embedding file that are like an image, a text, or another case."""
+    registry.check(device, ("auto", "cpu", "cuda"), "device")
+    if kind:
+        registry.check(kind, ("image", "text"), "kind")
+    with console.talk(quiet) as report:
+        from cyclic_cli import search as task
+        from cyclic_cli.embedding_file import EmbeddingFile
+        from cyclic_cli.inference import load_model
+
+        opened = EmbeddingFile(file)
+        asked = task.of_key(query, opened)
+        if asked is None:
+            loaded = load_model(model, device, report)
+            if loaded.fingerprint != opened.facts.model:
+                raise CyclicError(
+                    f"{file} was made by another model than {loaded.path}.", "Name that one with --model."
+                )
+            if Path(query).is_file():
+                asked = task.of_image(Path(query), loaded, opened, report)
+            else:
+                if "text" not in loaded.modalities:
+                    raise UsageError(
+                        f"{query!r} is neither a file nor a key, and {loaded.path} has no side for texts.",
+                        "Name an image, or a key of the file.",
+                    )
+                report(Note("the query is taken as a text: it is neither a file nor a key"))
+                asked = task.of_text(query, loaded)
+        found = task.search(asked, opened, count, where, kind, same_patient, distinct, dataset, report)
+        if page:
+            from cyclic_cli.search_page import write_page
+
+            how = f"The nearest of {len(opened):,} rows" + (
+                f", chosen so that their reports differ (λ = {distinct:g})." if distinct else "."
+            )
+            write_page(page, asked, found, opened, dataset, how)
+            report(Note(f"page: {page}"))
+    if json:
+        console.write_json(asdict(found))
+    else:
+        console.columns(["similarity", "key", "patient", "findings", "report"], [_row(one) for one in found.results])
+
+
+def _row(answer: Any) -> dict[str, Any]:
+    from cyclic_cli.search_page import findings
+
+    lines = " ".join((answer.text or "").split("\n")[:FIRST_LINES])
+    return {
+        "similarity": answer.similarity, "key": answer.key[:12], "patient": answer.patient[:8],
+        "findings": ", ".join(findings(answer.labels)), "report": lines,
+    }  # fmt: skip

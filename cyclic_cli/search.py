@@ -1,0 +1,266 @@
+"""`cyclic search`: the nearest cases of an embedding file, or near ones whose reports differ from one another.
+
+    query     a text or an image through the model that made the file, or the vector of a key
+    nearest   exact: blocks of the file times the query, straight from the Parquet file, the best so far are kept
+    distinct  among many near ones, one after another the one that is nearest to the query and whose report is least
+              like those chosen before: maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998), with likeness
+              to the query by images and likeness among answers by reports; shown nearest first
+
+So a doctor who looks at one film is shown films like it that were reported otherwise.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cyclic_cli import embedding
+from cyclic_cli.embedding_file import EmbeddingFile
+from cyclic_cli.errors import CyclicError
+from cyclic_cli.events import Note, Report, silent
+from cyclic_cli.identity import Keyer, find_secret
+from cyclic_cli.storage import StoredDataset
+from cyclic_cli.wording import alike
+
+if TYPE_CHECKING:
+    from cyclic_cli.inference import Model
+
+LAMBDA = 0.3  # how much the difference of reports counts beside the nearness to the query
+NEAR = 20  # candidates for each answer that is wanted, among which reports are compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What is looked for: a vector (D,) of unit norm, and whose it is, as far as that is known."""
+
+    name: str
+    kind: str  # image or text
+    vector: np.ndarray
+    key: str = ""
+    patient: str = ""
+    source: str = ""
+    text: str | None = None
+    labels: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One of the cases found."""
+
+    key: str
+    patient: str
+    similarity: float  # cosine
+    text: str | None  # its report, where it is known
+    source: str
+    kind: str
+    split: str
+    labels: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSummary:
+    """What `cyclic search` found."""
+
+    query: str
+    results: list[Answer]
+    model: str  # fingerprint
+    index: str  # the file
+
+
+def of_key(key: str, file: EmbeddingFile) -> Query | None:
+    """A case of the file itself, by its image if it has one; None without such a key."""
+    numbers = np.flatnonzero(file.equal("key", [key]))
+    rows = sorted(zip(numbers.tolist(), file.rows(numbers), strict=True), key=lambda one: one[1]["kind"])
+    if not rows:
+        return None
+    number, row = rows[0]
+    (vector,) = file.vectors(np.array([number]))
+    return Query(
+        name=key, kind=row["kind"], vector=vector, key=key, patient=row["patient"] or "",
+        source=row["source"] or "", text=row.get("text"),
+        labels={name: row[name] for name in file.facts.labels},
+    )  # fmt: skip
+
+
+def of_text(text: str, model: "Model") -> Query:
+    """A text. Raises CyclicError when the model has no side for it."""
+    return Query(name="text", kind="text", vector=model.embed_texts([text])[0], text=text)
+
+
+def of_image(path: Path, model: "Model", file: EmbeddingFile, report: Report = silent) -> Query:
+    """An image file, read as `prepare` reads it. Raises CyclicError when it cannot be."""
+    keyer = _keyer_of(file, report)
+    with embedding.scratch_folder() as scratch:
+        offered = embedding.of_files([path], None, model, keyer or Keyer(b""), True, 1, scratch)
+        found = list(embedding.embed(offered, model, embedding.EmbedSummary(), report))
+    if not found:
+        raise CyclicError(f"{path} cannot be used.", "The reason stands above.")
+    first = found[0]
+    known = {"key": first["key"], "patient": first["patient"]} if keyer else {}
+    vector = np.array(first["vector"], np.float32)
+    return Query(name=first["source"], kind="image", vector=vector, source=str(path), **known)
+
+
+def _keyer_of(file: EmbeddingFile, report: Report) -> Keyer | None:
+    """What makes the keys of the file, if it is without a secret or with the user's own."""
+    bare = Keyer(b"")
+    if file.facts.secret == bare.check():
+        return bare
+    own = Keyer(find_secret(None))
+    if file.facts.secret == own.check():
+        return own
+    report(Note("the file's keys were made with another secret: cases of the same patient cannot be left out", True))
+    return None
+
+
+def search(
+    query: Query,
+    file: EmbeddingFile,
+    count: int,
+    where: str | None = None,
+    kind: str | None = None,
+    same_patient: bool = False,
+    distinct: float = LAMBDA,
+    dataset: Path | None = None,
+    report: Report = silent,
+) -> SearchSummary:
+    """Find the nearest cases.
+
+    Args:
+        query: What is looked for.
+        file: Where.
+        count: How many.
+        where: A condition on the columns of the file.
+        kind: Rows to look among: image or text; None: images, where the file has some.
+        same_patient: Whether cases of the query's own patient may be found; the query itself never is.
+        distinct: From 0, the nearest ones, to 1, those whose reports differ most.
+        dataset: Where reports stand, if not in the file.
+        report: Gets Note events.
+
+    Raises:
+        UsageError: the condition is none.
+        CyclicError: the query has other dimensions than the file; nothing is left to look among; another data set.
+    """
+    if query.vector.shape != (file.facts.dimensions,):
+        raise CyclicError(
+            f"The query has {query.vector.shape[0]} numbers, the vectors of {file.path} have {file.facts.dimensions}.",
+            "Search with the model that made the file.",
+        )
+    shown = file.equal("kind", ["image"])
+    wanted = kind or ("image" if shown.any() else "text")
+    allowed = (shown if wanted == "image" else file.equal("kind", [wanted])) & ~file.equal("key", [query.key])
+    if where:
+        allowed &= file.chosen(where)
+    if not same_patient and query.patient:
+        allowed &= ~file.equal("patient", [query.patient])
+    if not allowed.any():
+        raise CyclicError(
+            f"None of the {len(file)} rows of {file.path} is left to look among.", "Widen --where or --kind."
+        )
+    similarity, numbers = nearest(query.vector, file.blocks(), count * NEAR if distinct else count, allowed)
+    rows = file.rows(numbers)
+    texts = _reports(rows, file, dataset)
+    order = np.arange(min(count, len(numbers)))
+    if distinct:
+        if any(texts):
+            order = np.sort(spread(similarity, _report_vectors(rows, texts, file), count, distinct))
+        else:
+            report(Note("no report is known, so the nearest ones are shown: name --dataset, or embed --with-text"))
+    results = [
+        Answer(
+            key=rows[place]["key"], patient=rows[place]["patient"] or "", similarity=float(similarity[place]),
+            text=texts[place], source=rows[place]["source"] or "", kind=wanted, split=rows[place]["split"] or "",
+            labels={name: rows[place][name] for name in file.facts.labels},
+        )
+        for place in order.tolist()
+    ]  # fmt: skip
+    return SearchSummary(query=query.name, results=results, model=file.facts.model, index=str(file.path))
+
+
+def nearest(
+    query: np.ndarray, blocks: Iterable[np.ndarray], count: int, allowed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The largest products of a query with rows, and whose they are; of equal ones the first.
+
+    Args:
+        query: (D,) float32.
+        blocks: The rows, (n, D) float32 at a time.
+        count: How many, at most.
+        allowed: (N,) bool, which rows may be found; None: all.
+
+    Returns:
+        Products (K,), falling, and numbers (K,) of rows.
+    """
+    best, places, first = np.empty(0, np.float32), np.empty(0, np.int64), 0
+    for block in blocks:
+        products = block @ query
+        if allowed is not None:
+            products[~allowed[first : first + len(block)]] = -np.inf
+        least = best[-1] if len(best) == count else -np.inf  # most blocks hold few that are better than what is there
+        better = np.flatnonzero(products > least)
+        if len(better) > count:
+            cut = np.partition(products[better], len(better) - count)[len(better) - count]
+            better = better[products[better] >= cut]
+        best, places = np.concatenate([best, products[better]]), np.concatenate([places, better + first])
+        order = np.lexsort((places, -best))[:count]
+        best, places = best[order], places[order]
+        first += len(block)
+    return best, places
+
+
+def spread(similarity: np.ndarray, reports: np.ndarray, count: int, share: float) -> np.ndarray:
+    """Maximal marginal relevance: the numbers (K,) of answers, in the order they are chosen.
+
+    Args:
+        similarity: (M,) of each candidate to the query.
+        reports: (M, R) of unit norm: what the reports of the candidates say.
+        count: Answers, at most.
+        share: λ: each is the one with the largest (1 - λ) · similarity - λ · likeness to the report that is most like
+            it among those of the answers before.
+    """
+    chosen: list[int] = []
+    likeness = np.zeros(len(similarity), np.float32)
+    open_ones = np.ones(len(similarity), bool)
+    for _ in range(min(count, len(similarity))):
+        score = (1 - share) * similarity - share * likeness
+        score[~open_ones] = -np.inf
+        best = int(np.argmax(score))
+        chosen.append(best)
+        open_ones[best] = False
+        likeness = np.maximum(likeness, reports @ reports[best])
+    return np.array(chosen, np.int64)
+
+
+def _reports(rows: list[dict[str, Any]], file: EmbeddingFile, dataset: Path | None) -> list[str | None]:
+    """The report of each row: of the file, else of the data set."""
+    if "text" in file.schema.names:
+        return [row["text"] for row in rows]
+    if dataset is None:
+        return [None] * len(rows)
+    stored = StoredDataset(dataset)
+    if stored.facts.fingerprint != file.facts.dataset:
+        raise CyclicError(f"{file.path} is of another data set than {dataset}.", "Name the one that was embedded.")
+    wanted = {row["key"] for row in rows}
+    found = {
+        sample["sample"]: sample["text"]
+        for sample in stored.samples(["sample", "has_text", "text"])
+        if sample["sample"] in wanted and sample["has_text"]
+    }
+    return [found.get(row["key"]) for row in rows]
+
+
+def _report_vectors(rows: list[dict[str, Any]], texts: list[str | None], file: EmbeddingFile) -> np.ndarray:
+    """What the reports of rows say, as vectors (M, R) of unit norm: the file's own of texts, else of their words.
+
+    Rows without a report are like one another alone.
+    """
+    keys = [row["key"] for row in rows]
+    numbers = np.flatnonzero(file.equal("kind", ["text"]) & file.equal("key", keys))
+    of_key = dict(zip((row["key"] for row in file.rows(numbers)), file.vectors(numbers), strict=True))
+    if set(of_key) >= {key for key, text in zip(keys, texts, strict=True) if text}:
+        size = file.facts.dimensions
+        known = [np.append(of_key[key], 0) if key in of_key else np.eye(1, size + 1, size)[0] for key in keys]
+        return np.stack(known).astype(np.float32)
+    return alike([text or "" for text in texts])

@@ -1,0 +1,103 @@
+"""What `cyclic search` found as one page that needs nothing else: the query and the cases, with their reports.
+
+Pictures are those of the data set, or read again from the files that were embedded. Words of a report that differ
+from the query's own are marked.
+"""
+
+import base64
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cyclic_cli import images
+from cyclic_cli.errors import InputError
+from cyclic_cli.images import as_png
+from cyclic_cli.storage import StoredDataset, write_text
+from cyclic_cli.wording import differing
+
+if TYPE_CHECKING:
+    from cyclic_cli.embedding_file import EmbeddingFile
+    from cyclic_cli.search import Query, SearchSummary
+
+TEMPLATE = "search.html"
+LARGEST = 512  # pixels of a picture's side
+FINDING = 0.5  # a label above it, or a text, is named
+
+
+def write_page(
+    path: Path, query: "Query", found: "SearchSummary", file: "EmbeddingFile", dataset: Path | None, how: str
+) -> None:
+    """Write the page.
+
+    Args:
+        path: An `.html` file.
+        query: What was looked for.
+        found: What was found.
+        file: Where.
+        dataset: Of the pictures and reports, where they are not in the file; None: files are read again.
+        how: One sentence that says how the cases were chosen.
+
+    Raises:
+        CyclicError: the page cannot be written.
+    """
+    import jinja2
+
+    pictures = _Pictures(file, dataset)
+    base = query.text or (found.results[0].text if found.results else None) or ""
+    shown_query = {
+        "title": "a text" if query.kind == "text" else "this one", "findings": findings(query.labels),
+        "words": [(query.text, False)] if query.text else [],
+        "picture": pictures.of(query.key, query.source) if query.kind == "image" else "",
+    }  # fmt: skip
+    answers = [
+        {
+            "key": answer.key, "patient": answer.patient, "split": answer.split, "similarity": answer.similarity,
+            "findings": findings(answer.labels), "picture": pictures.of(answer.key, answer.source),
+            "words": differing(answer.text, base) if answer.text else [],
+        }
+        for answer in found.results
+    ]  # fmt: skip
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cyclic_cli", "assets"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    compared = "the query's report" if query.text else "the first case's report"
+    page = environment.get_template(TEMPLATE).render(query=shown_query, answers=answers, how=how, base=compared)
+    write_text(path, page)
+
+
+def findings(labels: dict[str, Any]) -> list[str]:
+    """The labels of a case that say something, in words."""
+    said = []
+    for name, value in labels.items():
+        if isinstance(value, str) and value:
+            said.append(f"{name}: {value}")
+        elif isinstance(value, int | float) and value > FINDING:
+            said.append(name.replace("_", " "))
+    return said
+
+
+class _Pictures:
+    """The pictures of cases, as base64 of a PNG; empty where there is none."""
+
+    def __init__(self, file: "EmbeddingFile", dataset: Path | None) -> None:
+        self.preprocessing = file.facts.preprocessing
+        self.stored = StoredDataset(dataset) if dataset else None
+        self.places: dict[str, tuple[int, int]] = {}
+        if self.stored:
+            samples = self.stored.samples(["sample", "has_image", "shard", "row"])
+            self.places = {one["sample"]: (one["shard"], one["row"]) for one in samples if one["has_image"]}
+
+    def of(self, key: str, source: str) -> str:
+        if self.stored and key in self.places:
+            shard, row = self.places[key]
+            pixels = self.stored.images(np.array([shard]), np.array([row]))[0, 0]
+        else:
+            try:
+                picture = images.read(images.content_of(Path(source)), self.preprocessing)
+            except InputError:
+                return ""
+            pixels = images.fit(picture, self.preprocessing)[0]
+        step = max(1, -(-max(pixels.shape) // LARGEST))
+        grey = np.rint(images.as_float(pixels[::step, ::step]) * 255).astype(np.uint8)
+        return base64.b64encode(as_png(grey)).decode()

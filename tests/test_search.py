@@ -1,0 +1,296 @@
+"""`cyclic search`: exact, never the query's own patient, near by images and different by reports; and its page."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import Ran, make_png, smooth_image
+
+from cyclic_cli.config import Preprocessing, TrainConfig
+from cyclic_cli.embedding_file import Facts, Rows, table_of, write
+from cyclic_cli.identity import Keyer
+from cyclic_cli.search import nearest, spread
+from cyclic_cli.storage import StoredDataset
+from cyclic_cli.training import train
+from cyclic_cli.wording import alike, differing
+
+Cyclic = Callable[..., Ran]
+TEXT = ["key", "patient", "study", "split", "kind", "source", "region", "text"]
+
+
+def make_file(path: Path, rows: list[dict[str, Any]], dimensions: int = 2, **facts: Any) -> Path:
+    """An embedding file of rows that say what is not the default: key, patient, vector, text, region, age."""
+    said = [{"kind": "image", "split": "test", "age": 0.0, **dict.fromkeys(TEXT, ""), **row} for row in rows]
+    for row in said:
+        row["kind"], row["split"] = row["kind"] or "image", row["split"] or "test"
+        row["patient"] = row["patient"] or f"p{row['key']}"
+    vectors = np.array([row["vector"] for row in said], np.float32)
+    kinds = dict.fromkeys(TEXT, "string") | {"age": "float32"}
+    table = table_of(Rows({name: [row[name] for row in said] for name in kinds}, vectors), kinds)
+    known: dict[str, Any] = {
+        "model": "m", "architecture": "linear", "preprocessing": Preprocessing(size=32), "dimensions": dimensions,
+        "secret": Keyer(b"").check(), "labels": ["region", "age"],
+    }  # fmt: skip
+    write(path, lambda: iter([table]), Facts(**known | facts), kinds)
+    return path
+
+
+def at(degrees: float) -> list[float]:
+    return [float(np.cos(np.radians(degrees))), float(np.sin(np.radians(degrees)))]
+
+
+def test_the_nearest_are_those_of_a_whole_product() -> None:
+    generator = np.random.default_rng(0)
+    rows = generator.integers(-3, 4, (1000, 4)).astype(np.float32)  # with many ties
+    query, allowed = np.array([1, 2, -1, 0.5], np.float32), generator.random(1000) < 0.7
+    for count in (1, 10, 2000):
+        found, numbers = nearest(query, np.array_split(rows, 13), count, allowed)
+        products = np.where(allowed, rows @ query, -np.inf)
+        wanted = np.lexsort((np.arange(1000), -products))[: min(count, int(allowed.sum()))]
+        assert numbers.tolist() == wanted.tolist()
+        np.testing.assert_allclose(found, products[wanted])
+
+
+def test_relevance_is_marginal() -> None:
+    """By hand: after the first, the second is as near, but says the same; at λ = 0.5 the third wins by 0.35 to 0.0."""
+    similarity = np.array([0.9, 0.9, 0.7], np.float32)
+    reports = np.eye(2, dtype=np.float32)[[0, 0, 1]]
+    assert spread(similarity, reports, 2, 0.0).tolist() == [0, 1]
+    assert spread(similarity, reports, 2, 0.5).tolist() == [0, 2]
+    assert spread(similarity, reports, 5, 0.2).tolist() == [0, 2, 1]  # 0.56 against 0.52
+    assert spread(similarity, reports, 2, 0.05).tolist() == [0, 1]  # 0.805 against 0.665
+
+
+def test_a_case_is_like_others_but_not_like_itself_or_its_patient(cyclic: Cyclic) -> None:
+    rows = [("a", 0, "p1"), ("b", 1, "p1"), ("c", 5, "p2"), ("d", 90, "p3"), ("e", 4, "p4")]
+    make_file(Path("e.parquet"), [{"key": key, "vector": at(turn), "patient": who} for key, turn, who in rows])
+    words = ("search", "a", "--in", "e.parquet", "-k", 3, "--distinct", 0, "--json")
+    ran = cyclic(*words)
+    assert ran.code == 0, ran.err
+    assert [one["key"] for one in ran.json["results"]] == ["e", "c", "d"]
+    assert ran.json["results"][0]["similarity"] == pytest.approx(np.cos(np.radians(4)), abs=1e-6)
+    assert set(ran.json) == {"query", "results", "model", "index"}
+    assert [one["key"] for one in cyclic(*words, "--same-patient").json["results"]] == ["b", "e", "c"]
+
+
+def test_reports_that_say_the_same_are_shown_once(cyclic: Cyclic) -> None:
+    texts = {
+        1: "No acute disease.",
+        2: "No acute disease.",
+        3: "No acute disease.",
+        4: "Right pneumothorax.",
+        9: "Mass.",
+    }
+    rows = [{"key": "q", "vector": at(0), "text": "Cough."}]
+    rows += [{"key": f"k{turn}", "vector": at(turn), "text": text} for turn, text in texts.items()]
+    make_file(Path("e.parquet"), rows)
+    plain = cyclic("search", "q", "--in", "e.parquet", "-k", 3, "--distinct", 0, "--json").json["results"]
+    assert [one["key"] for one in plain] == ["k1", "k2", "k3"]
+    spread_out = cyclic("search", "q", "--in", "e.parquet", "-k", 3, "--json").json["results"]
+    assert [one["key"] for one in spread_out] == ["k1", "k4", "k9"]
+    assert spread_out[1]["text"] == "Right pneumothorax."
+
+
+@pytest.mark.parametrize(
+    ("where", "keys"),
+    [
+        ("region == 'Thorax'", ["b", "d"]),
+        ("region != 'Thorax' and age >= 40", ["c"]),
+        ("not region in ['Thorax', 'Head']", []),
+        ("(region == 'Head' or age > 60) and split == 'test'", ["c", "d"]),
+        ("age == -1", []),
+        ("region not in ('Head',)", ["b", "d"]),
+    ],
+)
+def test_a_condition_on_columns(where: str, keys: list[str], cyclic: Cyclic) -> None:
+    rows = [("a", "Head", 20), ("b", "Thorax", 30), ("c", "Head", 50), ("d", "Thorax", 70)]
+    make_file(
+        Path("e.parquet"),
+        [{"key": key, "vector": at(n), "region": region, "age": age} for n, (key, region, age) in enumerate(rows)],
+    )
+    ran = cyclic("search", "a", "--in", "e.parquet", "--where", where, "--distinct", 0, "--json")
+    if keys:
+        assert [one["key"] for one in ran.json["results"]] == keys
+    else:
+        assert (ran.code, "is left to look among" in ran.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("__import__('os').system('touch hacked')", "is no condition"),
+        ("region == open('x')", "no value"),
+        ("regoin == 'Head'", "Did you mean 'region'?"),
+        ("region >", "is no condition"),
+        ("1 < age < 3", "is no condition"),
+        ("region > 3", "region is text"),
+        ("age == 'old'", "age is a number"),
+        ("(" * 2000 + "age" + ")" * 2000, "is no condition"),
+    ],
+    ids=["call", "value", "misspelt", "broken", "chained", "number", "word", "deep"],
+)
+def test_what_is_no_condition_is_refused_and_never_run(where: str, said: str, cyclic: Cyclic) -> None:
+    make_file(Path("e.parquet"), [{"key": "a", "vector": at(0)}, {"key": "b", "vector": at(1)}])
+    ran = cyclic("search", "a", "--in", "e.parquet", "--where", where)
+    assert ran.code == 2
+    assert said in ran.err
+    assert not Path("hacked").exists()
+
+
+@pytest.fixture(scope="module")
+def joint(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "joint"
+    settings: dict[str, Any] = {"arch": "linear", "model": {"latent": 32}, "embedding": 16, "epochs": 1}
+    train(paired_dataset, folder, TrainConfig(objective="contrastive", objectives={"contrastive": 1}, **settings))
+    return folder
+
+
+@pytest.fixture
+def embedded(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> Path:
+    ran = cyclic("embed", paired_dataset, "--model", joint, "--out", "e.parquet", "-q")
+    assert ran.code == 0
+    return Path("e.parquet")
+
+
+def test_an_image_a_key_and_a_text_are_queries(
+    embedded: Path, joint: Path, paired_dataset: Path, cyclic: Cyclic
+) -> None:
+    stored = StoredDataset(paired_dataset)
+    row = next(row for row in stored.index().to_pylist() if row["has_image"])
+    pixels = stored.images(np.array([row["shard"]]), np.array([row["row"]]))[0, 0]
+    make_png(Path("query.png"), pixels)
+    words = ("--in", embedded, "--distinct", 0, "-k", 4, "--json", "--same-patient")
+    by_key = cyclic("search", row["sample"], *words).json["results"]
+    ran = cyclic("search", "query.png", *words, "--model", joint)
+    assert ran.code == 0, ran.err
+    by_image = [one for one in ran.json["results"] if one["key"] != row["sample"]]
+    assert [one["key"] for one in by_image] == [one["key"] for one in by_key][: len(by_image)]
+    for one, other in zip(by_image, by_key, strict=False):
+        assert one["similarity"] == pytest.approx(other["similarity"], abs=1e-4)
+    ran = cyclic("search", "A bright left disc.", *words, "--model", joint)
+    assert ran.code == 0, ran.err
+    assert "taken as a text" in ran.err
+    assert {one["kind"] for one in ran.json["results"]} == {"image"}
+    texts = cyclic("search", "A bright left disc.", *words, "--model", joint, "--kind", "text").json["results"]
+    assert {one["kind"] for one in texts} == {"text"}
+
+
+def test_another_model_another_data_set_and_another_size_are_refused(
+    embedded: Path, joint: Path, tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    train(tiny_dataset, tmp_path / "other", TrainConfig(arch="linear", model={"latent": 16}, epochs=1))
+    make_png(Path("query.png"), smooth_image(1))
+    ran = cyclic("search", "query.png", "--in", embedded, "--model", tmp_path / "other")
+    assert (ran.code, "made by another model" in ran.err) == (1, True)
+    key = pq.read_table(embedded)["key"].to_pylist()[0]
+    ran = cyclic("search", key, "--in", embedded, "--dataset", tiny_dataset)
+    assert (ran.code, "of another data set" in ran.err) == (1, True)
+    ran = cyclic("search", "gone.png", "--in", embedded, "--model", tmp_path / "other")
+    assert ran.code == 1
+    for content in (b"", b"PAR1 no more", b"key,vector\n"):
+        Path("broken.parquet").write_bytes(content)
+        ran = cyclic("search", "a", "--in", "broken.parquet")
+        assert (ran.code, "no Parquet file of embeddings" in ran.err) == (1, True)
+    pq.write_table(pq.read_table(embedded).drop_columns(["vector"]), "bare.parquet")
+    assert "no Parquet file of embeddings" in cyclic("search", "a", "--in", "bare.parquet").err
+    assert "There is no file" in cyclic("search", "a", "--in", "nothing.parquet").err
+
+
+def test_reports_come_from_the_data_set(embedded: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+    rows = [row for row in StoredDataset(paired_dataset).index().to_pylist() if row["has_image"] and row["has_text"]]
+    words = ("search", rows[0]["sample"], "--in", embedded, "--json")
+    assert {one["text"] for one in cyclic(*words).json["results"]} == {None}
+    found = cyclic(*words, "--dataset", paired_dataset).json["results"]
+    known = {row["sample"]: row["text"] for row in rows}
+    assert [one["text"] for one in found] == [known.get(one["key"]) for one in found]
+    assert any(one["text"] for one in found)
+
+
+class Page(HTMLParser):
+    """What a page holds: tags with their attributes, and the text within marks."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.marks: list[str] = []
+        self.text = ""
+        self._in_mark = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        self._in_mark = tag == "mark"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_mark = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._in_mark:
+            self.marks.append(data)
+
+
+def test_the_page_shows_pictures_reports_and_what_differs_and_needs_nothing_else(cyclic: Cyclic) -> None:
+    for name in ("q", "a"):
+        make_png(Path(f"{name}.png"), smooth_image(ord(name)))
+    make_file(
+        Path("e.parquet"),
+        [
+            {"key": "q", "vector": at(0), "text": "There is no effusion. Heart normal.", "source": "q.png"},
+            {"key": "a", "vector": at(2), "text": "There is an effusion. Heart normal.", "source": "a.png",
+             "region": "Thorax"},
+            {"key": "b", "vector": at(3), "text": "<script>alert(1)</script> & more", "source": "gone.png"},
+        ],
+    )  # fmt: skip
+    assert cyclic("search", "q", "--in", "e.parquet", "--page", "p.html", "-q").code == 0
+    content = Path("p.html").read_text(encoding="utf-8")
+    page = Page(content)
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 2  # one file is gone, and said to be
+    assert all(str(one["src"]).startswith("data:image/png;base64,") and one["alt"] for one in pictures)
+    assert "no picture at hand" in page.text
+    assert "an" in page.marks
+    assert not {"effusion", "Heart normal"} & set(page.marks)
+    assert "alert(1)" in page.text
+    assert sum(tag == "script" for tag, _ in page.tags) == 1  # the page's own
+    assert not re.search(r"(src|href)=\"(?!data:|#)", content)
+    assert ("html", {"lang": "en"}) in page.tags
+    assert "region: Thorax" in page.text
+
+
+def test_what_differs_between_reports() -> None:
+    base = "FINDINGS: There is no effusion. The heart is normal."
+    text = "FINDINGS: The heart is normal. There is a large effusion.\nFracture of a rib."
+    parts = differing(text, base)
+    assert "".join(words for words, _ in parts) == text
+    assert [words for words, differs in parts if differs] == ["FINDINGS", "a large", "Fracture of a rib"]
+    assert differing(base, base) == [(base, False)]
+
+
+def test_likeness_of_texts() -> None:
+    vectors = alike(["Left effusion.", "left EFFUSION", "A nodule.", "", ""])
+    likeness = vectors @ vectors.T
+    np.testing.assert_allclose(np.diag(likeness), 1, atol=1e-6)
+    assert likeness[0, 1] == pytest.approx(1, abs=1e-6)
+    assert likeness[0, 2] == pytest.approx(0, abs=1e-6)
+    assert (likeness[3, 4], likeness[0, 3]) == (1, 0)
+
+
+def test_a_table_on_a_terminal(cyclic: Cyclic) -> None:
+    rows = [
+        {"key": "a" * 32, "vector": at(0)},
+        {"key": "b" * 32, "vector": at(1), "text": "One.\nTwo.\nThree.", "age": 1.0},
+    ]
+    make_file(Path("e.parquet"), rows)
+    ran = cyclic("search", "a" * 32, "--in", "e.parquet")
+    assert ran.code == 0, ran.err
+    assert "b" * 12 in ran.out
+    assert "One. Two." in ran.out
+    assert "Three" not in ran.out
+    assert json.loads(cyclic("search", "a" * 32, "--in", "e.parquet", "--json").out)["results"][0]["labels"]["age"] == 1
