@@ -3,6 +3,7 @@
 reconstruction   errors of decoded images, and of each modality as a share of the best constant's
 retrieval        each two modalities, both ways, under every protocol of `retrieval`
 consistency      whether neighbours agree, and cycles return
+neighbours       what images near an image have in common with it, and how their reports differ, as `search` gives them
 probe            linear and nearest-neighbour classifiers of the labels, trained on the embeddings of the training part
 zero_shot        labels from prompts alone
 texts            what a text tower writes of images
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cyclic_cli import controls as closed_form
-from cyclic_cli import metrics, probing, registry, retrieval, wording
+from cyclic_cli import metrics, neighbours, probing, registry, retrieval, wording
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.identity import SPLITS
@@ -30,6 +31,7 @@ from cyclic_cli.torch_model import TorchModel
 BATCH = 64
 PROBED = 20_000  # training samples, at most, that probes and controls learn from
 COMPARED = 5_000  # samples, at most, whose neighbours are compared: the work grows with the square
+NEIGHBOURS = 5  # of an image, as `search` gives them
 WRITTEN = 500  # samples, at most, that texts are written for
 CONTROL_DIMS = 128
 FACTS = ("study", "height", "width")  # columns of the index read beside those of modalities
@@ -48,6 +50,7 @@ class Evaluation:
     reconstruction: dict[str, Any] = field(default_factory=dict)
     retrieval: dict[str, Any] = field(default_factory=dict)  # by from_to_to, by protocol
     consistency: dict[str, Any] = field(default_factory=dict)  # by from_to_to
+    neighbours: dict[str, Any] = field(default_factory=dict)  # nearest, and distinct
     probe: dict[str, Any] = field(default_factory=dict)  # by label, by modality
     zero_shot: dict[str, Any] = field(default_factory=dict)  # by label
     texts: dict[str, Any] = field(default_factory=dict)
@@ -134,6 +137,7 @@ def evaluate(
         reconstruction=_reconstruction(model, part, stored, report),
         retrieval=_retrieval(part, groups),
         consistency=_consistency(part),
+        neighbours=_neighbours(part, groups),
         probe=_probe(train, part) if train else {},
         zero_shot=_zero_shot(model, part, wordings),
         texts=_texts(model, part, learned_from, report),
@@ -278,6 +282,28 @@ def _consistency(part: Part) -> dict[str, Any]:
         if len(both):
             found[f"{a}_to_{b}"] = retrieval.consistency(part.of(a, both), part.of(b, both))
     return found
+
+
+def _neighbours(part: Part, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What `neighbours.worth` finds of images; reports are compared by their embeddings, else by their words."""
+    if "image" not in part.values:
+        return {}
+    there = np.flatnonzero(part.numbers["image"] != ALONE)[:COMPARED]
+    told = part.index["has_text"][there].astype(bool)
+    reports = None
+    if told.any() and "text" in part.values:
+        reports = np.zeros((len(there), part.embeddings["text"].shape[1] + 1), np.float32)
+        reports[told, :-1] = part.of("text", there[told])
+        reports[~told, -1] = 1  # those without a report are like one another alone
+    elif told.any():
+        reports = wording.alike(part.index["text"][there].tolist())
+    different = {"reports": groups["same_text"][there]}
+    if "same_findings" in groups:
+        different["findings"] = groups["same_findings"][there]
+    labels = {name: values[there] for name, values in part.labels.items()}
+    return neighbours.worth(
+        part.of("image", there), reports, part.index["patient"][there], labels, different, NEIGHBOURS
+    )
 
 
 def _probe(train: Part, part: Part) -> dict[str, Any]:

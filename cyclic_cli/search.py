@@ -9,7 +9,6 @@
 So a doctor who looks at one film is shown films like it that were reported otherwise.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,18 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cyclic_cli import embedding
+from cyclic_cli.config import DISTINCT
 from cyclic_cli.embedding_file import EmbeddingFile
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Note, Report, silent
 from cyclic_cli.identity import Keyer, find_secret
+from cyclic_cli.neighbours import NEAR, nearest, spread
 from cyclic_cli.storage import StoredDataset
 from cyclic_cli.wording import alike
 
 if TYPE_CHECKING:
     from cyclic_cli.inference import Model
-
-LAMBDA = 0.3  # how much the difference of reports counts beside the nearness to the query
-NEAR = 20  # candidates for each answer that is wanted, among which reports are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +120,7 @@ def search(
     where: str | None = None,
     kind: str | None = None,
     same_patient: bool = False,
-    distinct: float = LAMBDA,
+    distinct: float = DISTINCT,
     dataset: Path | None = None,
     report: Report = silent,
 ) -> SearchSummary:
@@ -177,60 +175,6 @@ def search(
         for place in order.tolist()
     ]  # fmt: skip
     return SearchSummary(query=query.name, results=results, model=file.facts.model, index=str(file.path))
-
-
-def nearest(
-    query: np.ndarray, blocks: Iterable[np.ndarray], count: int, allowed: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The largest products of a query with rows, and whose they are; of equal ones the first.
-
-    Args:
-        query: (D,) float32.
-        blocks: The rows, (n, D) float32 at a time.
-        count: How many, at most.
-        allowed: (N,) bool, which rows may be found; None: all.
-
-    Returns:
-        Products (K,), falling, and numbers (K,) of rows.
-    """
-    best, places, first = np.empty(0, np.float32), np.empty(0, np.int64), 0
-    for block in blocks:
-        products = block @ query
-        if allowed is not None:
-            products[~allowed[first : first + len(block)]] = -np.inf
-        least = best[-1] if len(best) == count else -np.inf  # most blocks hold few that are better than what is there
-        better = np.flatnonzero(products > least)
-        if len(better) > count:
-            cut = np.partition(products[better], len(better) - count)[len(better) - count]
-            better = better[products[better] >= cut]
-        best, places = np.concatenate([best, products[better]]), np.concatenate([places, better + first])
-        order = np.lexsort((places, -best))[:count]
-        best, places = best[order], places[order]
-        first += len(block)
-    return best, places
-
-
-def spread(similarity: np.ndarray, reports: np.ndarray, count: int, share: float) -> np.ndarray:
-    """Maximal marginal relevance: the numbers (K,) of answers, in the order they are chosen.
-
-    Args:
-        similarity: (M,) of each candidate to the query.
-        reports: (M, R) of unit norm: what the reports of the candidates say.
-        count: Answers, at most.
-        share: λ: each is the one with the largest (1 - λ) · similarity - λ · likeness to the report that is most like
-            it among those of the answers before.
-    """
-    chosen: list[int] = []
-    likeness = np.zeros(len(similarity), np.float32)
-    open_ones = np.ones(len(similarity), bool)
-    for _ in range(min(count, len(similarity))):
-        score = (1 - share) * similarity - share * likeness
-        score[~open_ones] = -np.inf
-        best = int(np.argmax(score))
-        chosen.append(best)
-        open_ones[best] = False
-        likeness = np.maximum(likeness, reports @ reports[best])
-    return np.array(chosen, np.int64)
 
 
 def _reports(rows: list[dict[str, Any]], file: EmbeddingFile, dataset: Path | None) -> list[str | None]:

@@ -20,7 +20,7 @@ LAYERS = [  # from the ground up; within a layer a module may import those named
     ["errors", "registry", "events", "identity", "shapes", "scrub", "config", "lease", "workers"],
     (
         "metrics records storage nifti dicom images similar panels text layouts sources phantom vocabulary retrieval "
-        "onnx_file onnx_model embedding_file probing controls wording"
+        "onnx_file onnx_model embedding_file probing controls neighbours wording"
     ).split(),
     "models data distributed text_towers modalities mixing joint torch_model objectives gradients".split(),
     (

@@ -15,7 +15,7 @@ from conftest import Ran, make_png, smooth_image
 from cyclic_cli.config import Preprocessing, TrainConfig
 from cyclic_cli.embedding_file import Facts, Rows, table_of, write
 from cyclic_cli.identity import Keyer
-from cyclic_cli.search import nearest, spread
+from cyclic_cli.neighbours import nearest, spread, worth
 from cyclic_cli.storage import StoredDataset
 from cyclic_cli.training import train
 from cyclic_cli.wording import alike, differing
@@ -294,3 +294,22 @@ def test_a_table_on_a_terminal(cyclic: Cyclic) -> None:
     assert "One. Two." in ran.out
     assert "Three" not in ran.out
     assert json.loads(cyclic("search", "a" * 32, "--in", "e.parquet", "--json").out)["results"][0]["labels"]["age"] == 1
+
+
+def test_what_neighbours_are_worth_by_hand() -> None:
+    embeddings = np.array([at(turn) for turn in (0, 1, 2, 3, 40)], np.float32)
+    patients = np.array(["p", "p", "q", "r", "s"])
+    labels = {"sick": np.array([1.0, 1.0, 1.0, 0.0, np.nan])}
+    groups = {"reports": np.array([0, 0, 0, 1, 2])}
+    found = worth(embeddings, None, patients, labels, groups, 2)
+    assert set(found) == {"nearest"}
+    # Neighbours of 0: 2, 3; of 1: 2, 3; of 2: 1, 3 (as near as one another); of 3: 2, 1; of 4: 3, 2.
+    assert found["nearest"]["precision"]["sick"]["precision"] == pytest.approx(3 / 8)
+    assert found["nearest"]["precision"]["sick"]["chance"] == pytest.approx((3 / 4) ** 2 + (1 / 4) ** 2)
+    assert found["nearest"]["different"]["reports"] == pytest.approx((2 + 2 + 2 + 1 + 2) / 5)
+    turns = [2, 3, 1, 2, 1, 1, 1, 2, 37, 38]
+    assert found["nearest"]["similarity"] == pytest.approx(np.cos(np.radians(turns)).mean(), abs=1e-6)
+    reports = np.eye(3, dtype=np.float32)[groups["reports"]]
+    spread_out = worth(embeddings, reports, patients, labels, groups, 2)["distinct"]
+    assert spread_out["different"]["reports"] == 2
+    assert spread_out["similarity"] < found["nearest"]["similarity"]

@@ -63,7 +63,7 @@ def evaluate(
         write_text(out, console.as_json(figures) + "\n")
 
 
-TABLES = ("retrieval", "controls", "probe", "zero_shot")  # figures that are shown as rows and columns
+TABLES = ("retrieval", "controls", "neighbours", "probe", "zero_shot")  # figures that are shown as rows and columns
 
 
 def _show(figures: dict[str, Any]) -> None:
@@ -82,6 +82,15 @@ def _show(figures: dict[str, Any]) -> None:
         if recall
     )
     _columns(
+        {"neighbours": way, "similarity": f"{found['similarity']:.3f}", **_different(found["different"])}
+        for way, found in figures["neighbours"].items()
+    )
+    _columns(
+        {"neighbours": way, "label": label, "same %": _percent(one["precision"]), "chance %": _percent(one["chance"])}
+        for way, found in figures["neighbours"].items()
+        for label, one in found["precision"].items()
+    )
+    _columns(
         {"label": label, "of": name, **_probe(probe)}
         for label, modalities in figures["probe"].items()
         for name, probe in modalities.items()
@@ -97,6 +106,10 @@ def _columns(rows: Iterable[dict[str, str]]) -> None:
     shown = list(rows)
     if shown:
         console.columns(list(shown[0]), shown)
+
+
+def _different(counts: dict[str, float]) -> dict[str, str]:
+    return {f"different {name}": f"{count:.2f}" for name, count in counts.items()}
 
 
 def _percent(share: float | None) -> str:

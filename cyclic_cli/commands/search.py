@@ -8,6 +8,7 @@ import typer
 
 from cyclic_cli import console, registry
 from cyclic_cli.commands._options import Device, Json, Quiet
+from cyclic_cli.config import DISTINCT
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note
 
@@ -23,7 +24,7 @@ def search(
         typer.Option(
             min=0, max=1, help="How much their reports shall differ from one another: 0 takes the nearest cases."
         ),
-    ] = 0.3,
+    ] = DISTINCT,
     where: Annotated[
         str | None,
         typer.Option(help="A condition on columns, such as \"split == 'test' and nodule > 0\".", show_default=False),
