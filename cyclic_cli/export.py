@@ -27,6 +27,7 @@ from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.mixing import modalities_of, present_values, read_index
 from cyclic_cli.onnx_file import Description
 from cyclic_cli.onnx_model import session
+from cyclic_cli.quantisation import Quantiser, halved
 from cyclic_cli.storage import StoredDataset
 from cyclic_cli.torch_model import TorchModel, embedding_of
 
@@ -314,47 +315,6 @@ def _renamed(model: onnx.ModelProto) -> onnx.ModelProto:
     return renamed
 
 
-def halved(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with weights and operations of 16 bits; inputs and outputs keep their kind."""
-    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
-    from onnxruntime.transformers.onnx_model import OnnxModel
-
-    with _no_logging():
-        kept = [*DEFAULT_OP_BLOCK_LIST, "ScatterElements"]  # ONNX Runtime adds up no numbers of 16 bits there
-        found = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=kept))
-        found.topological_sort()  # the conversion puts what it adds at the end
-    return found.model
-
-
-def quantised(model: onnx.ModelProto, inputs: Iterator[dict[str, np.ndarray]]) -> onnx.ModelProto:
-    """The model with weights and activations of 8 bits, whose ranges are those that some inputs give rise to."""
-    from onnxruntime import quantization
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(inputs, None)
-
-    with tempfile.TemporaryDirectory() as folder, _no_logging():
-        whole, prepared, small = (Path(folder) / name for name in ("whole.onnx", "prepared.onnx", "small.onnx"))
-        onnx.save(model, whole)
-        quantization.quant_pre_process(whole, prepared, skip_symbolic_shape=True)
-        quantization.quantize_static(
-            prepared, small, Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
-        )  # fmt: skip
-        return onnx.load(small)
-
-
-@contextlib.contextmanager
-def _no_logging() -> Iterator[None]:
-    """What libraries log meanwhile is about themselves."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 # ------------------------------------------------------------------------------------------------------- checking
 
 
@@ -528,22 +488,34 @@ def _description(name: str, model: TorchModel, preprocessing: bool, precision: s
 
 def _export_part(part: Part, description: Description, file: Path) -> dict[str, Any]:
     """Write one part under the name of a failure, check it, and give it its own."""
-    model = trace(part)
-    if description.precision == "fp16":
-        model = halved(model)
-    elif description.precision == "int8":
-        chunks = zip(*(torch.split(one, EXAMPLES) for one in part.examples), strict=True)
-        named = (dict(zip(part.inputs, (one.numpy() for one in chunk), strict=True)) for chunk in chunks)
-        model = quantised(model, named)
-    if description.rendered:
-        model = with_preprocessing(model, description.preprocessing.size, int(part.examples[0].shape[1]))
     draft = file.with_name(f"{file.stem}.failed.onnx")
-    onnx_file.write(draft, model, description)
-    try:
-        figures = check(draft, part, description)
-    except CheckFailed as error:
-        raise CyclicError(
-            f"The export of {part.name} failed its check: {error}.", f"It is kept as {draft}; nothing was replaced."
-        ) from error
-    onnx_file.rename(draft, file)
-    return figures
+    failure = None
+    for model, facts in _candidates(trace(part), part, description.precision):
+        if description.rendered:
+            model = with_preprocessing(model, description.preprocessing.size, int(part.examples[0].shape[1]))
+        onnx_file.write(draft, model, description)
+        try:
+            figures = check(draft, part, description)
+        except CheckFailed as error:
+            failure = error
+            continue
+        onnx_file.rename(draft, file)
+        return figures | facts
+    raise CyclicError(
+        f"The export of {part.name} failed its check: {failure}.", f"It is kept as {draft}; nothing was replaced."
+    ) from failure
+
+
+def _candidates(model: onnx.ModelProto, part: Part, precision: str) -> Iterator[tuple[onnx.ModelProto, dict[str, int]]]:
+    """The model in a precision; in int8, should it fail its check, with more and more operations left in float32."""
+    if precision == "float32":
+        yield model, {}
+    elif precision == "fp16":
+        yield halved(model), {}
+    else:
+        chunks = zip(*(torch.split(one, EXAMPLES) for one in part.examples), strict=True)
+        inputs = [dict(zip(part.inputs, (one.numpy() for one in chunk), strict=True)) for chunk in chunks]
+        quantiser = Quantiser(model, inputs)
+        count = len(quantiser.operations)
+        for in_float in sorted({0, count - 1, *(2**step for step in range(30) if 2**step < count)}):
+            yield quantiser.quantised(in_float), {"operations": count, "in_float32": in_float}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Model = TorchModel | OnnxModel
 
 PACKAGED_MODEL = Path(__file__).parent / "assets" / "default.safetensors"
+PACKAGED_EXPORT = PACKAGED_MODEL.with_suffix(".onnx")  # the same, for what needs no torch
 FORMS = ("png", "npy")
 BATCH = 16
 SHEET_SCANS = 24  # rows of a contact sheet, at most
@@ -235,7 +236,7 @@ def load_model(named: Path | None, device: str = "auto", report: Report = silent
     Raises:
         CyclicError: it cannot be found or loaded.
     """
-    path = storage.find_checkpoint(named) if named else _find(report)
+    path = storage.find_checkpoint(named) if named else _find(PACKAGED_EXPORT, report)
     if path.suffix == ".onnx" or path.is_dir():
         from cyclic_cli.onnx_model import OnnxModel
 
@@ -254,7 +255,7 @@ def load_checkpoint(named: Path | None, device: str = "auto", report: Report = s
     """
     from cyclic_cli.torch_model import TorchModel
 
-    path = storage.find_checkpoint(named) if named else _find(report)
+    path = storage.find_checkpoint(named) if named else _find(PACKAGED_MODEL, report)
     if path.suffix == ".onnx" or path.is_dir():
         raise UsageError(f"{path} is exported; this needs the checkpoint.", "Name a run folder or .safetensors file.")
     return TorchModel(path, device)
@@ -267,7 +268,7 @@ def load_models(named: list[Path], device: str = "auto", report: Report = silent
         UsageError: they see scans differently, so that nothing compares them.
         CyclicError: one cannot be found or loaded.
     """
-    checkpoints = [storage.find_checkpoint(path) for path in named] or [_find(report)]
+    checkpoints = [storage.find_checkpoint(path) for path in named] or [_find(PACKAGED_EXPORT, report)]
     places = [_named_after(path) for path in checkpoints]
     names = _distinct([place.name for place in places], [[place.parent.name] for place in places])
     models = {name: load_model(path, device) for name, path in zip(names, checkpoints, strict=True)}
@@ -291,8 +292,8 @@ def _named_after(checkpoint: Path) -> Path:
     return (checkpoint.parent if in_run else checkpoint.with_suffix("")).resolve()
 
 
-def _find(report: Report) -> Path:
-    """The checkpoint to use where none is named."""
+def _find(packaged: Path, report: Report) -> Path:
+    """The model to use where none is named; `packaged` where there is no other."""
     if os.environ.get("CYCLIC_MODEL"):
         return storage.find_checkpoint(Path(os.environ["CYCLIC_MODEL"]))
     latest = Path("runs/latest")
@@ -300,4 +301,4 @@ def _find(report: Report) -> Path:
         report(Note(f"model: runs/latest, which is {latest.resolve().name}"))
         return storage.find_checkpoint(latest)
     report(Note("model: the one that comes with the package (chest radiographs and phantoms)"))
-    return PACKAGED_MODEL
+    return packaged

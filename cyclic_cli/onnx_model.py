@@ -87,15 +87,16 @@ class OnnxModel:
         return found.astype(np.float32, copy=False)
 
 
-def session(path: Path, providers: list[str] | None = None) -> onnxruntime.InferenceSession:
+def session(model: Path | bytes, providers: list[str] | None = None) -> onnxruntime.InferenceSession:
     """A model that ONNX Runtime can run. Raises CyclicError when it cannot."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cpus()
     options.log_severity_level = 3  # errors: what it has to say besides is about itself
     try:
-        return onnxruntime.InferenceSession(path, options, providers or ["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers or ["CPUExecutionProvider"])
     except Exception as error:  # the library's own have no root of theirs
-        raise CyclicError(f"ONNX Runtime cannot load {path}.", "Export it again.") from error
+        where = model if isinstance(model, Path) else "the model"
+        raise CyclicError(f"ONNX Runtime cannot load {where}.", "Export it again.") from error
 
 
 def _providers(device: str) -> list[str]:

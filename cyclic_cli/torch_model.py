@@ -35,9 +35,12 @@ class TorchModel:
         self.fingerprint = self.checkpoint.fingerprint
         self.is_joint = self.architecture == "joint"
         module = self._module()
+        weights = {name: torch.from_numpy(value) for name, value in self.checkpoint.weights.items()}
         try:
-            module.load_state_dict({name: torch.from_numpy(value) for name, value in self.checkpoint.weights.items()})
-        except RuntimeError as error:
+            if any(weights[name].dtype != known.dtype for name, known in module.state_dict().items()):
+                raise ValueError("numbers of another kind")  # torch would convert them
+            module.load_state_dict(weights)
+        except (RuntimeError, KeyError, ValueError) as error:
             raise CyclicError(f"{path} does not fit the architecture it names.", "Train the model again.") from error
         self.module = module.to(self._device).eval()
 

@@ -4,7 +4,8 @@
 #   FOLDER  images, de-identified (they are hashed without a secret, so that anyone gets the same split)
 #   TABLE   a CSV that names each image's patient, if the images do not
 #   WORK    where data set and run are kept (default: ./default-model); started again, finished parts are kept
-# Then: cp WORK/run/model.safetensors cyclic_cli/assets/default.safetensors, and measure anew for the model card.
+# Then: cp WORK/run/model.safetensors cyclic_cli/assets/default.safetensors; cp WORK/default.onnx cyclic_cli/assets; and
+# measure anew for the model card and `tests/packaged_embeddings.json`.
 set -euo pipefail
 images=$(realpath "$1")
 table=${2:+$(realpath "$2")}
@@ -17,4 +18,5 @@ tables=(--reports phantoms/findings.csv)
 [ -z "$table" ] || tables+=(--reports "$table")
 cyclic prepare "$images" phantoms "${tables[@]}" --already-deidentified --out dataset
 cyclic train dataset --arch conv --epochs 10 --out run --resume auto
+cyclic export --model run --dataset dataset --licence MIT --out default.onnx --overwrite
 cyclic info run

@@ -20,7 +20,7 @@ LAYERS = [  # from the ground up; within a layer a module may import those named
     ["errors", "registry", "events", "identity", "shapes", "scrub", "config", "lease", "workers"],
     (
         "metrics records storage nifti dicom images similar panels text layouts sources phantom vocabulary retrieval "
-        "onnx_file onnx_model embedding_file probing controls neighbours wording"
+        "onnx_file onnx_model quantisation embedding_file probing controls neighbours wording"
     ).split(),
     "models data distributed text_towers modalities mixing joint torch_model objectives gradients".split(),
     (
@@ -51,8 +51,8 @@ KNOWS = {  # what only some modules may import
     "typer": {"cli", "commands"},
     "rich": {"console"},
     "pyarrow": {"storage", "embedding_file"},
-    "onnx": {"onnx_file", "export"},
-    "onnxruntime": {"onnx_model", "export"},
+    "onnx": {"onnx_file", "quantisation", "export"},
+    "onnxruntime": {"onnx_model", "quantisation"},
     "tokenizers": {"vocabulary"},
     "transformers": {"text_towers"},
     "sklearn": {"probing", "controls", "wording"},

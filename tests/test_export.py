@@ -175,6 +175,7 @@ def test_fewer_bits_are_smaller_and_about_as_good(
     small = ran.json["parts"]["autoencoder"]
     assert small["bytes"] < smaller * whole["bytes"]
     assert small["psnr_change"] > (-0.1 if precision == "fp16" else -0.5)
+    assert small.get("in_float32", 0) < small.get("operations", 1)
     assert small["top10_overlap"] > (0.99 if precision == "fp16" else 0.7)
     make_png(Path("a.png"), smooth_image(4))
     lines = [cyclic("reconstruct", "a.png", "--model", f"{name}.onnx", "--out", name, "--json").lines[0]

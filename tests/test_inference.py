@@ -296,8 +296,7 @@ def test_the_model_is_found_in_the_order_documented(
     assert cyclic("reconstruct", path, "--model", "gone").code == 1
 
 
-def test_the_packaged_model_is_small_and_good_on_dicom_it_never_saw(cyclic: Cyclic) -> None:
-    assert PACKAGED_MODEL.stat().st_size <= 3 * 2**20
+def test_the_packaged_model_is_good_on_dicom_it_never_saw(cyclic: Cyclic) -> None:
     scans = [str(get_testdata_file(name, download=False)) for name in ("CT_small.dcm", "MR_small.dcm")]
     said = cyclic("reconstruct", *scans, "--json", "--quiet").lines
     assert len(said) == 2

@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -291,3 +292,66 @@ def test_latest_names_the_newest_run_and_spares_folders(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "c").mkdir(parents=True)
     RunFolder(tmp_path / "elsewhere" / "c").point_latest()
     assert not (tmp_path / "elsewhere" / "latest").exists()
+
+
+def lying(entry: dict[str, object], tail: int = 12) -> bytes:
+    """A safetensors file whose header says of its one tensor what it likes, with `tail` bytes behind it."""
+    header = json.dumps({"__metadata__": {"cyclic": "{}"}, "w": entry}).encode()
+    return len(header).to_bytes(8, "little") + header + b"\0" * tail
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [3], "data_offsets": [0, 2**40]},
+        {"dtype": "F32", "shape": [3], "data_offsets": [4, 16]},
+        {"dtype": "F32", "shape": [3], "data_offsets": [12, 0]},
+        {"dtype": "F32", "shape": [3], "data_offsets": [-12, 0]},
+        {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 12]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},  # bytes that belong to nothing
+        {"dtype": "F9000", "shape": [3], "data_offsets": [0, 12]},
+        {"dtype": "BF16", "shape": [6], "data_offsets": [0, 12]},  # which numpy lacks
+        {"shape": [3], "data_offsets": [0, 12]},
+    ],
+    ids=["beyond", "shifted", "reversed", "negative", "huge", "spare", "unknown", "bfloat16", "without"],
+)
+def test_a_file_whose_header_lies_is_refused(entry: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(lying(entry))
+    with pytest.raises(CyclicError, match=r"no checkpoint|not a whole"):
+        read_checkpoint(path)
+
+
+def test_a_header_of_a_gibibyte_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    with path.open("wb") as file:
+        file.write((2**30).to_bytes(8, "little"))
+        file.truncate(2**30 + 8 + 12)  # a hole: it takes no room on the disk
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CyclicError, match="not a whole"):
+        read_checkpoint(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+    path.write_bytes((2**30).to_bytes(8, "little") + b"{}")
+    with pytest.raises(CyclicError, match="not a whole"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int32, np.float16])
+def test_weights_of_another_kind_of_number_do_not_fit(kind: type, tmp_path: Path) -> None:
+    from cyclic_cli.models.linear import Config, Model
+    from cyclic_cli.torch_model import TorchModel
+
+    weights = {name: value.numpy() for name, value in Model(Config(latent=4), (1, 32, 32)).state_dict().items()}
+    architecture = {"name": "linear", "config": {"latent": 4}, "image_shape": [1, 32, 32]}
+
+    def written(weights: dict[str, np.ndarray]) -> Path:
+        parts = Checkpoint(
+            weights=weights, architecture=architecture, preprocessing=Preprocessing(size=32), provenance={}
+        )
+        write_checkpoint(tmp_path / "m.safetensors", parts)
+        return tmp_path / "m.safetensors"
+
+    assert TorchModel(written(weights)).module is not None
+    for changed in ({name: value.astype(kind) for name, value in weights.items()}, dict(list(weights.items())[1:])):
+        with pytest.raises(CyclicError, match="does not fit the architecture"):
+            TorchModel(written(changed))

@@ -298,7 +298,8 @@ def residual_branch(channels: int) -> nn.Sequential:
 
 def framed(maps: Tensor, margin: int) -> Tensor:
     """Return maps (N, C, H, W) with their borders repeated on every side."""
-    if torch.compiler.is_compiling():  # the gradient of the padding does not compile (torch 2.13)
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        # The gradient of the padding does not compile (torch 2.13).
         rows, columns = (
             torch.arange(-margin, side + margin, device=maps.device).clamp(0, side - 1) for side in maps.shape[2:]
         )
