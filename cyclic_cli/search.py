@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cyclic_cli import embedding
+from cyclic_cli.approximate import Approximate
 from cyclic_cli.config import DISTINCT
 from cyclic_cli.embedding_file import EmbeddingFile
 from cyclic_cli.errors import CyclicError
@@ -122,6 +123,7 @@ def search(
     same_patient: bool = False,
     distinct: float = DISTINCT,
     dataset: Path | None = None,
+    approximate: bool = False,
     report: Report = silent,
 ) -> SearchSummary:
     """Find the nearest cases.
@@ -135,6 +137,7 @@ def search(
         same_patient: Whether cases of the query's own patient may be found; the query itself never is.
         distinct: From 0, the nearest ones, to 1, those whose reports differ most.
         dataset: Where reports stand, if not in the file.
+        approximate: Whether to search by an index of faiss, which is made beside the file where there is none.
         report: Gets Note events.
 
     Raises:
@@ -157,7 +160,11 @@ def search(
         raise CyclicError(
             f"None of the {len(file)} rows of {file.path} is left to look among.", "Widen --where or --kind."
         )
-    similarity, numbers = nearest(query.vector, file.blocks(), count * NEAR if distinct else count, allowed)
+    wanted_rows = count * NEAR if distinct else count
+    if approximate:
+        similarity, numbers = Approximate(file, report).nearest(query.vector, wanted_rows, allowed)
+    else:
+        similarity, numbers = nearest(query.vector, file.blocks(), wanted_rows, allowed)
     rows = file.rows(numbers)
     texts = _reports(rows, file, dataset)
     order = np.arange(min(count, len(numbers)))

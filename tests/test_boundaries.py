@@ -20,7 +20,7 @@ LAYERS = [  # from the ground up; within a layer a module may import those named
     ["errors", "registry", "events", "identity", "shapes", "scrub", "config", "lease", "workers"],
     (
         "metrics records storage nifti dicom images similar panels text layouts sources phantom vocabulary retrieval "
-        "onnx_file onnx_model quantisation embedding_file probing controls neighbours wording"
+        "onnx_file onnx_model quantisation embedding_file approximate probing controls neighbours wording"
     ).split(),
     "models data distributed text_towers modalities mixing joint torch_model objectives gradients".split(),
     (
@@ -57,6 +57,7 @@ KNOWS = {  # what only some modules may import
     "transformers": {"text_towers"},
     "sklearn": {"probing", "controls", "wording"},
     "jinja2": {"search_page"},
+    "faiss": {"approximate"},
     "sacrebleu": {"wording"},
     "rouge_score": {"wording"},
     "torch": {

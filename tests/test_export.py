@@ -370,3 +370,20 @@ def test_the_metadata_say_where_a_model_comes_from(
     assert said["preprocessing"]["size"] == SIZE
     assert said["inputs"] == {"image": f"batch × 1 × {SIZE} × {SIZE} float"}
     assert said["opset"] >= 18
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", registry.names("models"))
+def test_another_runtime_gives_the_same(
+    name: str, checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    words = ("export", "--model", checkpoints(name), "--dataset", tiny_dataset, "-q")
+    for more in ((), ("--with-preprocessing", "--overwrite")):
+        assert cyclic(*words, *more).code == 0
+        found = openvino.Core().compile_model("autoencoder.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        own = onnxruntime.InferenceSession("autoencoder.onnx")
+        pixels = np.stack([smooth_image(number, SIZE, SIZE)[None] for number in range(3)])
+        values = pixels if more else (pixels / 255).astype(np.float32)
+        for one, other in zip(found([values]).values(), own.run(None, {"image": values}), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4)

@@ -313,3 +313,35 @@ def test_what_neighbours_are_worth_by_hand() -> None:
     spread_out = worth(embeddings, reports, patients, labels, groups, 2)["distinct"]
     assert spread_out["different"]["reports"] == 2
     assert spread_out["similarity"] < found["nearest"]["similarity"]
+
+
+def clustered(count: int, dimensions: int, seed: int = 0) -> np.ndarray:
+    """Unit vectors (N, D) about as many centres as there are dimensions."""
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(dimensions, dimensions))
+    rows = centres[generator.integers(dimensions, size=count)] + 0.5 * generator.normal(size=(count, dimensions))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_an_index_of_faiss_finds_what_an_exact_search_finds(cyclic: Cyclic) -> None:
+    pytest.importorskip("faiss")
+    vectors = clustered(4000, 16)
+    rows = [
+        {"key": f"k{n}", "vector": vector.tolist(), "region": "even" if n % 2 == 0 else "odd"}
+        for n, vector in enumerate(vectors)
+    ]
+    make_file(Path("e.parquet"), rows, dimensions=16)
+    words = ("--in", "e.parquet", "-k", 10, "--distinct", 0, "--json", "--where", "region == 'even'")
+    agreed = 0
+    for number in range(0, 60, 3):
+        exact = cyclic("search", f"k{number}", *words).json["results"]
+        ran = cyclic("search", f"k{number}", *words, "--index", "faiss")
+        assert ran.code == 0, ran.err
+        assert ("making the index" in ran.err) == (number == 0)
+        found = ran.json["results"]
+        assert len(found) == 10
+        assert {one["labels"]["region"] for one in found} == {"even"}
+        agreed += len({one["key"] for one in exact} & {one["key"] for one in found})
+    assert agreed >= 0.98 * 200
+    make_file(Path("e.parquet"), rows[:100], dimensions=16)
+    assert "making the index" in cyclic("search", "k3", *words, "--index", "faiss").err

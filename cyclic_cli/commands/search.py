@@ -46,6 +46,9 @@ def search(
         Path | None,
         typer.Option(help="Data set of the file, for reports and pictures.", show_default="what the file holds"),
     ] = None,
+    index: Annotated[
+        str, typer.Option(help="exact, or faiss: past a million vectors, by an index beside the file.")
+    ] = "exact",
     page: Annotated[
         Path | None, typer.Option(help="An HTML page to write: pictures and reports.", show_default=False)
     ] = None,
@@ -55,6 +58,7 @@ def search(
 ) -> None:
     """Find the cases of an embedding file that are like an image, a text, or another case."""
     registry.check(device, ("auto", "cpu", "cuda"), "device")
+    registry.check(index, ("exact", "faiss"), "index")
     if kind:
         registry.check(kind, ("image", "text"), "kind")
     with console.talk(quiet) as report:
@@ -80,7 +84,9 @@ def search(
                     )
                 report(Note("the query is taken as a text: it is neither a file nor a key"))
                 asked = task.of_text(query, loaded)
-        found = task.search(asked, opened, count, where, kind, same_patient, distinct, dataset, report)
+        found = task.search(
+            asked, opened, count, where, kind, same_patient, distinct, dataset, index == "faiss", report
+        )
         if page:
             from cyclic_cli.search_page import write_page
 
