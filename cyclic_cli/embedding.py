@@ -41,7 +41,7 @@ from cyclic_cli.storage import DatasetDraft, StoredDataset, shard_images, write_
 if TYPE_CHECKING:
     from cyclic_cli.inference import Model
 
-PIECE = 16  # inputs, or samples, that go through the model together
+PIECE = 16  # inputs, or samples, that are read together
 PART = 64  # pieces of a part
 AHEAD = 3  # pieces that are read ahead, for each process that reads
 TIME_LIMIT = 300.0  # seconds one frame may take
@@ -262,13 +262,17 @@ def joined(offers: list[Offered]) -> Offered:
 # --------------------------------------------------------------------------------------------------------------- task
 
 
-def embed(offered: Offered, model: "Model", summary: EmbedSummary, report: Report = silent) -> Iterator[dict[str, Any]]:
+def embed(
+    offered: Offered, model: "Model", summary: EmbedSummary, batch: int | None = None, report: Report = silent
+) -> Iterator[dict[str, Any]]:
     """Embed what is offered: `source`, `key`, `kind`, `patient` and `vector` of each, as soon as it is known.
 
     Args:
         offered: See `of_dataset`, `of_files` and `of_texts`.
         model: What embeds.
         summary: Counts up as results come.
+        batch: Images, or texts, that go through the model together; None: what suits the device, less if that is too
+            much for its memory.
         report: Gets Progress and Note events.
 
     Raises:
@@ -277,8 +281,7 @@ def embed(offered: Offered, model: "Model", summary: EmbedSummary, report: Repor
     began = time.monotonic()
     summary.model = model.fingerprint
     with _read_ahead((read for _, read in offered.pieces), offered.readers) as pieces:
-        for piece in pieces:
-            vectors = _vectors(piece, model)
+        for piece, vectors in _Batches(model, batch).embedded(pieces):
             _told(piece, vectors, summary, offered.total, began, report)
             for item, vector in zip(piece.items, vectors, strict=True):
                 yield {
@@ -294,6 +297,7 @@ def embed_to_file(
     summary: EmbedSummary,
     with_text: bool = False,
     overwrite: bool = False,
+    batch: int | None = None,
     report: Report = silent,
 ) -> None:
     """Embed what is offered into a file; continues what the same call left unfinished, here or in other processes.
@@ -305,6 +309,7 @@ def embed_to_file(
         summary: Counts up.
         with_text: Whether reports get a column.
         overwrite: Whether a file of that name may be replaced.
+        batch: As of `embed`.
         report: Gets Progress and Note events.
 
     Raises:
@@ -337,11 +342,11 @@ def embed_to_file(
                 yield from (read for _, read in pieces)
 
     with _read_ahead(mine(), offered.readers) as pieces:
-        while (first := next(pieces, None)) is not None:
+        embedded = _Batches(model, batch).embedded(pieces)
+        while (first := next(embedded, None)) is not None:
             number, count = waiting.popleft()
             rows, left_out, inputs = [], [], 0
-            for piece in chain([first], islice(pieces, count - 1)):
-                vectors = _vectors(piece, model)
+            for piece, vectors in chain([first], islice(embedded, count - 1)):
                 _told(piece, vectors, summary, offered.total, began, report)
                 rows.append(_rows(piece, vectors, kinds))
                 left_out += piece.left_out
@@ -400,16 +405,48 @@ def _awaited(draft: Draft, number: int, made_of: dict[str, str]) -> dict[str, An
         time.sleep(0.1)
 
 
-def _vectors(piece: Piece, model: "Model") -> np.ndarray:
-    """The embeddings (N, D) of the items of a piece."""
-    found: dict[int, np.ndarray] = {}
-    for kind in ("image", "text"):
-        places = [place for place, item in enumerate(piece.items) if item.kind == kind]
-        values = [piece.items[place].value for place in places]
-        if places:
-            vectors = model.embed_images(np.stack(values)) if kind == "image" else model.embed_texts(values)
+class _Batches:
+    """Pieces through a model, as many together as make a batch."""
+
+    def __init__(self, model: "Model", size: int | None) -> None:
+        self.model, self.size, self._may_shrink = model, size or model.batch, size is None
+
+    def embedded(self, pieces: Iterator[Piece]) -> Iterator[tuple[Piece, np.ndarray]]:
+        """Each piece with its embeddings (N, D), in order."""
+        held: list[Piece] = []
+        for piece in pieces:
+            held.append(piece)
+            if sum(len(one.items) for one in held) >= self.size:
+                yield from self._together(held)
+                held = []
+        yield from self._together(held)
+
+    def _together(self, pieces: list[Piece]) -> Iterator[tuple[Piece, np.ndarray]]:
+        items = [item for piece in pieces for item in piece.items]
+        found: dict[int, np.ndarray] = {}
+        for kind in ("image", "text"):
+            places = [place for place, item in enumerate(items) if item.kind == kind]
+            vectors = self._vectors(kind, [items[place].value for place in places])
             found |= dict(zip(places, vectors, strict=True))
-    return np.stack([found[place] for place in range(len(piece.items))]) if found else np.empty((0, 0), np.float32)
+        first = 0
+        for piece in pieces:
+            some = [found[place] for place in range(first, first + len(piece.items))]
+            yield piece, np.stack(some) if some else np.empty((0, 0), np.float32)
+            first += len(piece.items)
+
+    def _vectors(self, kind: str, values: list[Any]) -> list[np.ndarray]:
+        vectors: list[np.ndarray] = []
+        while len(vectors) < len(values):
+            some = values[len(vectors) : len(vectors) + self.size]
+            try:
+                found = self.model.embed_images(np.stack(some)) if kind == "image" else self.model.embed_texts(some)
+            except RuntimeError as error:
+                if type(error).__name__ != "OutOfMemoryError" or not self._may_shrink or self.size == 1:
+                    raise
+                self.size //= 2
+            else:
+                vectors += list(found)
+        return vectors
 
 
 def _rows(piece: Piece, vectors: np.ndarray, kinds: dict[str, str]) -> Rows:

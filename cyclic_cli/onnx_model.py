@@ -32,6 +32,7 @@ class OnnxModel:
         self.preprocessing: Preprocessing = one.preprocessing
         self.fingerprint = one.fingerprint
         self.architecture = str(one.architecture["name"])
+        self.batch = 16 if self._providers == ["CPUExecutionProvider"] else 256
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     @property

@@ -93,7 +93,7 @@ def of_image(path: Path, model: "Model", file: EmbeddingFile, report: Report = s
     keyer = _keyer_of(file, report)
     with embedding.scratch_folder() as scratch:
         offered = embedding.of_files([path], None, model, keyer or Keyer(b""), True, 1, scratch)
-        found = list(embedding.embed(offered, model, embedding.EmbedSummary(), report))
+        found = list(embedding.embed(offered, model, embedding.EmbedSummary(), None, report))
     if not found:
         raise CyclicError(f"{path} cannot be used.", "The reason stands above.")
     first = found[0]

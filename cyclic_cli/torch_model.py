@@ -19,6 +19,7 @@ from cyclic_cli.images import as_float
 from cyclic_cli.joint import Reconstructing, rebuild
 from cyclic_cli.vocabulary import padded
 
+BATCHES = {"cpu": 16, "cuda": 256}  # that embedding is fastest with, or nearly so
 CELLS = 4  # of a side, that a spatial code is averaged over
 
 
@@ -43,6 +44,7 @@ class TorchModel:
         except (RuntimeError, KeyError, ValueError) as error:
             raise CyclicError(f"{path} does not fit the architecture it names.", "Train the model again.") from error
         self.module = module.to(self._device).eval()
+        self.batch = BATCHES[self._device.type]
 
     def _module(self) -> Any:
         description = self.checkpoint.architecture

@@ -167,7 +167,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stopped_work_goes_on_where_it_was(
     small_parts: None, model: Path, tiny_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("embed", tiny_dataset, "--model", model, "-q")
+    words = ("embed", tiny_dataset, "--model", model, "-q", "--batch-size", 4)
     assert cyclic(*words, "--out", "whole.parquet").code == 0
     embed, calls = TorchModel.embed_images, []
 
@@ -184,6 +184,34 @@ def test_a_stopped_work_goes_on_where_it_was(
     assert len(calls) == 8 + 10 - 6  # three parts of two pieces were whole
     assert Path("stopped.parquet").read_bytes() == Path("whole.parquet").read_bytes()
     assert not list(Path().glob(".*unfinished"))
+
+
+def test_a_batch_that_is_too_large_for_the_memory_becomes_smaller(
+    model: Path, tiny_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("embed", tiny_dataset, "--model", model, "-q")
+    assert cyclic(*words, "--out", "whole.parquet").code == 0
+    embed, sizes = TorchModel.embed_images, []
+
+    class OutOfMemoryError(RuntimeError):
+        """As torch has it."""
+
+    def small(self: TorchModel, fitted: np.ndarray) -> np.ndarray:
+        sizes.append(len(fitted))
+        if len(fitted) > 5:
+            raise OutOfMemoryError
+        return embed(self, fitted)
+
+    monkeypatch.setattr(TorchModel, "embed_images", small)
+    assert cyclic(*words, "--out", "small.parquet").code == 0
+    assert sizes[:3] == [16, 8, 4]
+    assert max(sizes[2:]) == 4
+    small_ones, whole = vectors(Path("small.parquet")), vectors(Path("whole.parquet"))
+    assert small_ones.keys() == whole.keys()
+    for key, vector in whole.items():
+        np.testing.assert_allclose(small_ones[key], vector, atol=1e-5)
+    with pytest.raises(OutOfMemoryError):
+        cyclic(*words, "--out", "named.parquet", "--batch-size", 8)
 
 
 def test_what_another_request_left_is_refused(

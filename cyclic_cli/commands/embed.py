@@ -57,6 +57,10 @@ def embed(
     paths: Annotated[
         bool, typer.Option("--paths/--no-paths", help="Name files by their path, or by a running number.")
     ] = True,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many go through the model together.", show_default="found out"),
+    ] = None,
     workers: Workers = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of the same name.")] = False,
     summary_file: Annotated[
@@ -108,10 +112,10 @@ def embed(
                     offers.append(task.of_texts(chain(said, lines), keyer, with_text))
             offered = task.joined(offers)
             if out is None:
-                for result in task.embed(offered, loaded, summary, report):
+                for result in task.embed(offered, loaded, summary, batch_size, report):
                     console.write_json(result)
             else:
-                task.embed_to_file(offered, loaded, out, summary, with_text, overwrite, report)
+                task.embed_to_file(offered, loaded, out, summary, with_text, overwrite, batch_size, report)
     if not is_main_process():
         return
     totals = asdict(summary)
