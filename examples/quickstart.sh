@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on drawn data, in a few minutes: demo → prepare → train → reconstruct.
+# The main job on drawn data, in a few minutes: demo → prepare → train → reconstruct, embed, search.
 # Usage: examples/quickstart.sh [FOLDER]     (default: ./quickstart, made anew)
 set -euo pipefail
 folder=${1:-quickstart}
@@ -11,6 +11,9 @@ cyclic demo --out demo -n 400
 cyclic prepare demo --already-deidentified --out dataset
 cyclic train dataset --arch conv --fraction 0.4 --epochs 3
 find demo -name '1.dcm' | sort | head -n 3 | cyclic reconstruct - --out pictures
+cyclic embed dataset --out embeddings.parquet --with-text
+cyclic search "$(find demo -name '1.dcm' | sort | head -n 1)" --in embeddings.parquet --dataset dataset --page cases.html
 
 echo
 echo "Original, reconstruction and their difference, side by side: $PWD/pictures/*.png"
+echo "A case, and cases like it whose reports differ: $PWD/cases.html"

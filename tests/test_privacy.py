@@ -267,8 +267,14 @@ def test_nothing_planted_reaches_what_commands_write(files: Planted, cyclic: Cyc
         cyclic(*said, "--reports", files.table, "--bits", "16"),  # and has other settings
         cyclic(*said, "--reports", files.table, "--part", "1/2", "--out", "parts"),  # left unfinished
         cyclic(*said, "--layout", "tables", "--out", "found", "--frames", "all", "--bits", "16", "--exact"),
+        cyclic("embed", files.folder / "*" / "*.dcm", "--no-paths", "--model", "runs/model"),
+        cyclic("embed", "dataset", "--model", "runs/model", "--out", "e.parquet", "--with-text"),
     ]  # fmt: skip
-    assert [result.code for result in ran] == [0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0], [result.err for result in ran]
+    key = pyarrow.parquet.read_table("e.parquet")["key"].to_pylist()[0]
+    ran.append(cyclic("search", key, "--in", "e.parquet", "--dataset", "dataset", "--page", "page.html"))
+    codes = [0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
+    assert [result.code for result in ran] == codes, [result.err for result in ran]
+    assert "no pneumothorax." in Path("page.html").read_text(encoding="utf-8")
     assert_nothing_leaks(*places, *(result.out + result.err for result in ran))
 
 
