@@ -21,12 +21,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from cyclic_cli import images, metrics, onnx_file, registry
+from cyclic_cli import images, metrics, onnx_file, registry, retrieval
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.mixing import modalities_of, present_values, read_index
 from cyclic_cli.onnx_file import Description
-from cyclic_cli.onnx_model import session
+from cyclic_cli.onnx_model import OnnxModel, session
 from cyclic_cli.quantisation import Quantiser, halved
 from cyclic_cli.storage import StoredDataset
 from cyclic_cli.torch_model import TorchModel, embedding_of
@@ -36,11 +36,15 @@ BATCHES = (1, 2, 7, 32)  # sizes of the batches of a check
 EXAMPLES = max(BATCHES)
 LARGEST_ERROR = 1e-4  # of float32, absolute
 LOST = {"fp16": 0.1, "int8": 0.5}  # dB of PSNR, at most
+RECALL_LOST = 0.005  # of R@10, at most, of fp16
 KEPT = 0.99  # share of the ten nearest neighbours that stay, at least, of fp16
 POOL = 1000  # samples of a data set, at most, that fewer bits are measured on
 SEED = 0
 PRECISIONS = ("float32", "fp16", "int8")
 OF_IMAGES = ("autoencoder", "encoder", "image-tower")  # parts that take images
+
+
+Values = dict[str, Tensor]  # of each modality, as its `Values` load them
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Part:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     examples: tuple[Tensor, ...]  # real inputs, EXAMPLES of each or more
+    calibration: tuple[Tensor, ...]  # others, that int8 takes the ranges of activations from
     dynamic: dict[str, dict[int, str]]  # by input: sides that may have any length, by name
     random: Callable[[int], tuple[Tensor, ...]]  # that many random inputs
 
@@ -65,6 +70,7 @@ class ExportSummary:
     opset: int = OPSET
     checked: bool = True
     precision: str = "float32"
+    recall_change: float | None = None  # of R@10, a share: of fewer bits, where images and texts are embedded
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -135,37 +141,27 @@ def part_names(model: TorchModel) -> list[str]:
     return [*(image if "image" in model.modalities else []), *(f"{name}-tower" for name in model.modalities)]
 
 
-def _part(name: str, model: TorchModel, examples: dict[str, Tensor]) -> Part:
-    """A part by its name; `examples` are values of the modalities, as their `Values` load them."""
+def _part(name: str, model: TorchModel, examples: Values, calibration: Values) -> Part:
+    """A part by its name. Raises CyclicError when there is no example of what it takes."""
+    modality = name.removesuffix("-tower") if name.endswith("-tower") else "image"
+    if modality not in examples or modality not in calibration:
+        raise CyclicError(f"There is no {modality} to check the export with.", "Name a data set that has some.")
     batch = {0: "batch"}
-    if not name.endswith("-tower"):
-        (image,) = _examples_of("image", examples)
-        module, outputs = {
-            "autoencoder": (Autoencoder, ("reconstruction", "embedding")),
-            "encoder": (Encoder, ("code", "embedding")),
-            "decoder": (Decoder, ("reconstruction",)),
-        }[name]
-        if name != "decoder":
-            return Part(name, module(model), ("image",), outputs, (image,), {"image": batch}, _like(image))
+    both = examples[modality], calibration[modality]
+    if name == "decoder":
         with torch.no_grad():
-            code = Encoder(model)(image)[0]
-        return Part(name, module(model), ("code",), outputs, (code,), {"code": batch}, _like(code))
-    modality = name.removesuffix("-tower")
+            codes, others = ((Encoder(model)(images)[0],) for images in both)
+        return Part(name, Decoder(model), ("code",), ("reconstruction",), codes, others, {"code": batch}, _like(*codes))
+    if name in ("autoencoder", "encoder"):
+        module = Autoencoder(model) if name == "autoencoder" else Encoder(model)
+        outputs = ("reconstruction" if name == "autoencoder" else "code", "embedding")
+        shown, others = ((images,) for images in both)
+        return Part(name, module, ("image",), outputs, shown, others, {"image": batch}, _like(*shown))
     file = registry.load("modalities", modality, "modality")
     inputs = getattr(file, "INPUTS", {modality: batch})
-    values = _examples_of(modality, examples, getattr(file, "inputs_of", lambda value: (value,)))
+    values, others = map(getattr(file, "inputs_of", lambda value: (value,)), both)
     tower = Tower(model, modality, getattr(file, "value_of", lambda value: value))
-    return Part(name, tower, tuple(inputs), ("embedding",), values, dict(inputs), _like(*values))
-
-
-def _examples_of(
-    modality: str,
-    examples: dict[str, Tensor],
-    inputs_of: Callable[[Tensor], tuple[Tensor, ...]] = lambda value: (value,),
-) -> tuple[Tensor, ...]:
-    if modality not in examples:
-        raise CyclicError(f"There is no {modality} to check the export with.", "Name a data set that has some.")
-    return inputs_of(examples[modality])
+    return Part(name, tower, tuple(inputs), ("embedding",), values, others, dict(inputs), _like(*values))
 
 
 def _like(*examples: Tensor) -> Callable[[int], tuple[Tensor, ...]]:
@@ -187,20 +183,28 @@ def _like(*examples: Tensor) -> Callable[[int], tuple[Tensor, ...]]:
 # ------------------------------------------------------------------------------------------------------- examples
 
 
-def _examples(model: TorchModel, dataset: Path | None, report: Report) -> dict[str, Tensor]:
-    """Real values of each modality, as its `Values` load them: of a data set's validation part, else training part."""
+def _examples(model: TorchModel, dataset: Path | None, report: Report) -> tuple[Values, Values]:
+    """Real values that parts are checked with, and others that int8 is calibrated on.
+
+    Of a data set those of its validation part, and of its training part; where one is missing the other serves for
+    both. Without one phantoms, for both.
+    """
     if dataset is None:
-        return _drawn_examples(model, report)
+        drawn = _drawn_examples(model, report)
+        return drawn, drawn
     stored = StoredDataset(dataset)
-    found = _stored_examples(model, stored, "val")
-    if any(len(found.get(name, ())) < EXAMPLES for name in model.modalities):
-        found |= _stored_examples(model, stored, "train")
-    for name, values in found.items():  # few are taken again and again
-        found[name] = values.repeat(-(-EXAMPLES // len(values)), *[1] * (values.dim() - 1))
-    return found
+    val, train = (_stored_examples(model, stored, split) for split in ("val", "train"))
+    return _filled(train | val), _filled(val | train)
 
 
-def _drawn_examples(model: TorchModel, report: Report) -> dict[str, Tensor]:
+def _filled(examples: Values) -> Values:
+    """EXAMPLES of each at least: few are taken again and again."""
+    return {
+        name: values.repeat(-(-EXAMPLES // len(values)), *[1] * (values.dim() - 1)) for name, values in examples.items()
+    }
+
+
+def _drawn_examples(model: TorchModel, report: Report) -> Values:
     """Images and reports of phantoms, drawn for the purpose: EXAMPLES of each, some mirrored or turned."""
     from cyclic_cli import phantom
 
@@ -223,7 +227,7 @@ def _drawn_examples(model: TorchModel, report: Report) -> dict[str, Tensor]:
     return examples
 
 
-def _stored_examples(model: TorchModel, dataset: StoredDataset, split: str) -> dict[str, Tensor]:
+def _stored_examples(model: TorchModel, dataset: StoredDataset, split: str) -> Values:
     """The first values of a split of a data set, by modality; nothing of those that none has."""
     modalities, facts = modalities_of(model.checkpoint.architecture)
     index = read_index(dataset, modalities, split)
@@ -458,15 +462,45 @@ def export(
     taken = [file for file in files.values() if file.exists()]
     if taken and not overwrite:
         raise CyclicError(f"{taken[0]} exists.", "Add --overwrite, or name another --out.")
-    examples = _examples(model, dataset, report)
+    examples, calibration = _examples(model, dataset, report)
     summary = ExportSummary(output=str(out), model=model.fingerprint, precision=precision)
     for done, (name, file) in enumerate(files.items()):
         report(Progress(done, len(files), "parts"))
         report(Note(f"exporting {name}"))
-        made, description = _part(name, model, examples), _description(name, model, preprocessing, precision, licence)
+        made = _part(name, model, examples, calibration)
+        description = _description(name, model, preprocessing, precision, licence)
         summary.parts[name] = _export_part(made, description, file)
     report(Progress(len(files), len(files), "parts"))
+    if precision != "float32" and dataset and part == "all" and {"image", "text"} <= set(model.modalities):
+        summary.recall_change = _recall_change(model, OnnxModel(out, "cpu"), StoredDataset(dataset))
+        if precision == "fp16" and abs(summary.recall_change or 0.0) > RECALL_LOST:
+            raise CyclicError(
+                f"The export of both towers failed its check: R@10 changes by {100 * (summary.recall_change or 0):.1f} "
+                "points.", f"Its parts are kept in {out}."
+            )  # fmt: skip
     return summary
+
+
+def _recall_change(model: TorchModel, exported: OnnxModel, stored: StoredDataset) -> float | None:
+    """By how much R@10 of own partners changes, on average over both ways; of the validation part, else of training."""
+    for split in ("val", "train"):
+        rows = stored.rows(["has_image", "has_text", "shard", "row", "text", "patient"], split)
+        both = np.flatnonzero(rows["has_image"].astype(bool) & rows["has_text"].astype(bool))[:POOL]
+        if len(both):
+            break
+    else:
+        return None
+    fitted = stored.images(rows["shard"][both], rows["row"][both])
+    texts, patients, own = rows["text"][both].tolist(), rows["patient"][both], np.arange(len(both))
+    recalls = []
+    one: TorchModel | OnnxModel
+    for one in (model, exported):
+        chunks = [slice(first, first + EXAMPLES) for first in range(0, len(both), EXAMPLES)]
+        seen = np.concatenate([one.embed_images(fitted[chunk]) for chunk in chunks])
+        said = np.concatenate([one.embed_texts(texts[chunk]) for chunk in chunks])
+        found = [retrieval.recall(a, b, own, own, patients) for a, b in ((seen, said), (said, seen))]
+        recalls.append(float(np.mean([recall.r10 for recall in found if recall])))
+    return recalls[1] - recalls[0]
 
 
 def _description(name: str, model: TorchModel, preprocessing: bool, precision: str, licence: str) -> Description:
@@ -513,7 +547,7 @@ def _candidates(model: onnx.ModelProto, part: Part, precision: str) -> Iterator[
     elif precision == "fp16":
         yield halved(model), {}
     else:
-        chunks = zip(*(torch.split(one, EXAMPLES) for one in part.examples), strict=True)
+        chunks = zip(*(torch.split(one, EXAMPLES) for one in part.calibration), strict=True)
         inputs = [dict(zip(part.inputs, (one.numpy() for one in chunk), strict=True)) for chunk in chunks]
         quantiser = Quantiser(model, inputs)
         count = len(quantiser.operations)

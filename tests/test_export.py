@@ -183,6 +183,18 @@ def test_fewer_bits_are_smaller_and_about_as_good(
     assert lines[0]["psnr"] == pytest.approx(lines[1]["psnr"], abs=1)
 
 
+def test_fewer_bits_keep_the_recall(
+    joint: Path, paired_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("export", "--model", joint, "--dataset", paired_dataset, "--part", "all", "--quantize", "fp16", "--json")
+    ran = cyclic(*words, "--out", "small")
+    assert ran.code == 0, ran.err
+    assert abs(ran.json["recall_change"]) <= 0.005
+    monkeypatch.setattr(task, "_recall_change", lambda *_: -0.02)
+    ran = cyclic(*words, "--out", "other")
+    assert (ran.code, "R@10 changes by -2.0 points" in ran.err) == (1, True)
+
+
 def test_a_failed_check_ends_with_1_and_keeps_what_was_there(
     checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
