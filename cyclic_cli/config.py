@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reconstruction": 0.1,
         "translation": 0.1,
         "contrastive": 1.0,
-        "geometry": {"weight": 1.0, "scarce": True},
+        "geometry": {"weight": 0.25, "scarce": True},
         "visit": {"weight": 0.5, "start": 0.2, "full": 0.5, "scarce": True},
         "walk": {"weight": 1.0, "start": 0.2, "full": 0.5, "scarce": True},
     },
@@ -143,7 +143,7 @@ class TrainConfig:
     )  # and their settings
     embedding: int = 64  # numbers of the space that modalities share
     private: int = 32  # numbers of a code that are a modality's own
-    paired_share: float = 1 / 3  # of a batch, at least, where objectives look at values without a partner too
+    paired_share: float = 2 / 3  # of a batch, at least, where objectives look at values without a partner too
     fraction: float = 1.0  # of the training patients
     paired_fraction: float = 1.0  # of these: whose images and reports may be known to belong together
     epochs: int = 10
