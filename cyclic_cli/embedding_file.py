@@ -261,7 +261,7 @@ class EmbeddingFile:
 
         self.path = path
         try:
-            self._file = parquet.ParquetFile(path, memory_map=True)
+            self._file = parquet.ParquetFile(path)
             self.schema = self._file.schema_arrow
             values = dict(json.loads((self.schema.metadata or {})[KEY]))
             refuse_newer(int(values["format"]), FORMAT, path)

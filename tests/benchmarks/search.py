@@ -68,16 +68,16 @@ def main() -> None:
         options.work.mkdir(parents=True, exist_ok=True)
         make(path, options.rows, options.dimensions)
     file = EmbeddingFile(path)
+    if options.once:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        nearest(file.vectors(np.array([0]))[0], file.blocks(), COUNT)
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(json.dumps({"before": before / 1024, "after": after / 1024}))
+        return
     generator = np.random.default_rng(1)
     some = np.sort(generator.permutation(len(file))[:QUERIES])
     queries = file.vectors(some) + 0.02 * generator.normal(size=(len(some), options.dimensions)).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    if options.once:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        nearest(queries[0], file.blocks(), COUNT)
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(json.dumps({"before": before / 1024, "after": after / 1024}))
-        return
     whole = np.concatenate(list(file.blocks()))
     blocks = [whole[first : first + ROW_GROUP] for first in range(0, len(whole), ROW_GROUP)]
 
