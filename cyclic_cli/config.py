@@ -386,6 +386,13 @@ def local_processes() -> tuple[int, int]:
     return tasks // nodes, nodes
 
 
+def threads_each(processes: int) -> int:
+    """The cores of this machine that one of its processes may use."""
+    if in_slurm_step() and os.environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
+        return available_cpus()
+    return max(1, available_cpus() // processes)
+
+
 def place_among_processes() -> tuple[int, int]:
     """Which of how many processes of a launcher (torchrun, `srun`) this is; (0, 1) for one alone."""
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cyclic_cli.config import available_cpus, in_slurm_step, local_processes
+from cyclic_cli.config import available_cpus, in_slurm_step, local_processes, threads_each
 from cyclic_cli.errors import CyclicError, UsageError
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
@@ -92,13 +92,6 @@ def launch(device: str, precision: str, devices: int | None = None, strategy: st
     if threads is not None:  # after Fabric, which sets them too
         torch.set_num_threads(threads)
     return Ranks(fabric, fabric.global_rank, fabric.world_size, sharded=strategy == "fsdp")
-
-
-def threads_each(processes: int) -> int:
-    """The cores of this machine that one of its processes may use."""
-    if in_slurm_step() and os.environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
-        return available_cpus()
-    return max(1, available_cpus() // processes)
 
 
 def use_available_threads() -> None:

@@ -21,7 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +29,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cyclic_cli import embedding_file, registry, sources
-from cyclic_cli.config import available_cpus, place_among_processes
+from cyclic_cli.config import local_processes, place_among_processes, threads_each
 from cyclic_cli.embedding_file import Draft, Facts, Rows
-from cyclic_cli.errors import REASONS, CyclicError, UsageError
+from cyclic_cli.errors import REASONS, CyclicError
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.identity import Keyer
+from cyclic_cli.inference import check_fits
 from cyclic_cli.shards import DECODERS, ShardJob, write_shard
 from cyclic_cli.sources import Input
 from cyclic_cli.storage import DatasetDraft, StoredDataset, shard_images, write_json_lines
@@ -124,16 +125,7 @@ class Offered:
 def of_dataset(folder: Path, model: "Model", with_text: bool, report: Report) -> Offered:
     """The samples of a data set: images, and texts where the model has a side for them."""
     stored = StoredDataset(folder)
-    known, asked = asdict(stored.facts.preprocessing), asdict(model.preprocessing)
-    if known["size"] != asked["size"]:
-        raise UsageError(
-            f"The data set has images of {known['size']} pixels a side, the model takes {asked['size']}.",
-            f"Prepare it with --size {asked['size']}.",
-        )
-    differing = [f"{name} {known[name]} and {asked[name]}" for name in known if known[name] != asked[name]]
-    if differing:
-        report(Note(f"data set and model see images differently: {', '.join(differing)}", warning=True))
-    texts = "text" in model.modalities
+    check_fits(stored, model, report)
     columns = ["sample", "patient", "study", "split", "source", "has_image", "has_text", "shard", "row", "text"]
     labels = stored.facts.labels
 
@@ -144,14 +136,14 @@ def of_dataset(folder: Path, model: "Model", with_text: bool, report: Report) ->
         items = []
         for row in rows:
             text = row["text"] if row["has_text"] else None
-            values = [("image", pixels.get(row["sample"])), ("text", text if texts else None)]
+            values = {"image": pixels.get(row["sample"]), "text": text}
             said = {name: row[name] or "" for name in ("source", "patient", "study", "split")}
             items += [
                 Item(
                     row["sample"], kind, value, **said, text=text if with_text else None,
                     labels={name: row[name] for name in labels},
                 )
-                for kind, value in values if value is not None
+                for kind, value in values.items() if value is not None and kind in model.modalities
             ]  # fmt: skip
         return Piece(len(rows), items)
 
@@ -317,8 +309,9 @@ def embed_to_file(
         CyclicError: the file exists, or cannot be written; nothing could be used; another process did not do its part.
     """
     registry.check(out.suffix, embedding_file.FORMS, "form of embeddings")
-    if out.exists() and not overwrite:
-        raise CyclicError(f"{out} exists.", "Add --overwrite, or name another --out.")
+    taken = [file for file in embedding_file.files_of(out) if file.exists()]
+    if taken and not overwrite:
+        raise CyclicError(f"{taken[0]} exists.", "Add --overwrite, or name another --out.")
     rank, processes = place_among_processes()
     draft = Draft(out)
     draft.begin({"model": model.fingerprint, "text": with_text, "piece": PIECE * PART})
@@ -386,8 +379,11 @@ def _merge(
     report(Note("putting the parts together"))
     summary.vectors = embedding_file.write(output, lambda: draft.tables(len(known)), facts, kinds)
     summary.texts = summary.vectors - summary.images
+    ledger = output.with_name(f"{output.name}.rejected.jsonl")
     if left_out:
-        write_json_lines(output.with_name(f"{output.name}.rejected.jsonl"), left_out)
+        write_json_lines(ledger, left_out)
+    else:
+        ledger.unlink(missing_ok=True)  # of what stood there before
     draft.clear()
 
 
@@ -497,7 +493,7 @@ def _read_ahead(reads: Iterator[Callable[[], Piece]], readers: int) -> Iterator[
                 raise piece
             yield piece.result()
 
-    with DECODERS.at_work(), ThreadPoolExecutor(readers) as pool:
+    with ThreadPoolExecutor(readers) as pool, DECODERS.at_work():  # a reader that hangs ends before it is waited for
         threading.Thread(target=find, daemon=True).start()
         try:
             yield pieces()
@@ -518,7 +514,7 @@ def scratch_folder() -> Iterator[Path]:
 
 def reading_processes() -> int:
     """How many processes read files, so that reading and the network share the cores."""
-    return max(1, available_cpus() // max(1, place_among_processes()[1]))
+    return threads_each(max(1, local_processes()[0]))
 
 
 def read_texts(path: Path) -> Iterator[tuple[str, str]]:

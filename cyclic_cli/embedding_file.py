@@ -132,6 +132,11 @@ class Draft:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files that `write` makes for a path: of the form NPY a table beside it too."""
+    return [path, path.with_suffix(".csv")] if path.suffix == ".npy" else [path]
+
+
 def write(path: Path, tables: Callable[[], Iterator["pyarrow.Table"]], facts: Facts, kinds: dict[str, str]) -> int:
     """Write tables one after another in the form that the suffix names; how many rows that were.
 
@@ -170,7 +175,7 @@ def _write_parquet(
 def _write_npy(path: Path, tables: Callable[[], Iterator["pyarrow.Table"]], facts: Facts, kinds: dict[str, str]) -> int:
     rows = sum(table.num_rows for table in tables())
     header = {"descr": "<f4", "fortran_order": False, "shape": (rows, facts.dimensions)}
-    with replacing(path.with_suffix(".csv")) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+    with replacing(files_of(path)[1]) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(kinds))
         writer.writeheader()
         for table in tables():

@@ -24,6 +24,7 @@ from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.identity import SPLITS
 from cyclic_cli.images import as_float, image_area
+from cyclic_cli.inference import check_fits
 from cyclic_cli.mixing import ALONE, may_be_paired, modalities_of, present_values
 from cyclic_cli.storage import StoredDataset
 from cyclic_cli.torch_model import TorchModel
@@ -107,9 +108,9 @@ def evaluate(
     wordings = probing.read_prompts(prompts) if prompts else {}
     stored = StoredDataset(dataset)
     learned_from = StoredDataset(trained_on) if trained_on else stored
-    _check(stored, model, report)
+    check_fits(stored, model, report)
     if trained_on:
-        _check(learned_from, model, report)
+        check_fits(learned_from, model, report)
     part = _read(stored, model, split, 1.0, report)
     if not len(part.index["sample"]):
         counts = ", ".join(f"{name} {count}" for name, count in stored.facts.counts.get("splits", {}).items())
@@ -146,18 +147,6 @@ def evaluate(
 
 
 # ------------------------------------------------------------------------------------------------------- reading
-
-
-def _check(stored: StoredDataset, model: TorchModel, report: Report) -> None:
-    known, asked = asdict(stored.facts.preprocessing), asdict(model.preprocessing)
-    if "image" in model.modalities and known["size"] != asked["size"]:
-        raise UsageError(
-            f"The data set has images of {known['size']} pixels a side, the model takes {asked['size']}.",
-            f"Prepare it with --size {asked['size']}.",
-        )
-    differing = [f"{name} {known[name]} and {asked[name]}" for name in known if known[name] != asked[name]]
-    if differing:
-        report(Note(f"data set and model see images differently: {', '.join(differing)}", warning=True))
 
 
 def _read_training(stored: StoredDataset, model: TorchModel, report: Report) -> Part:
@@ -292,9 +281,7 @@ def _neighbours(part: Part, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
     told = part.index["has_text"][there].astype(bool)
     reports = None
     if told.any() and "text" in part.values:
-        reports = np.zeros((len(there), part.embeddings["text"].shape[1] + 1), np.float32)
-        reports[told, :-1] = part.of("text", there[told])
-        reports[~told, -1] = 1  # those without a report are like one another alone
+        reports = neighbours.with_untold(part.of("text", there[told]), told)
     elif told.any():
         reports = wording.alike(part.index["text"][there].tolist())
     different = {"reports": groups["same_text"][there]}

@@ -286,6 +286,19 @@ def load_models(named: list[Path], device: str = "auto", report: Report = silent
     return models
 
 
+def check_fits(stored: storage.StoredDataset, model: "Model", report: Report = silent) -> None:
+    """Raise UsageError when a model takes images of another size than a data set has; say what else differs."""
+    known, asked = asdict(stored.facts.preprocessing), asdict(model.preprocessing)
+    if "image" in model.modalities and known["size"] != asked["size"]:
+        raise UsageError(
+            f"The data set has images of {known['size']} pixels a side, the model takes {asked['size']}.",
+            f"Prepare it with --size {asked['size']}.",
+        )
+    differing = [f"{name} {known[name]} and {asked[name]}" for name in known if known[name] != asked[name]]
+    if differing:
+        report(Note(f"data set and model see images differently: {', '.join(differing)}", warning=True))
+
+
 def _named_after(checkpoint: Path) -> Path:
     """The run folder of a checkpoint, or the file without its suffix where it lies in none."""
     in_run = storage.RunFolder(checkpoint.parent).best == checkpoint

@@ -64,6 +64,17 @@ def spread(similarity: np.ndarray, reports: np.ndarray, count: int, share: float
     return np.array(chosen, np.int64)
 
 
+def with_untold(vectors: np.ndarray, told: np.ndarray) -> np.ndarray:
+    """Vectors of reports (T, R) as rows (N, R + 1) of those `told` (N,) bool; the others are like one another.
+
+    T of N are told; products of rows of unit norm are what they were, 1 between two without a report, else 0.
+    """
+    rows = np.zeros((len(told), vectors.shape[1] + 1), np.float32)
+    rows[told, :-1] = vectors
+    rows[~told, -1] = 1
+    return rows
+
+
 def worth(
     embeddings: np.ndarray,
     reports: np.ndarray | None,

@@ -10,7 +10,7 @@ preprocessing, tokenizer, fingerprint and licence. Inputs and outputs are called
     MODALITY-tower        image; input_ids and           embedding
                           attention_mask; or MODALITY
 
-Images are (N, C, S, S) float32 in [0, 1]; with the preprocessing inside, (1, 1, H, W) uint8 of any size. Texts are
+Images are (N, C, S, S) float32 in [0, 1]; with the preprocessing inside, (N, 1, H, W) uint8 of any size. Texts are
 tokens (N, L) int64 and where there are some, 1 or 0; reconstructions (N, C, S, S) float32, nominally in [0, 1];
 embeddings (N, D) float32 of unit norm.
 """

@@ -1,8 +1,9 @@
 """An exported model at work, by ONNX Runtime: what `torch_model.py` does, without torch."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
@@ -11,6 +12,9 @@ from cyclic_cli import onnx_file
 from cyclic_cli.config import Preprocessing, available_cpus
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.images import as_float
+
+if TYPE_CHECKING:
+    from cyclic_cli.vocabulary import Vocabulary
 
 EMBED_IMAGES = ("image-tower", "encoder", "autoencoder")  # parts that can, those that do least beside it first
 EXPORT = "Export that part: cyclic export --part all."
@@ -57,11 +61,10 @@ class OnnxModel:
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Embeddings (N, D) float32 of unit norm of texts (N)."""
-        from cyclic_cli.vocabulary import Vocabulary, padded  # here: most models have no texts
+        from cyclic_cli.vocabulary import padded  # here: most models have no texts
 
         self.require("text")
-        tokenizer = self._parts["text-tower"][1].tokenizer
-        encoded = Vocabulary.from_json(tokenizer["vocabulary"]).encode(texts, int(tokenizer["limit"]))
+        encoded = self._vocabulary.encode(texts, int(self._parts["text-tower"][1].tokenizer["limit"]))
         tokens = padded(encoded, max(map(len, encoded)))
         return self._run("text-tower", "embedding", {"input_ids": tokens, "attention_mask": (tokens != 0) * 1})
 
@@ -71,17 +74,20 @@ class OnnxModel:
         output = self._run("autoencoder", "reconstruction", {"image": self._images("autoencoder", fitted)})
         return output.clip(0, 1)
 
+    @cached_property
+    def _vocabulary(self) -> "Vocabulary":
+        from cyclic_cli.vocabulary import Vocabulary
+
+        return Vocabulary.from_json(self._parts["text-tower"][1].tokenizer["vocabulary"])
+
     def _images(self, part: str, fitted: np.ndarray) -> np.ndarray:
         return fitted if self._parts[part][1].rendered else as_float(fitted)
 
     def _run(self, part: str, output: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
-        file, description = self._parts[part]
+        file = self._parts[part][0]
         if part not in self._sessions:
             self._sessions[part] = session(file, self._providers)
         try:
-            if description.rendered:  # of one image at a time
-                rows = [self._sessions[part].run([output], {"image": one[None]})[0] for one in values["image"]]
-                return np.concatenate(rows)
             found: np.ndarray = self._sessions[part].run([output], values)[0]
         except Exception as error:  # the library's own have no root of theirs
             raise CyclicError(f"{file} does not take what a {part} takes.", "Export it again.") from error

@@ -22,7 +22,7 @@ from cyclic_cli.embedding_file import EmbeddingFile
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Note, Report, silent
 from cyclic_cli.identity import Keyer, find_secret
-from cyclic_cli.neighbours import NEAR, nearest, spread
+from cyclic_cli.neighbours import NEAR, nearest, spread, with_untold
 from cyclic_cli.storage import StoredDataset
 from cyclic_cli.wording import alike
 
@@ -193,13 +193,9 @@ def _reports(rows: list[dict[str, Any]], file: EmbeddingFile, dataset: Path | No
     stored = StoredDataset(dataset)
     if stored.facts.fingerprint != file.facts.dataset:
         raise CyclicError(f"{file.path} is of another data set than {dataset}.", "Name the one that was embedded.")
-    wanted = {row["key"] for row in rows}
-    found = {
-        sample["sample"]: sample["text"]
-        for sample in stored.samples(["sample", "has_text", "text"])
-        if sample["sample"] in wanted and sample["has_text"]
-    }
-    return [found.get(row["key"]) for row in rows]
+    found = stored.samples_of((row["key"] for row in rows), ["has_text", "text"])
+    texts = {key: row["text"] for key, row in found.items() if row["has_text"]}
+    return [texts.get(row["key"]) for row in rows]
 
 
 def _report_vectors(rows: list[dict[str, Any]], texts: list[str | None], file: EmbeddingFile) -> np.ndarray:
@@ -211,7 +207,6 @@ def _report_vectors(rows: list[dict[str, Any]], texts: list[str | None], file: E
     numbers = np.flatnonzero(file.equal("kind", ["text"]) & file.equal("key", keys))
     of_key = dict(zip((row["key"] for row in file.rows(numbers)), file.vectors(numbers), strict=True))
     if set(of_key) >= {key for key, text in zip(keys, texts, strict=True) if text}:
-        size = file.facts.dimensions
-        known = [np.append(of_key[key], 0) if key in of_key else np.eye(1, size + 1, size)[0] for key in keys]
-        return np.stack(known).astype(np.float32)
+        told = np.array([key in of_key for key in keys])
+        return with_untold(np.array([of_key[key] for key in keys if key in of_key]), told)
     return alike([text or "" for text in texts])

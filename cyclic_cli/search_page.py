@@ -43,7 +43,7 @@ def write_page(
     """
     import jinja2
 
-    pictures = _Pictures(file, dataset)
+    pictures = _Pictures(file, dataset, [query.key, *(answer.key for answer in found.results)])
     base = query.text or (found.results[0].text if found.results else None) or ""
     shown_query = {
         "title": "a text" if query.kind == "text" else "this one", "findings": findings(query.labels),
@@ -80,13 +80,13 @@ def findings(labels: dict[str, Any]) -> list[str]:
 class _Pictures:
     """The pictures of cases, as base64 of a PNG; empty where there is none."""
 
-    def __init__(self, file: "EmbeddingFile", dataset: Path | None) -> None:
+    def __init__(self, file: "EmbeddingFile", dataset: Path | None, keys: list[str]) -> None:
         self.preprocessing = file.facts.preprocessing
         self.stored = StoredDataset(dataset) if dataset else None
         self.places: dict[str, tuple[int, int]] = {}
         if self.stored:
-            samples = self.stored.samples(["sample", "has_image", "shard", "row"])
-            self.places = {one["sample"]: (one["shard"], one["row"]) for one in samples if one["has_image"]}
+            samples = self.stored.samples_of(keys, ["has_image", "shard", "row"])
+            self.places = {key: (one["shard"], one["row"]) for key, one in samples.items() if one["has_image"]}
 
     def of(self, key: str, source: str) -> str:
         if self.stored and key in self.places:

@@ -599,6 +599,11 @@ class StoredDataset:
         """The rows of the index, in its order, a few at a time. Raises CyclicError when it is damaged."""
         return read_parquet(self.folder / "index.parquet", dict.fromkeys(columns, ""))
 
+    def samples_of(self, keys: Iterable[str], columns: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The rows of some samples, by their keys; without those that there are none of."""
+        wanted = set(keys)
+        return {row["sample"]: row for row in self.samples(["sample", *columns]) if row["sample"] in wanted}
+
     def label_kinds(self) -> dict[str, str]:
         """The label columns, string or float32."""
         schema = self.index(self.facts.labels).schema if self.facts.labels else []

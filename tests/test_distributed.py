@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import Ran
 
-from cyclic_cli import distributed
+from cyclic_cli import config, distributed
 from cyclic_cli.config import TrainConfig, is_main_process, local_processes
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError, UsageError
@@ -216,7 +216,7 @@ def test_a_launcher_and_devices_that_disagree_are_refused(monkeypatch: pytest.Mo
 
 
 def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "available_cpus", lambda: 8)
+    monkeypatch.setattr(config, "available_cpus", lambda: 8)
     assert [distributed.threads_each(processes) for processes in (1, 2, 3, 16)] == [8, 4, 2, 1]
     for name, value in {**SLURM, "SLURM_PROCID": "0", "SLURM_CPUS_PER_TASK": "8"}.items():
         monkeypatch.setenv(name, value)

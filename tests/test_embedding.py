@@ -154,6 +154,9 @@ def test_all_forms_hold_the_same(model: Path, tiny_dataset: Path, cyclic: Cyclic
     assert [line.split(",")[0] for line in Path("e.csv").read_text().splitlines()[1:]] == keys
     ran = cyclic("embed", tiny_dataset, "--model", model, "--out", "e.npy")
     assert (ran.code, "--overwrite" in ran.err) == (1, True)
+    Path("notes.csv").write_text("mine")
+    ran = cyclic("embed", tiny_dataset, "--model", model, "--out", "notes.npy")
+    assert (ran.code, "notes.csv exists" in ran.err, Path("notes.csv").read_text()) == (1, True, "mine")
     ran = cyclic("embed", tiny_dataset, "--model", model, "--out", "e.xlsx")
     assert (ran.code, ".parquet" in ran.err) == (2, True)
 

@@ -41,7 +41,7 @@ def show(title: str, values: dict[str, Any], json: bool) -> None:
 def stream_paths(sources: list[str], null: bool) -> Iterator[Path]:
     """Sources as paths, with `-` replaced by the list on stdin, one after another as they come."""
     for source in sources:
-        if not source:
+        if not source:  # as a shell gives for a variable that is not set; a path without words would be this folder
             raise UsageError("A source is empty.", "Check the variable it comes from.")
         if source != "-":
             yield Path(source)
@@ -71,15 +71,7 @@ def _records(read: Callable[[], bytes], end: bytes) -> Iterator[bytes]:
 
 def paths_of(sources: list[str], null: bool) -> list[Path]:
     """Sources as paths, with `-` replaced by the list on stdin."""
-    found: list[Path] = []
-    for source in sources:
-        if not source:  # as a shell gives for a variable that is not set; a path without words would be this folder
-            raise UsageError("A source is empty.", "Check the variable it comes from.")
-        if source != "-":
-            found.append(Path(source))
-            continue
-        listed = sys.stdin.buffer.read().split(b"\0" if null else b"\n")
-        found += [Path(os.fsdecode(line.rstrip(b"\r"))) for line in listed if line.strip()]
+    found = list(stream_paths(sources, null))
     if not found:
         raise CyclicError("No path was given.", "Name files or folders, or send a list of paths to stdin with -.")
     return found

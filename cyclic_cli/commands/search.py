@@ -79,7 +79,7 @@ def search(
             else:
                 if "text" not in loaded.modalities:
                     raise UsageError(
-                        f"{query!r} is neither a file nor a key, and {loaded.path} has no side for texts.",
+                        f"The query is neither a file nor a key of {file}, and {loaded.path} has no side for texts.",
                         "Name an image, or a key of the file.",
                     )
                 report(Note("the query is taken as a text: it is neither a file nor a key"))
