@@ -28,6 +28,20 @@ OptionalSources = Annotated[list[str] | None, SOURCES]
 Dataset = Annotated[
     Path | None, typer.Argument(help="The data set.", show_default="$CYCLIC_DATASET, ./dataset, the demo's")
 ]
+WHERE_MODELS_ARE = "$CYCLIC_MODEL, runs/latest, the package's"
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="A run folder or .safetensors file.", show_default=WHERE_MODELS_ARE)
+]
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        help="A run folder, a .safetensors or an .onnx file, or a folder of these.", show_default=WHERE_MODELS_ARE
+    ),
+]
+Paths = Annotated[bool, typer.Option("--paths/--no-paths", help="Name inputs by their path, or by a running number.")]
+SummaryFile = Annotated[
+    Path | None, typer.Option("--summary", help="Write the totals there, as JSON.", show_default=False)
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 

@@ -11,10 +11,13 @@ from cyclic_cli import console
 from cyclic_cli.commands._options import (
     SOME_LEFT_OUT,
     Device,
+    Model,
     Null,
     OptionalSources,
+    Paths,
     Quiet,
     Strict,
+    SummaryFile,
     Workers,
     show,
     stream_paths,
@@ -24,13 +27,7 @@ from cyclic_cli.errors import CyclicError, UsageError
 
 def embed(
     sources: OptionalSources = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="A run folder, a .safetensors or an .onnx file, or a folder of these.",
-            show_default="$CYCLIC_MODEL, runs/latest, the package's",
-        ),
-    ] = None,
+    model: Model = None,
     text: Annotated[
         list[str] | None, typer.Option(help="A text to embed; may be repeated.", show_default=False)
     ] = None,
@@ -54,18 +51,14 @@ def embed(
         Path | None,
         typer.Option(help="Of files: secret behind the keys.", show_default="$CYCLIC_SALT, else the user's own"),
     ] = None,
-    paths: Annotated[
-        bool, typer.Option("--paths/--no-paths", help="Name files by their path, or by a running number.")
-    ] = True,
+    paths: Paths = True,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="How many go through the model together.", show_default="found out"),
     ] = None,
     workers: Workers = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of the same name.")] = False,
-    summary_file: Annotated[
-        Path | None, typer.Option("--summary", help="Write the totals there, as JSON.", show_default=False)
-    ] = None,
+    summary_file: SummaryFile = None,
     device: Device = "auto",
     null: Null = False,
     strict: Strict = False,

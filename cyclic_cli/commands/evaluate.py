@@ -8,18 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from cyclic_cli import console, registry
-from cyclic_cli.commands._options import Dataset, Device, Json, Quiet, find_dataset, show
+from cyclic_cli.commands._options import Checkpoint, Dataset, Device, Json, Quiet, find_dataset, show
 from cyclic_cli.identity import SPLITS
 
 
 def evaluate(
     dataset: Dataset = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="A run folder or .safetensors file.", show_default="$CYCLIC_MODEL, runs/latest, the package's"
-        ),
-    ] = None,
+    model: Checkpoint = None,
     split: Annotated[str, typer.Option(help=f"Which part: {', '.join(SPLITS)}.")] = "val",
     prompts: Annotated[
         Path | None,

@@ -7,18 +7,13 @@ from typing import Annotated
 import typer
 
 from cyclic_cli import console
-from cyclic_cli.commands._options import Json, Quiet, show
+from cyclic_cli.commands._options import Checkpoint, Json, Quiet, show
 
 PARTS = "autoencoder, encoder, decoder, image-tower, text-tower or all"
 
 
 def export(
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="A run folder or .safetensors file.", show_default="$CYCLIC_MODEL, runs/latest, the package's"
-        ),
-    ] = None,
+    model: Checkpoint = None,
     to: Annotated[str, typer.Option(help="The form: onnx.")] = "onnx",
     part: Annotated[str, typer.Option(help=f"What of the model: {PARTS}.")] = "autoencoder",
     out: Annotated[

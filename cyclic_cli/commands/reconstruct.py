@@ -14,8 +14,10 @@ from cyclic_cli.commands._options import (
     JsonLines,
     Null,
     OptionalSources,
+    Paths,
     Quiet,
     Strict,
+    SummaryFile,
     paths_of,
 )
 from cyclic_cli.errors import CyclicError, UsageError
@@ -51,12 +53,8 @@ def reconstruct(
         Path | None, typer.Option(help="A PNG to write of the first 24 scans together.", show_default=False)
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs of the same name.")] = False,
-    paths: Annotated[
-        bool, typer.Option("--paths/--no-paths", help="Name scans by their path, or by a running number.")
-    ] = True,
-    summary_file: Annotated[
-        Path | None, typer.Option("--summary", help="Write the totals there, as JSON.", show_default=False)
-    ] = None,
+    paths: Paths = True,
+    summary_file: SummaryFile = None,
     device: Device = "auto",
     null: Null = False,
     strict: Strict = False,

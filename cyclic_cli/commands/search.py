@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cyclic_cli import console, registry
-from cyclic_cli.commands._options import Device, Json, Quiet
+from cyclic_cli.commands._options import Device, Json, Model, Quiet
 from cyclic_cli.config import DISTINCT
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note
@@ -35,13 +35,7 @@ def search(
     same_patient: Annotated[
         bool, typer.Option("--same-patient/--not-same-patient", help="Whether the query's own patient may be found.")
     ] = False,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="What made the file: a run folder, .safetensors or .onnx.",
-            show_default="$CYCLIC_MODEL, runs/latest, the package's",
-        ),
-    ] = None,
+    model: Model = None,
     dataset: Annotated[
         Path | None,
         typer.Option(help="Data set of the file, for reports and pictures.", show_default="what the file holds"),
