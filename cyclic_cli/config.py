@@ -13,7 +13,7 @@ import shlex
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import platformdirs
 import yaml
@@ -169,6 +169,8 @@ class TrainConfig:
     tensorboard: bool = False  # event files beside the metrics
     checkpoint_minutes: float = 5.0  # state is saved this often, and after every epoch
     checkpoint_steps: int | None = None  # the same, counted in steps
+
+    __pydantic_config__: ClassVar = {"coerce_numbers_to_str": True}  # `precision: 32` is a number in YAML
 
     def __post_init__(self) -> None:
         positive, any_size = "a whole number from 1", "a number from 0"

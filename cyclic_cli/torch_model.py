@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from cyclic_cli import registry, storage
 from cyclic_cli.config import Preprocessing, build
-from cyclic_cli.distributed import resolve, use_available_threads
+from cyclic_cli.distributed import resolve, use_available_threads, use_whole_float32
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.images import as_float
 from cyclic_cli.joint import Reconstructing, rebuild
@@ -29,6 +29,7 @@ class TorchModel:
     def __init__(self, path: Path, device: str = "auto") -> None:
         """Raises CyclicError when the checkpoint is damaged, does not fit its architecture, or CUDA is not there."""
         use_available_threads()
+        use_whole_float32()
         self.path = path
         self._device = torch.device(resolve(device, "32")[0])
         self.checkpoint = storage.read_checkpoint(path)

@@ -22,9 +22,10 @@ def test_a_command_that_trains_again_names_what_the_bits_depend_on() -> None:
 def test_a_run_file_and_assignments_become_settings(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("arch: vae\nepochs: 3\nmodel: {latent: 64}\n")
-    values = assign(read_run_file(path), ["epochs=5", "model.width=8", "lr=1e-4"])
+    values = assign(read_run_file(path), ["epochs=5", "model.width=8", "lr=1e-4", "precision=32"])
     config = build(TrainConfig, values, "run.yaml")
     assert (config.arch, config.epochs, config.model, config.lr) == ("vae", 5, {"latent": 64, "width": 8}, 1e-4)
+    assert config.precision == "32"
 
 
 @pytest.mark.parametrize(
