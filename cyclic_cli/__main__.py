@@ -17,6 +17,8 @@ def main() -> None:
     # cores that others use too training then is several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what it warns of is for who wrote the network
+    # Or pydantic looks through every installed package for its plugins: a file each, slow on a cluster's file system.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         app(prog_name="cyclic")
     except SystemExit as end:

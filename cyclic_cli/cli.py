@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, Any
 
@@ -74,6 +73,8 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version  # here, because its import takes a tenth of `cyclic --help`
+
         typer.echo(f"cyclic {version('cyclic-cli')}")
         raise typer.Exit
 
