@@ -141,7 +141,7 @@ def part_names(model: TorchModel) -> list[str]:
     return [*(image if "image" in model.modalities else []), *(f"{name}-tower" for name in model.modalities)]
 
 
-def _part(name: str, model: TorchModel, examples: Values, calibration: Values) -> Part:
+def part_of(name: str, model: TorchModel, examples: Values, calibration: Values) -> Part:
     """A part by its name. Raises CyclicError when there is no example of what it takes."""
     modality = name.removesuffix("-tower") if name.endswith("-tower") else "image"
     if modality not in examples or modality not in calibration:
@@ -183,7 +183,7 @@ def _like(*examples: Tensor) -> Callable[[int], tuple[Tensor, ...]]:
 # ------------------------------------------------------------------------------------------------------- examples
 
 
-def _examples(model: TorchModel, dataset: Path | None, report: Report) -> tuple[Values, Values]:
+def examples_of(model: TorchModel, dataset: Path | None, report: Report) -> tuple[Values, Values]:
     """Real values that parts are checked with, and others that int8 is calibrated on.
 
     Of a data set those of its validation part, and of its training part; where one is missing the other serves for
@@ -462,12 +462,12 @@ def export(
     taken = [file for file in files.values() if file.exists()]
     if taken and not overwrite:
         raise CyclicError(f"{taken[0]} exists.", "Add --overwrite, or name another --out.")
-    examples, calibration = _examples(model, dataset, report)
+    examples, calibration = examples_of(model, dataset, report)
     summary = ExportSummary(output=str(out), model=model.fingerprint, precision=precision)
     for done, (name, file) in enumerate(files.items()):
         report(Progress(done, len(files), "parts"))
         report(Note(f"exporting {name}"))
-        made = _part(name, model, examples, calibration)
+        made = part_of(name, model, examples, calibration)
         description = _description(name, model, preprocessing, precision, licence)
         summary.parts[name] = _export_part(made, description, file)
     report(Progress(len(files), len(files), "parts"))

@@ -64,6 +64,7 @@ class SearchSummary:
 
     query: str
     results: list[Answer]
+    among: int  # cases that were looked through
     model: str  # fingerprint
     index: str  # the file
 
@@ -181,7 +182,9 @@ def search(
         )
         for place in order.tolist()
     ]  # fmt: skip
-    return SearchSummary(query=query.name, results=results, model=file.facts.model, index=str(file.path))
+    return SearchSummary(
+        query=query.name, results=results, among=int(allowed.sum()), model=file.facts.model, index=str(file.path)
+    )
 
 
 def _reports(rows: list[dict[str, Any]], file: EmbeddingFile, dataset: Path | None) -> list[str | None]:

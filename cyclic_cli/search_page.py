@@ -12,6 +12,7 @@ import numpy as np
 
 from cyclic_cli import images
 from cyclic_cli.errors import InputError
+from cyclic_cli.events import Note, Report, silent
 from cyclic_cli.images import as_png
 from cyclic_cli.storage import StoredDataset, write_text
 from cyclic_cli.wording import differing
@@ -26,7 +27,13 @@ FINDING = 0.5  # a label above it, or a text, is named
 
 
 def write_page(
-    path: Path, query: "Query", found: "SearchSummary", file: "EmbeddingFile", dataset: Path | None, how: str
+    path: Path,
+    query: "Query",
+    found: "SearchSummary",
+    file: "EmbeddingFile",
+    dataset: Path | None,
+    how: str,
+    report: Report = silent,
 ) -> None:
     """Write the page.
 
@@ -37,6 +44,7 @@ def write_page(
         file: Where.
         dataset: Of the pictures and reports, where they are not in the file; None: files are read again.
         how: One sentence that says how the cases were chosen.
+        report: Gets a Note when there are no pictures.
 
     Raises:
         CyclicError: the page cannot be written.
@@ -58,6 +66,8 @@ def write_page(
         }
         for answer in found.results
     ]  # fmt: skip
+    if not any(answer["picture"] for answer in answers):
+        report(Note("no picture is at hand: name the --dataset" if dataset is None else "no picture is at hand", True))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cyclic_cli", "assets"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

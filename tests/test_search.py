@@ -75,7 +75,7 @@ def test_a_case_is_like_others_but_not_like_itself_or_its_patient(cyclic: Cyclic
     assert ran.code == 0, ran.err
     assert [one["key"] for one in ran.json["results"]] == ["e", "c", "d"]
     assert ran.json["results"][0]["similarity"] == pytest.approx(np.cos(np.radians(4)), abs=1e-6)
-    assert set(ran.json) == {"query", "results", "model", "index"}
+    assert set(ran.json) == {"query", "results", "among", "model", "index"}
     assert [one["key"] for one in cyclic(*words, "--same-patient").json["results"]] == ["b", "e", "c"]
 
 
@@ -262,6 +262,10 @@ def test_the_page_shows_pictures_reports_and_what_differs_and_needs_nothing_else
     assert not re.search(r"(src|href)=\"(?!data:|#)", content)
     assert ("html", {"lang": "en"}) in page.tags
     assert "region: Thorax" in page.text
+    assert "The nearest of 2 cases" in page.text
+    for name in ("q", "a"):
+        Path(f"{name}.png").unlink()
+    assert "name the --dataset" in cyclic("search", "q", "--in", "e.parquet", "--page", "p.html").err
 
 
 def test_what_differs_between_reports() -> None:
@@ -294,6 +298,7 @@ def test_a_table_on_a_terminal(cyclic: Cyclic) -> None:
     assert "One. Two." in ran.out
     assert "Three" not in ran.out
     assert json.loads(cyclic("search", "a" * 32, "--in", "e.parquet", "--json").out)["results"][0]["labels"]["age"] == 1
+    assert json.loads(cyclic("search", "a" * 32, "--in", "e.parquet", "--json").out)["among"] == 1
 
 
 def test_what_neighbours_are_worth_by_hand() -> None:

@@ -84,10 +84,10 @@ def search(
         if page:
             from cyclic_cli.search_page import write_page
 
-            how = f"The nearest of {len(opened):,} rows" + (
+            how = f"The nearest of {found.among:,} cases" + (
                 f", chosen so that their reports differ (λ = {distinct:g})." if distinct else "."
             )
-            write_page(page, asked, found, opened, dataset, how)
+            write_page(page, asked, found, opened, dataset, how, report)
             report(Note(f"page: {page}"))
     if json:
         console.write_json(asdict(found))
