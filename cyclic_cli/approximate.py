@@ -37,15 +37,24 @@ class Approximate:
         path = file.path.with_name(f"{file.path.name}.faiss")
         mark = path.with_name(f"{path.name}.of")
         state = _state(file.path)
-        if not (path.exists() and mark.exists() and mark.read_text(encoding="utf-8") == state):
+        self._index = self._read(path) if _said(mark) == f"{state} {_size(path)}" else None
+        if self._index is None or (self._index.ntotal, self._index.d) != (len(file), file.facts.dimensions):
             report(Note(f"making the index {path}, once"))
             made = self._made(file)
             with replacing(path) as draft:
-                faiss.write_index(made, str(draft))
-            write_text(mark, state)
-        self._index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-        if (self._index.ntotal, self._index.d) != (len(file), file.facts.dimensions):
-            raise CyclicError(f"{path} is not the index of {file.path}.", f"Remove {path}.")
+                try:
+                    faiss.write_index(made, str(draft))
+                except RuntimeError as error:  # faiss has no other
+                    raise CyclicError(f"{path} cannot be written.", "Check the folder and the disk.") from error
+            write_text(mark, f"{state} {_size(path)}")
+            self._index = self._read(path)
+
+    def _read(self, path: Path) -> Any:
+        """The index, mapped into memory; None of a file that is none."""
+        try:
+            return self._faiss.read_index(str(path), self._faiss.IO_FLAG_MMAP)
+        except RuntimeError:  # faiss has no other
+            return None
 
     def _made(self, file: EmbeddingFile) -> Any:
         faiss, size = self._faiss, file.facts.dimensions
@@ -70,6 +79,22 @@ class Approximate:
         products, numbers = self._index.search(query[None], count, params=faiss.SearchParametersIVF(**settings))
         found = numbers[0] >= 0
         return products[0][found], numbers[0][found]
+
+
+def _said(mark: Path) -> str:
+    """What stands in the file beside an index: of which embeddings it is, and its size."""
+    try:
+        return mark.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, -1 of none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _state(path: Path) -> str:

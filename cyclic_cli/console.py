@@ -95,7 +95,7 @@ def _shown(value: Any) -> str:
 
 
 def columns(names: list[str], rows: list[dict[str, Any]]) -> None:
-    """A table with a head on stdout: of each row the named values, figures to the right and the rest to the left."""
+    """A table with a head on stdout: of each row the named values it has, figures to the right."""
     from rich.table import Table
     from rich.text import Text
 
@@ -104,7 +104,7 @@ def columns(names: list[str], rows: list[dict[str, Any]]) -> None:
         head, _ = FIGURES.get(name, (name, 0))
         grid.add_column(head, justify="right" if name in FIGURES else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(_rounded(name, row[name])) for name in names))
+        grid.add_row(*(Text(_rounded(name, row.get(name))) for name in names))
     _print(grid)
 
 

@@ -158,7 +158,13 @@ def _write_parquet(
     rows = 0
     with (
         replacing(path) as draft,
-        parquet.ParquetWriter(draft, schema, compression=compression, use_dictionary=list(kinds)) as file,
+        parquet.ParquetWriter(
+            draft,
+            schema,
+            compression=compression,
+            use_dictionary=list(kinds),
+            write_page_checksum=True,
+        ) as file,
     ):
         waiting: list[pa.Table] = []
         for table in tables():
@@ -266,7 +272,7 @@ class EmbeddingFile:
 
         self.path = path
         try:
-            self._file = parquet.ParquetFile(path)
+            self._file = parquet.ParquetFile(path, page_checksum_verification=True)
             self.schema = self._file.schema_arrow
             values = dict(json.loads((self.schema.metadata or {})[KEY]))
             refuse_newer(int(values["format"]), FORMAT, path)
@@ -321,7 +327,7 @@ class EmbeddingFile:
         except pa.ArrowException as error:
             kinds = ", ".join(f"{name} is {NAMES_OF_KINDS.get(str(table.schema.field(name).type), 'a number')}"
                               for name in names)  # fmt: skip
-            raise UsageError(f"--where compares columns with what they are not: {kinds}.", "Mend it.") from error
+            raise UsageError(f"--where compares columns with what they are not: {kinds}.", EXAMPLE) from error
         found = np.zeros(len(self), bool)
         found[mask.to_numpy()] = True
         return found
@@ -356,7 +362,7 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.GtE: operator.ge, ast.In: lambda column, values: column.isin(values),
     ast.NotIn: lambda column, values: ~column.isin(values),
 }  # fmt: skip
-EXAMPLE = "Write it like \"split == 'test' and region in ['Thorax', 'Head']\"."
+EXAMPLE = "Write it like \"split == 'test' and kind in ['image', 'text']\", the column first."
 
 
 def condition(text: str, columns: list[str]) -> tuple[Any, list[str]]:
@@ -394,7 +400,7 @@ def condition(text: str, columns: list[str]) -> tuple[Any, list[str]]:
         raise UsageError(f"--where {text!r} is no condition.", EXAMPLE)
 
     try:
-        tree = ast.parse(text, mode="eval")
+        tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise UsageError(f"--where {text!r} is no condition.", EXAMPLE) from None
     return expression(tree.body), list(names)

@@ -15,6 +15,7 @@ tokens (N, L) int64 and where there are some, 1 or 0; reconstructions (N, C, S, 
 embeddings (N, D) float32 of unit norm.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ def write(path: Path, model: onnx.ModelProto, description: Description) -> None:
     Raises:
         CyclicError: the disk is full, or the folder cannot be written.
     """
-    values = {"format": FORMAT, **as_plain(description)}
+    values = {"format": FORMAT, "weights": _weights_checksum(model, path.parent), **as_plain(description)}
     values["checksum"] = checksum(values)
     used = {node.domain for node in _nodes(model.graph)} | {""}
     sets = [entry for entry in model.opset_import if entry.domain in used]
@@ -139,6 +140,24 @@ def read(path: Path) -> tuple[onnx.ModelProto, Description]:
     return model, _described(model, path)
 
 
+def _weights_checksum(model: onnx.ModelProto, folder: Path) -> str:
+    """A checksum of all that a model holds as numbers, in its file or in one of `folder`."""
+    found = hashlib.sha256()
+    for tensor in _tensors(model):
+        found.update(json.dumps([tensor.name, tensor.data_type, list(tensor.dims)]).encode())
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            found.update(onnx.numpy_helper.to_array(tensor).tobytes())
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        with (folder / entries["location"]).open("rb") as file:
+            file.seek(int(entries.get("offset", 0)))
+            left = int(entries["length"])
+            while left and (chunk := file.read(min(left, 2**20))):
+                found.update(chunk)
+                left -= len(chunk)
+    return found.hexdigest()
+
+
 def _described(model: onnx.ModelProto, path: Path) -> Description:
     try:
         texts = {entry.key: entry.value for entry in model.metadata_props}
@@ -146,6 +165,8 @@ def _described(model: onnx.ModelProto, path: Path) -> Description:
         refuse_newer(int(values["format"]), FORMAT, path)
         if values.pop("checksum") != checksum(values):
             raise CyclicError(f"{path} is damaged: the checksum of its metadata is another.", "Export it again.")
+        if values.pop("weights") != _weights_checksum(model, path.parent):
+            raise CyclicError(f"{path} is damaged: the checksum of its weights is another.", "Copy or export it again.")
         del values["format"]
         values["preprocessing"] = build(Preprocessing, dict(values["preprocessing"]), str(path))
         return build(Description, values, str(path))

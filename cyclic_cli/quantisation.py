@@ -19,18 +19,37 @@ from cyclic_cli.onnx_model import session
 Values = dict[str, np.ndarray]
 
 QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+WHOLE = ("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceL2", "Clip", "Expand", "Div")
+"""What averages and normalises: in 16 bits, embeddings that are near one another would change places."""
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with weights and operations of 16 bits; inputs and outputs keep their kind."""
+    """The model with weights and operations of 16 bits, but for `WHOLE`; inputs and outputs keep their kind."""
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    kept = [*DEFAULT_OP_BLOCK_LIST, "ScatterElements"]  # ONNX Runtime adds up no numbers of 16 bits there
+    kept = [*DEFAULT_OP_BLOCK_LIST, *WHOLE, "ScatterElements"]  # ONNX Runtime adds up no numbers of 16 bits there
     with _no_logging():
         found = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=kept))
+        _without_detours(found.model)
         found.topological_sort()  # the conversion puts what it adds at the end
     return found.model
+
+
+def _without_detours(model: onnx.ModelProto) -> None:
+    """Pass numbers on as they are where the conversion rounds them to 16 bits and makes 32 of these again."""
+    casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast"}
+    for node in casts.values():
+        before = casts.get(node.input[0])
+        if before is not None and (_to(before), _to(node)) == (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT):
+            node.op_type, node.input[0] = "Identity", before.input[0]
+            del node.attribute[:]
+    del model.graph.value_info[:]  # what was said of kinds before
+
+
+def _to(cast: onnx.NodeProto) -> int:
+    """The kind of number that a cast makes; 0 for an operation that is none any more."""
+    return next((attribute.i for attribute in cast.attribute if attribute.name == "to"), 0)
 
 
 class Quantiser:

@@ -150,10 +150,12 @@ def search(
             f"The query has {query.vector.shape[0]} numbers, the vectors of {file.path} have {file.facts.dimensions}.",
             "Search with the model that made the file.",
         )
+    if dataset is not None and StoredDataset(dataset).facts.fingerprint != file.facts.dataset:
+        raise CyclicError(f"{file.path} is of another data set than {dataset}.", "Name the one that was embedded.")
     shown = file.equal("kind", ["image"])
     wanted = kind or ("image" if shown.any() else "text")
     allowed = (shown if wanted == "image" else file.equal("kind", [wanted])) & ~file.equal("key", [query.key])
-    if where:
+    if where is not None:
         allowed &= file.chosen(where)
     if not same_patient and query.patient:
         allowed &= ~file.equal("patient", [query.patient])
@@ -193,10 +195,7 @@ def _reports(rows: list[dict[str, Any]], file: EmbeddingFile, dataset: Path | No
         return [row["text"] for row in rows]
     if dataset is None:
         return [None] * len(rows)
-    stored = StoredDataset(dataset)
-    if stored.facts.fingerprint != file.facts.dataset:
-        raise CyclicError(f"{file.path} is of another data set than {dataset}.", "Name the one that was embedded.")
-    found = stored.samples_of((row["key"] for row in rows), ["has_text", "text"])
+    found = StoredDataset(dataset).samples_of((row["key"] for row in rows), ["has_text", "text"])
     texts = {key: row["text"] for key, row in found.items() if row["has_text"]}
     return [texts.get(row["key"]) for row in rows]
 

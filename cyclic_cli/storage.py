@@ -92,7 +92,7 @@ def _written(path: Path) -> Iterator[None]:
         said = re.search(r"\(os error (\d+)\)", str(error))  # of safetensors
         number = getattr(error, "errno", None) or (int(said[1]) if said else 0)
         cause = "no space is left" if number == errno.ENOSPC else os.strerror(number) if number else "writing failed"
-        raise CyclicError(f"{path} cannot be written: {cause}.", "Mend that, or name another --out.") from error
+        raise CyclicError(f"{path} cannot be written: {cause}.", "Mend that, or name another file.") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -530,8 +530,10 @@ def shard_name(shard: int) -> str:
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether a folder holds a whole data set."""
-    return (folder / "dataset.yaml").is_file()
+    """Whether a folder holds a whole data set; one that may not be looked into holds none."""
+    with suppress(PermissionError):
+        return (folder / "dataset.yaml").is_file()
+    return False
 
 
 class StoredDataset:
@@ -777,12 +779,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         refuse_newer(version, CHECKPOINT_FORMAT, path)
         if version == 1 and architecture["name"] != "linear":
             raise CyclicError(f"{path} is of version 0.1.0, whose networks were others.", "Train it again.")
-        if not all(np.isfinite(value).all() for value in weights.values() if value.dtype.kind == "f"):
-            raise CyclicError(f"{path} holds weights that are not finite.", "Train it again, with a lower --lr.")
         said = description.pop("checksum", None)  # files of earlier versions have none
         whole = said in (None, checksum(description))
         if not whole or description["fingerprint"] != _fingerprint(architecture, weights):
             raise CyclicError(f"{path} is damaged: its checksum is another.", "Copy or make it again.")
+        if not all(np.isfinite(value).all() for value in weights.values() if value.dtype.kind == "f"):
+            raise CyclicError(f"{path} holds weights that are not finite.", "Train it again, with a lower --lr.")
         return Checkpoint(
             weights=weights,
             architecture=architecture,
