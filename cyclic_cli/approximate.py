@@ -37,7 +37,7 @@ class Approximate:
         path = file.path.with_name(f"{file.path.name}.faiss")
         mark = path.with_name(f"{path.name}.of")
         state = _state(file.path)
-        self._index = self._read(path) if _said(mark) == f"{state} {_size(path)}" else None
+        self._index: Any = self._read(path) if _said(mark) == f"{state} {_size(path)}" else None
         if self._index is None or (self._index.ntotal, self._index.d) != (len(file), file.facts.dimensions):
             report(Note(f"making the index {path}, once"))
             made = self._made(file)

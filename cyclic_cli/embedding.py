@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 PIECE = 16  # inputs, or samples, that are read together
 PART = 64  # pieces of a part
+LULL = 0.2  # seconds without a further input, after which those at hand are not kept waiting
 AHEAD = 3  # pieces that are read ahead, for each process that reads
 TIME_LIMIT = 300.0  # seconds one frame may take
 PATIENCE = 600.0  # seconds that the first process waits for a part of the others
@@ -162,25 +163,43 @@ def of_dataset(folder: Path, model: "Model", with_text: bool, report: Report) ->
 
 
 def of_files(
-    paths: Iterable[Path], out: Path | None, model: "Model", keyer: Keyer, named: bool, workers: int, scratch: Path
+    paths: Iterable[Path],
+    out: Path | None,
+    model: "Model",
+    keyer: Keyer,
+    scratch: Path,
+    named: bool = True,
+    allow_burned_in: bool = False,
+    workers: int = 1,
 ) -> Offered:
-    """Files, one after another; the pixels of a piece pass through a file in `scratch`.
+    """Files, one after another.
 
-    `named` says whether sources are called by their paths, or by running numbers.
+    Args:
+        paths: Of files and folders.
+        out: The file that is made, whose pieces are always the same; None: what comes is not kept waiting for more.
+        model: Whose preprocessing they get.
+        keyer: Makes their keys.
+        scratch: A folder that the pixels of a piece pass through.
+        named: Whether sources are called by their paths, or by running numbers.
+        allow_burned_in: Whether images that say that text is burned into them are taken.
+        workers: Pieces that are read at the same time.
     """
 
-    def read(number: int, inputs: list[Input]) -> Piece:
-        folder = scratch / str(number)
+    def read(first: int, inputs: list[Input]) -> Piece:
+        if not inputs:
+            return Piece(0, [])
+        folder = scratch / str(first)
         (folder / ".unfinished").mkdir(parents=True)
         job = ShardJob(
             folder=str(folder), shard=0,
             inputs=[(place, os.path.abspath(item.path), item.member) for place, item in enumerate(inputs)],
-            preprocessing=model.preprocessing, allow_burned_in=True, secret=keyer.secret, time_limit=TIME_LIMIT,
+            preprocessing=model.preprocessing, allow_burned_in=allow_burned_in, secret=keyer.secret,
+            time_limit=TIME_LIMIT,
         )  # fmt: skip
         write_shard(job)
         size = model.preprocessing.size
         rows = list(DatasetDraft(folder).rows(0))
-        names = [item.given if named else str(number * PIECE + place + 1) for place, item in enumerate(inputs)]
+        names = [item.given if named else str(first + place) for place, item in enumerate(inputs)]
         piece = Piece(len(inputs), [])
         pixels = shard_images(folder, 0, (1, size, size)) if any(row["status"] == "used" for row in rows) else None
         for row in rows:
@@ -198,15 +217,45 @@ def of_files(
         return piece
 
     def pieces() -> Iterator[tuple[str, Callable[[], Piece]]]:
-        waiting = sources.stream(paths, out)
-        for number in range(2**62):
-            inputs = list(islice(waiting, PIECE))
-            if not inputs:
-                return
+        waiting, first = sources.stream(paths, out), 1
+        for inputs in _as_they_come(waiting) if out is None else iter(lambda: list(islice(waiting, PIECE)), []):
             made_of = hashlib.sha256(repr([(item.given, _state(item)) for item in inputs]).encode()).hexdigest()
-            yield made_of, lambda number=number, inputs=inputs: read(number, inputs)  # type: ignore[misc]
+            yield made_of, lambda first=first, inputs=inputs: read(first, inputs)  # type: ignore[misc]
+            first += len(inputs)
 
     return Offered(pieces=pieces(), total=None, readers=workers, facts={"secret": keyer.check()}, kinds={})
+
+
+def _as_they_come(inputs: Iterator[Input]) -> Iterator[list[Input]]:
+    """Inputs in groups of `PIECE`; when none comes for a while those at hand, and then none, which holds up nothing."""
+    found: queue.Queue[Input | BaseException | None] = queue.Queue(PIECE)
+
+    def find() -> None:
+        try:
+            for item in inputs:
+                found.put(item)
+            found.put(None)
+        except BaseException as error:  # raised again where the inputs are asked for
+            found.put(error)
+
+    threading.Thread(target=find, daemon=True).start()
+    group: list[Input] = []
+    while True:
+        try:
+            item = found.get(timeout=LULL if group else None)
+        except queue.Empty:
+            yield from (group, [])
+            group = []
+            continue
+        if isinstance(item, BaseException):
+            raise item
+        if item is not None:
+            group.append(item)
+        if len(group) == PIECE or (item is None and group):
+            yield group
+            group = []
+        if item is None:
+            return
 
 
 LEFT_OUT = ("status", "reason", "detail")
@@ -408,11 +457,11 @@ class _Batches:
         self.model, self.size, self._may_shrink = model, size or model.batch, size is None
 
     def embedded(self, pieces: Iterator[Piece]) -> Iterator[tuple[Piece, np.ndarray]]:
-        """Each piece with its embeddings (N, D), in order."""
+        """Each piece with its embeddings (N, D), in order; one without inputs says that more may be long in coming."""
         held: list[Piece] = []
         for piece in pieces:
             held.append(piece)
-            if sum(len(one.items) for one in held) >= self.size:
+            if not piece.inputs or sum(len(one.items) for one in held) >= self.size:
                 yield from self._together(held)
                 held = []
         yield from self._together(held)

@@ -301,7 +301,19 @@ class EmbeddingFile:
         import pyarrow as pa
         import pyarrow.compute as compute
 
-        found: np.ndarray = compute.is_in(self._read([name])[name], pa.array(values, pa.string())).to_numpy()
+        try:
+            wanted = pa.array(values, pa.string())
+        except UnicodeEncodeError:  # a name of any bytes, which no text is equal to
+            return np.zeros(len(self), bool)
+        found: np.ndarray = compute.is_in(self._read([name])[name], wanted).to_numpy()
+        return found
+
+    def keys_that_begin(self, start: str) -> list[str]:
+        """The keys that begin with some characters, each once."""
+        import pyarrow.compute as compute
+
+        keys = self._read(["key"])["key"]
+        found: list[str] = compute.unique(keys.filter(compute.starts_with(keys, start))).to_pylist()
         return found
 
     def rows(self, numbers: np.ndarray) -> list[dict[str, Any]]:
@@ -371,9 +383,14 @@ def condition(text: str, columns: list[str]) -> tuple[Any, list[str]]:
     Raises:
         UsageError: it is anything but comparisons of columns with values, joined by and, or, not and brackets.
     """
+    import pyarrow as pa
     import pyarrow.compute as compute
 
     names: dict[str, None] = {}
+    wrong = UsageError(f"--where {text!r} is no condition.", EXAMPLE)
+
+    def is_scalar(node: ast.expr) -> bool:
+        return not isinstance(node, ast.List | ast.Tuple)
 
     def value(node: ast.expr) -> Any:
         match node:
@@ -381,7 +398,7 @@ def condition(text: str, columns: list[str]) -> tuple[Any, list[str]]:
                 return node.value
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
                 return -number
-            case ast.List(elts=several) | ast.Tuple(elts=several):
+            case ast.List(elts=several) | ast.Tuple(elts=several) if all(map(is_scalar, several)):
                 return [value(one) for one in several]
         raise UsageError(f"--where {text!r} compares with something that is no value.", EXAMPLE)
 
@@ -396,11 +413,14 @@ def condition(text: str, columns: list[str]) -> tuple[Any, list[str]]:
             case ast.Compare(left=ast.Name(id=name), ops=[kind], comparators=[other]) if type(kind) in COMPARISONS:
                 check(name, columns, "column of the file")
                 names[name] = None
-                return COMPARISONS[type(kind)](compute.field(name), value(other))
-        raise UsageError(f"--where {text!r} is no condition.", EXAMPLE)
+                wanted = value(other)
+                if isinstance(wanted, list) != isinstance(kind, ast.In | ast.NotIn):
+                    raise wrong
+                return COMPARISONS[type(kind)](compute.field(name), wanted)
+        raise wrong
 
     try:
         tree = ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise UsageError(f"--where {text!r} is no condition.", EXAMPLE) from None
-    return expression(tree.body), list(names)
+        return expression(tree.body), list(names)
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError, pa.ArrowException):
+        raise wrong from None

@@ -41,12 +41,12 @@ def nearest(
     return best, places
 
 
-def spread(similarity: np.ndarray, reports: np.ndarray, count: int, share: float) -> np.ndarray:
+def spread(similarity: np.ndarray, reports: Any, count: int, share: float) -> np.ndarray:
     """Maximal marginal relevance: the numbers (K,) of answers, in the order they are chosen.
 
     Args:
         similarity: (M,) of each candidate to the query.
-        reports: (M, R) of unit norm: what the reports of the candidates say.
+        reports: (M, R) of unit norm, an array or sparse: what the reports of the candidates say.
         count: Answers, at most.
         share: λ: each is the one with the largest (1 - λ) · similarity - λ · likeness to the report that is most like
             it among those of the answers before.
@@ -60,7 +60,8 @@ def spread(similarity: np.ndarray, reports: np.ndarray, count: int, share: float
         best = int(np.argmax(score))
         chosen.append(best)
         open_ones[best] = False
-        likeness = np.maximum(likeness, reports @ reports[best])
+        products = reports @ reports[best].T
+        likeness = np.maximum(likeness, products if isinstance(products, np.ndarray) else products.toarray().ravel())
     return np.array(chosen, np.int64)
 
 
@@ -77,7 +78,7 @@ def with_untold(vectors: np.ndarray, told: np.ndarray) -> np.ndarray:
 
 def worth(
     embeddings: np.ndarray,
-    reports: np.ndarray | None,
+    reports: Any,
     patients: np.ndarray,
     labels: Mapping[str, np.ndarray],
     groups: Mapping[str, np.ndarray],
@@ -90,7 +91,7 @@ def worth(
 
     Args:
         embeddings: (N, D) of unit norm.
-        reports: (N, R) of unit norm, what their reports say; None: nothing is spread.
+        reports: (N, R) of unit norm, an array or sparse, what their reports say; None: nothing is spread.
         patients: (N,).
         labels: By name (N,), numbers or text, missing ones NaN or None.
         groups: By name (N,) ints: what counts as one and the same, such as equal findings or equal texts.

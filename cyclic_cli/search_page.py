@@ -32,7 +32,7 @@ def write_page(
     found: "SearchSummary",
     file: "EmbeddingFile",
     dataset: Path | None,
-    how: str,
+    where: str | None = None,
     report: Report = silent,
 ) -> None:
     """Write the page.
@@ -43,7 +43,7 @@ def write_page(
         found: What was found.
         file: Where.
         dataset: Of the pictures and reports, where they are not in the file; None: files are read again.
-        how: One sentence that says how the cases were chosen.
+        where: The condition that the cases fulfil.
         report: Gets a Note when there are no pictures.
 
     Raises:
@@ -54,7 +54,7 @@ def write_page(
     pictures = _Pictures(file, dataset, [query.key, *(answer.key for answer in found.results)])
     base = query.text or (found.results[0].text if found.results else None) or ""
     shown_query = {
-        "title": "a text" if query.kind == "text" else "this one", "findings": findings(query.labels),
+        "kind": query.kind, "findings": findings(query.labels),
         "words": [(query.text, False)] if query.text else [],
         "picture": pictures.of(query.key, query.source) if query.kind == "image" else "",
     }  # fmt: skip
@@ -71,8 +71,10 @@ def write_page(
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cyclic_cli", "assets"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    compared = "the query's report" if query.text else "the first case's report"
-    page = environment.get_template(TEMPLATE).render(query=shown_query, answers=answers, how=how, base=compared)
+    page = environment.get_template(TEMPLATE).render(
+        query=shown_query, answers=answers, among=found.among, distinct=found.distinct, where=where or "",
+        file=file.path.name, model=found.model[:8], base="the query" if query.text else "the first case's report",
+    )  # fmt: skip
     write_text(path, page)
 
 
@@ -93,6 +95,7 @@ class _Pictures:
     def __init__(self, file: "EmbeddingFile", dataset: Path | None, keys: list[str]) -> None:
         self.preprocessing = file.facts.preprocessing
         self.stored = StoredDataset(dataset) if dataset else None
+        self.are_files = not file.facts.dataset  # the paths of a data set are relative to where its images were
         self.places: dict[str, tuple[int, int]] = {}
         if self.stored:
             samples = self.stored.samples_of(keys, ["has_image", "shard", "row"])
@@ -104,7 +107,8 @@ class _Pictures:
             pixels = self.stored.images(np.array([shard]), np.array([row]))[0, 0]
         else:
             try:
-                picture = images.read(images.content_of(Path(source)), self.preprocessing)
+                content = images.content_of(Path(source)) if self.are_files else b""
+                picture = images.read(content, self.preprocessing)
             except InputError:
                 return ""
             pixels = images.fit(picture, self.preprocessing)[0]

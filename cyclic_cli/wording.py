@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache, lru_cache
 from math import log
+from typing import Any
 
 import numpy as np
 
+WORDLESS = "_" * 20  # stands for a text without a word: no text has it
 LEAST = 0.5  # likeness, 0–1, below which a sentence is none of the grammar's
 
 
@@ -28,19 +30,15 @@ def bleu(generated: Sequence[str], references: Sequence[str]) -> float | None:
     return float(corpus_bleu(list(generated), [list(references)], lowercase=True, force=True).score)
 
 
-def alike(texts: Sequence[str]) -> np.ndarray:
-    """TF-IDF of the words of texts (N, W) float32, of unit norm: products of rows are how alike two texts are, 0–1.
+def alike(texts: Sequence[str]) -> Any:
+    """TF-IDF of the words of texts (N, W), sparse, of unit norm: products of rows are how alike two texts are, 0–1.
 
     Texts without a word are like one another, and like no other.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    counted = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+")
-    try:
-        words = counted.fit_transform(texts).toarray().astype(np.float32)
-    except ValueError:  # no text has a word
-        words = np.zeros((len(texts), 0), np.float32)
-    return np.hstack([words, 1.0 - words.any(axis=1, keepdims=True).astype(np.float32)])
+    counted = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+", dtype=np.float32)
+    return counted.fit_transform([text if re.search(r"\w", text) else WORDLESS for text in texts])
 
 
 def differing(text: str, base: str) -> list[tuple[str, bool]]:

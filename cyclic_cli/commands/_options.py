@@ -39,6 +39,9 @@ Model = Annotated[
     ),
 ]
 Paths = Annotated[bool, typer.Option("--paths/--no-paths", help="Name inputs by their path, or by a running number.")]
+BurnedIn = Annotated[
+    bool, typer.Option("--allow-burned-in", help="Take images that are marked as having text in their pixels.")
+]
 SummaryFile = Annotated[
     Path | None, typer.Option("--summary", help="Write the totals there, as JSON.", show_default=False)
 ]

@@ -10,6 +10,7 @@ import typer
 from cyclic_cli import console
 from cyclic_cli.commands._options import (
     SOME_LEFT_OUT,
+    BurnedIn,
     Device,
     Model,
     Null,
@@ -51,6 +52,7 @@ def embed(
         Path | None,
         typer.Option(help="Of files: secret behind the keys.", show_default="$CYCLIC_SALT, else the user's own"),
     ] = None,
+    allow_burned_in: BurnedIn = False,
     paths: Paths = True,
     batch_size: Annotated[
         int | None,
@@ -73,6 +75,8 @@ def embed(
     from cyclic_cli.identity import Keyer, find_secret
 
     registry.check(device, ("auto", "cpu", "cuda"), "device")
+    if any(not one.strip() for one in text or []):
+        raise UsageError("A --text is empty.", "Check the variable it comes from.")
     if not (sources or text or texts):
         raise UsageError("There is nothing to embed.", "Name a data set, files, - for a list on stdin, or --text.")
     if place_among_processes()[1] > 1 and out is None:
@@ -98,7 +102,7 @@ def embed(
                 if sources:
                     files = stream_paths(sources, null)
                     readers = workers or task.reading_processes()
-                    offers.append(task.of_files(files, out, loaded, keyer, paths, readers, scratch))
+                    offers.append(task.of_files(files, out, loaded, keyer, scratch, paths, allow_burned_in, readers))
                 if text or texts:
                     said = ((f"text {number}", one) for number, one in enumerate(text or [], 1))
                     lines = (line for path in texts or [] for line in task.read_texts(path))

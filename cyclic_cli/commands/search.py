@@ -7,11 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from cyclic_cli import console, registry
-from cyclic_cli.commands._options import Device, Json, Model, Quiet
+from cyclic_cli.commands._options import BurnedIn, Device, Json, Model, Quiet
 from cyclic_cli.config import DISTINCT
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note
 
+PAGES = (".html", ".htm")
 FIRST_LINES = 2  # of a report, in the table
 
 
@@ -46,6 +47,8 @@ def search(
     page: Annotated[
         Path | None, typer.Option(help="An HTML page to write: pictures and reports.", show_default=False)
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page of the same name.")] = False,
+    allow_burned_in: BurnedIn = False,
     device: Device = "auto",
     json: Json = False,
     quiet: Quiet = False,
@@ -55,39 +58,26 @@ def search(
     registry.check(index, ("exact", "faiss"), "index")
     if kind:
         registry.check(kind, ("image", "text"), "kind")
+    if page and page.suffix.lower() not in PAGES:
+        raise UsageError(f"{page} is no name of a page.", "Let it end in .html.")
+    if page and page.exists() and not overwrite:
+        raise CyclicError(f"{page} exists.", "Add --overwrite, or name another --page.")
     with console.talk(quiet) as report:
         from cyclic_cli import search as task
         from cyclic_cli.embedding_file import EmbeddingFile
         from cyclic_cli.inference import load_model
 
         opened = EmbeddingFile(file)
-        asked = task.of_key(query, opened)
-        if asked is None:
-            loaded = load_model(model, device, report)
-            if loaded.fingerprint != opened.facts.model:
-                raise CyclicError(
-                    f"{file} was made by another model than {loaded.path}.", "Name that one with --model."
-                )
-            if Path(query).is_file():
-                asked = task.of_image(Path(query), loaded, opened, report)
-            else:
-                if "text" not in loaded.modalities:
-                    raise UsageError(
-                        f"The query is neither a file nor a key of {file}, and {loaded.path} has no side for texts.",
-                        "Name an image, or a key of the file.",
-                    )
-                report(Note("the query is taken as a text: it is neither a file nor a key"))
-                asked = task.of_text(query, loaded)
+        asked = task.query_of(
+            query, opened, lambda: load_model(model, device, report), dataset, allow_burned_in, report
+        )
         found = task.search(
             asked, opened, count, where, kind, same_patient, distinct, dataset, index == "faiss", report
         )
         if page:
             from cyclic_cli.search_page import write_page
 
-            how = f"The nearest of {found.among:,} cases" + (
-                f", chosen so that their reports differ (λ = {distinct:g})." if distinct else "."
-            )
-            write_page(page, asked, found, opened, dataset, how, report)
+            write_page(page, asked, found, opened, dataset, where, report)
             report(Note(f"page: {page}"))
     if json:
         console.write_json(asdict(found))
