@@ -25,7 +25,7 @@ from cyclic_cli import images, metrics, onnx_file, registry, retrieval
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.mixing import modalities_of, present_values, read_index
-from cyclic_cli.onnx_file import Description
+from cyclic_cli.onnx_file import FAILED, Description
 from cyclic_cli.onnx_model import OnnxModel, session
 from cyclic_cli.quantisation import Quantiser, halved
 from cyclic_cli.storage import StoredDataset
@@ -36,7 +36,7 @@ BATCHES = (1, 2, 7, 32)  # sizes of the batches of a check
 EXAMPLES = max(BATCHES)
 LARGEST_ERROR = 1e-4  # of float32, absolute
 LOST = {"fp16": 0.1, "int8": 0.5}  # dB of PSNR, at most
-RECALL_LOST = 0.005  # of R@10, at most, of fp16
+RECALL_LOST = 0.005  # of R@1, R@5 and R@10, at most, of fp16
 KEPT = 0.99  # share of the ten nearest neighbours that stay, at least, of fp16
 POOL = 1000  # samples of a data set, at most, that fewer bits are measured on
 SEED = 0
@@ -70,7 +70,7 @@ class ExportSummary:
     opset: int = OPSET
     checked: bool = True
     precision: str = "float32"
-    recall_change: float | None = None  # of R@10, a share: of fewer bits, where images and texts are embedded
+    recall_change: float | None = None  # a share: of fewer bits, where images and texts are embedded
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -259,7 +259,17 @@ def trace(part: Part) -> onnx.ModelProto:
     finally:
         logger.setLevel(level)
     assert program is not None
+    _make_names_unique(program.model.graph)
     return program.model_proto
+
+
+def _make_names_unique(graph: Any) -> None:
+    """Rename values within a graph that the exporter called like an output: it names them after what computes them."""
+    outputs = {value.name: value for value in graph.outputs}
+    for node in graph:
+        for value in node.outputs:
+            if value.name in outputs and value is not outputs[value.name]:
+                value.name = f"inner_{value.name}"
 
 
 def _dynamic(part: Part) -> Any:
@@ -288,7 +298,7 @@ def with_preprocessing(model: onnx.ModelProto, size: int, channels: int) -> onnx
         helper.make_node("Pad", ["grey", "margins", "black", "axes"], ["square"]),
         helper.make_node(
             "Resize", ["square", "", "", "size"], ["resized"], axes=[2, 3], mode="linear", antialias=1,
-            coordinate_transformation_mode="half_pixel",
+            coordinate_transformation_mode="half_pixel", exclude_outside=1,
         ),
         helper.make_node("Round", ["resized"], ["levels"]),
         helper.make_node("Clip", ["levels", "black", "white"], ["fitted"]),
@@ -341,7 +351,7 @@ def check(path: Path, part: Part, description: Description) -> dict[str, Any]:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CheckFailed("it is not valid ONNX") from error
     found = _Runner(path, part, description)
-    figures: dict[str, Any] = {"max_abs_error": found.largest_error(), "bytes": path.stat().st_size}
+    figures: dict[str, Any] = {"max_abs_error": found.largest_error(), "bytes": onnx_file.size_of(path)}
     if description.precision == "float32":
         if not figures["max_abs_error"] <= LARGEST_ERROR:  # not a number is no success either
             raise CheckFailed(f"its outputs differ by up to {figures['max_abs_error']:.2g}")
@@ -459,6 +469,8 @@ def export(
             "Only parts that take images of 8 bits take them as they are shown.", "Leave --with-preprocessing out."
         )
     files = {name: out / f"{name}.onnx" if part == "all" else out for name in chosen}
+    if part != "all" and out.suffix != ".onnx":
+        raise UsageError(f"{out} is no name of an ONNX file.", "Let it end in .onnx.")
     taken = [file for file in files.values() if file.exists()]
     if taken and not overwrite:
         raise CyclicError(f"{taken[0]} exists.", "Add --overwrite, or name another --out.")
@@ -469,27 +481,39 @@ def export(
         report(Note(f"exporting {name}"))
         made = part_of(name, model, examples, calibration)
         description = _description(name, model, preprocessing, precision, licence)
-        summary.parts[name] = _export_part(made, description, file)
+        summary.parts[name] = _make_part(made, description, _draft_of(file))
     report(Progress(len(files), len(files), "parts"))
+    drafts = [_draft_of(file) for file in files.values()]
     if precision != "float32" and dataset and part == "all" and {"image", "text"} <= set(model.modalities):
-        summary.recall_change = _recall_change(model, OnnxModel(out, "cpu"), StoredDataset(dataset))
-        if precision == "fp16" and abs(summary.recall_change or 0.0) > RECALL_LOST:
+        exported = OnnxModel(out, "cpu", drafts)
+        summary.recall_change, least = _recall_change(model, exported, StoredDataset(dataset))
+        if precision == "fp16" and abs(summary.recall_change) > max(RECALL_LOST, least):
             raise CyclicError(
-                f"The export of both towers failed its check: R@10 changes by {100 * (summary.recall_change or 0):.1f} "
-                "points.", f"Its parts are kept in {out}."
+                f"The export of both towers failed its check: recall changes by {100 * summary.recall_change:.1f} "
+                "points.", f"Its parts are kept as {out}/*{FAILED}; nothing was replaced."
             )  # fmt: skip
+    for draft, file in zip(drafts, files.values(), strict=True):
+        onnx_file.rename(draft, file)
     return summary
 
 
-def _recall_change(model: TorchModel, exported: OnnxModel, stored: StoredDataset) -> float | None:
-    """By how much R@10 of own partners changes, on average over both ways; of the validation part, else of training."""
+def _draft_of(file: Path) -> Path:
+    """What a part is called until it has passed its check, and after that if it does not."""
+    return file.with_name(file.stem + FAILED)
+
+
+def _recall_change(model: TorchModel, exported: OnnxModel, stored: StoredDataset) -> tuple[float, float]:
+    """The change of R@1, R@5 and R@10 of own partners, both ways, that is largest; 0 without pairs.
+
+    Of the validation part, else of training; and the share that a single query is, which is the least a change can be.
+    """
     for split in ("val", "train"):
         rows = stored.rows(["has_image", "has_text", "shard", "row", "text", "patient"], split)
         both = np.flatnonzero(rows["has_image"].astype(bool) & rows["has_text"].astype(bool))[:POOL]
         if len(both):
             break
     else:
-        return None
+        return 0.0, 0.0
     fitted = stored.images(rows["shard"][both], rows["row"][both])
     texts, patients, own = rows["text"][both].tolist(), rows["patient"][both], np.arange(len(both))
     recalls = []
@@ -499,8 +523,9 @@ def _recall_change(model: TorchModel, exported: OnnxModel, stored: StoredDataset
         seen = np.concatenate([one.embed_images(fitted[chunk]) for chunk in chunks])
         said = np.concatenate([one.embed_texts(texts[chunk]) for chunk in chunks])
         found = [retrieval.recall(a, b, own, own, patients) for a, b in ((seen, said), (said, seen))]
-        recalls.append(float(np.mean([recall.r10 for recall in found if recall])))
-    return recalls[1] - recalls[0]
+        recalls.append(np.array([(recall.r1, recall.r5, recall.r10) for recall in found if recall]))
+    changes = (recalls[1] - recalls[0]).ravel()
+    return float(changes[np.abs(changes).argmax()]) if len(changes) else 0.0, 1 / len(both)
 
 
 def _description(name: str, model: TorchModel, preprocessing: bool, precision: str, licence: str) -> Description:
@@ -520,9 +545,8 @@ def _description(name: str, model: TorchModel, preprocessing: bool, precision: s
     )
 
 
-def _export_part(part: Part, description: Description, file: Path) -> dict[str, Any]:
-    """Write one part under the name of a failure, check it, and give it its own."""
-    draft = file.with_name(f"{file.stem}.failed.onnx")
+def _make_part(part: Part, description: Description, draft: Path) -> dict[str, Any]:
+    """Write one part and check it. Raises CyclicError when it fails."""
     failure = None
     for model, facts in _candidates(trace(part), part, description.precision):
         if description.rendered:
@@ -532,9 +556,8 @@ def _export_part(part: Part, description: Description, file: Path) -> dict[str, 
             figures = check(draft, part, description)
         except CheckFailed as error:
             failure = error
-            continue
-        onnx_file.rename(draft, file)
-        return figures | facts
+        else:
+            return figures | facts
     raise CyclicError(
         f"The export of {part.name} failed its check: {failure}.", f"It is kept as {draft}; nothing was replaced."
     ) from failure

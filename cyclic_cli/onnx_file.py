@@ -34,6 +34,7 @@ FORMAT = 1
 KEY = "cyclic"  # of the metadata
 OPSETS = ("", "ai.onnx", "ai.onnx.ml")  # the sets of operators that are ONNX's own
 LARGEST = 2**31 - 2**20  # bytes of a file with its weights inside: protobuf's limit, and room for the rest
+FAILED = ".failed.onnx"  # how the name of a part ends that did not pass its check
 FOREIGN = "Give a file that `cyclic export` made."
 
 
@@ -87,9 +88,14 @@ def describe(path: Path) -> dict[str, Any]:
         **({"tokens": tokenizer["limit"]} if tokenizer else {}),
         "inputs": {value.name: _kind_of(value) for value in model.graph.input},
         "outputs": {value.name: _kind_of(value) for value in model.graph.output},
-        "opset": model.opset_import[0].version,
-        "bytes": path.stat().st_size + (_data_of(path).stat().st_size if _data_of(path).exists() else 0),
+        "opset": max((entry.version for entry in model.opset_import), default=0),
+        "bytes": size_of(path),
     }
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, and of the weights beside it."""
+    return path.stat().st_size + (_data_of(path).stat().st_size if _data_of(path).exists() else 0)
 
 
 def _kind_of(value: onnx.ValueInfoProto) -> str:
@@ -104,6 +110,8 @@ def rename(path: Path, new: Path) -> None:
     if _data_of(path).exists():
         _name_data(path, _data_of(new).name)
         os.replace(_data_of(path), _data_of(new))
+    else:
+        _data_of(new).unlink(missing_ok=True)  # of a larger model that was there
     os.replace(path, new)
 
 
@@ -160,8 +168,8 @@ def _weights_checksum(model: onnx.ModelProto, folder: Path) -> str:
 
 def _described(model: onnx.ModelProto, path: Path) -> Description:
     try:
-        texts = {entry.key: entry.value for entry in model.metadata_props}
-        values = dict(json.loads(texts[KEY]))
+        known = {entry.key: entry.value for entry in model.metadata_props}
+        values = dict(json.loads(known[KEY]))
         refuse_newer(int(values["format"]), FORMAT, path)
         if values.pop("checksum") != checksum(values):
             raise CyclicError(f"{path} is damaged: the checksum of its metadata is another.", "Export it again.")
@@ -169,7 +177,15 @@ def _described(model: onnx.ModelProto, path: Path) -> Description:
             raise CyclicError(f"{path} is damaged: the checksum of its weights is another.", "Copy or export it again.")
         del values["format"]
         values["preprocessing"] = build(Preprocessing, dict(values["preprocessing"]), str(path))
-        return build(Description, values, str(path))
+        description = build(Description, values, str(path))
+        texts: dict[str, Any] = {"vocabulary": "", "limit": 1}
+        if description.part == "text-tower":
+            texts = description.tokenizer
+        if not isinstance(description.architecture["name"], str) or not isinstance(texts["vocabulary"], str):
+            raise ValueError("not the kind of thing")
+        if int(texts["limit"]) < 1:
+            raise ValueError("no text is that short")
+        return description
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CyclicError(
             f"{path} does not say which model it is: it lacks the metadata of cyclic.", FOREIGN
@@ -194,7 +210,7 @@ def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
         file = folder / location
-        if not location or os.path.basename(location) != location or file.is_symlink():
+        if os.path.basename(location) != location or location in ("", ".", "..") or file.is_symlink():
             raise CyclicError(f"{path} has weights outside its own folder; they are not read.", FOREIGN)
         try:
             offset, length, size = int(entries.get("offset", 0)), int(entries["length"]), file.stat().st_size

@@ -1,6 +1,6 @@
 """An exported model at work, by ONNX Runtime: what `torch_model.py` does, without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,25 @@ if TYPE_CHECKING:
     from cyclic_cli.vocabulary import Vocabulary
 
 EMBED_IMAGES = ("image-tower", "encoder", "autoencoder")  # parts that can, those that do least beside it first
-EXPORT = "Export that part: cyclic export --part all."
+EXPORT = "Export the whole of a model that has: cyclic export --part all."
+UNIT = 0.02  # by which the norm of an embedding may differ from 1, of few bits
 
 
 class OnnxModel:
     """One exported part of a model, or those that lie in a folder."""
 
-    def __init__(self, path: Path, device: str = "auto") -> None:
-        """Raises CyclicError: a file is no part of a model, those of a folder are of several, CUDA is not there."""
+    def __init__(self, path: Path, device: str = "auto", files: Sequence[Path] = ()) -> None:
+        """Open a file, or of a folder those `files`; else all that passed their check.
+
+        Raises:
+            CyclicError: a file is no part of a model, those of a folder are of several, CUDA is not there.
+        """
         self.path = path
         self._providers = _providers(device)
-        files = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
+        passed = sorted(file for file in path.glob("*.onnx") if not file.name.endswith(onnx_file.FAILED))
+        files = list(files) or (passed if path.is_dir() else [path])
+        if not files:
+            raise CyclicError(f"{path} holds no model.", "Give a run folder, a .safetensors or an .onnx file.")
         described = {file: onnx_file.read(file)[1] for file in files}
         self._parts = {one.part: (file, one) for file, one in described.items()}
         one = next(iter(described.values()))
@@ -57,7 +65,7 @@ class OnnxModel:
         """Embeddings (N, D) float32 of unit norm of images (N, C, H, W) uint8 or uint16."""
         self.require("image")
         part = next(part for part in EMBED_IMAGES if part in self._parts)
-        return self._run(part, "embedding", {"image": self._images(part, fitted)})
+        return self._embeddings(part, {"image": self._images(part, fitted)}, len(fitted))
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Embeddings (N, D) float32 of unit norm of texts (N)."""
@@ -66,7 +74,8 @@ class OnnxModel:
         self.require("text")
         encoded = self._vocabulary.encode(texts, int(self._parts["text-tower"][1].tokenizer["limit"]))
         tokens = padded(encoded, max(map(len, encoded)))
-        return self._run("text-tower", "embedding", {"input_ids": tokens, "attention_mask": (tokens != 0) * 1})
+        values = {"input_ids": tokens, "attention_mask": (tokens != 0) * 1}
+        return self._embeddings("text-tower", values, len(texts))
 
     def reconstruct(self, fitted: np.ndarray) -> np.ndarray:
         """Images (N, C, H, W) uint8 or uint16 → reconstructions (N, C, H, W) float32 in [0, 1]."""
@@ -83,6 +92,15 @@ class OnnxModel:
     def _images(self, part: str, fitted: np.ndarray) -> np.ndarray:
         return fitted if self._parts[part][1].rendered else as_float(fitted)
 
+    def _embeddings(self, part: str, values: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+        """Embeddings (N, D) of N values. Raises CyclicError when a part gives anything else, as one of others may."""
+        found = self._run(part, "embedding", values)
+        if found.ndim != 2 or len(found) != count or not np.isfinite(found).all():
+            raise CyclicError(f"{self._parts[part][0]} gives no embeddings.", "Export it again.")
+        if np.abs(np.linalg.norm(found, axis=1) - 1).max(initial=0) > UNIT:
+            raise CyclicError(f"{self._parts[part][0]} gives embeddings that are not of unit norm.", "Export it again.")
+        return found
+
     def _run(self, part: str, output: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
         file = self._parts[part][0]
         if part not in self._sessions:
@@ -90,7 +108,7 @@ class OnnxModel:
         try:
             found: np.ndarray = self._sessions[part].run([output], values)[0]
         except Exception as error:  # the library's own have no root of theirs
-            raise CyclicError(f"{file} does not take what a {part} takes.", "Export it again.") from error
+            raise CyclicError(f"{file} does not run as the {part} that it says it is.", "Export it again.") from error
         return found.astype(np.float32, copy=False)
 
 

@@ -41,7 +41,8 @@ def _without_detours(model: onnx.ModelProto) -> None:
     casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast"}
     for node in casts.values():
         before = casts.get(node.input[0])
-        if before is not None and (_to(before), _to(node)) == (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT):
+        was_whole = before is not None and before.input[0].endswith("_cast_to_fp16")  # by the conversion
+        if before is not None and was_whole and _to(node) == onnx.TensorProto.FLOAT:
             node.op_type, node.input[0] = "Identity", before.input[0]
             del node.attribute[:]
     del model.graph.value_info[:]  # what was said of kinds before

@@ -148,7 +148,41 @@ def test_a_text_hidden_by_the_mask_is_not_read(joint: Path, paired_dataset: Path
     assert np.abs(masked - whole).max() > 1e-3
 
 
-@pytest.mark.parametrize("shape", [(90, 60), (31, 47), (32, 32), (20, 201)])
+@pytest.mark.parametrize("tower", ["bag", pytest.param("transformer", marks=pytest.mark.slow)])
+def test_every_text_tower_is_exported(tower: str, paired_dataset: Path, cyclic: Cyclic) -> None:
+    settings = (f"modalities.text.tower={tower}", "model.latent=32", "embedding=16")
+    words = ["train", paired_dataset, "--objective", "contrastive", "--arch", "linear", "--epochs", 1, "-q"]
+    assert cyclic(*words, "--out", "run", *(word for one in settings for word in ("--set", one))).code == 0
+    ran = cyclic("export", "--model", "run", "--part", "all", "--dataset", paired_dataset, "--json")
+    assert ran.code == 0, ran.err
+    texts = ["There is left disc.", "no", "What nobody ever wrote!"]
+    wanted = TorchModel(Path("run/model.safetensors")).embed_texts(texts)
+    np.testing.assert_allclose(OnnxModel(Path("exported")).embed_texts(texts), wanted, atol=1e-5)
+
+
+def test_values_within_a_graph_are_not_called_like_its_outputs(joint: Path, paired_dataset: Path) -> None:
+    class Table(torch.nn.Module):
+        """A lookup, which the exporter calls `embedding`, and what is made of it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = torch.nn.Embedding(50, 4)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.rows(tokens).mean(1)
+
+    module, tokens = Table().eval(), torch.arange(64).reshape(32, 2) % 50
+    part = task.Part(
+        "text-tower", module, ("input_ids",), ("embedding",), (tokens,), (tokens,), {"input_ids": {0: "batch"}},
+        lambda count: (tokens[:count],),
+    )  # fmt: skip
+    model = task.trace(part)
+    onnx.checker.check_model(model, full_check=True)
+    found = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"input_ids": tokens.numpy()})[0]
+    np.testing.assert_allclose(found, module(tokens).detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(90, 60), (31, 47), (32, 32), (20, 201), (33, 32), (101, 100), (513, 512)])
 def test_with_preprocessing_a_picture_of_any_size_is_within_a_grey_level(
     shape: tuple[int, int], checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic
 ) -> None:
@@ -157,11 +191,11 @@ def test_with_preprocessing_a_picture_of_any_size_is_within_a_grey_level(
     model = onnx.load("autoencoder.onnx")
     model.graph.output.append(helper.make_tensor_value_info("preprocessing_levels", TensorProto.FLOAT, None))
     found = onnxruntime.InferenceSession(model.SerializeToString())
-    pixels = smooth_image(3, *shape)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)  # what smoothness would hide shows
     levels = found.run(["preprocessing_levels"], {"image": pixels[None, None]})[0]
     wanted = fitted(make_png(Path("a.png"), pixels), Preprocessing(size=SIZE, exact=True))
     assert np.abs(levels[0] - wanted.astype(float)).max() <= 1
-    assert np.abs(levels[0] - wanted).mean() < 0.1
+    assert np.abs(levels[0] - wanted).mean() < 0.3
 
 
 @pytest.mark.parametrize(("precision", "smaller"), [("fp16", 0.6), ("int8", 0.5)])
@@ -190,9 +224,15 @@ def test_fewer_bits_keep_the_recall(
     ran = cyclic(*words, "--out", "small")
     assert ran.code == 0, ran.err
     assert abs(ran.json["recall_change"]) <= 0.005
-    monkeypatch.setattr(task, "_recall_change", lambda *_: -0.02)
-    ran = cyclic(*words, "--out", "other")
-    assert (ran.code, "R@10 changes by -2.0 points" in ran.err) == (1, True)
+    monkeypatch.setattr(task, "_recall_change", lambda *_: (-0.02, 0.0))
+    before = {path.name: path.read_bytes() for path in Path("small").iterdir()}
+    ran = cyclic(*words, "--out", "small", "--overwrite")
+    assert (ran.code, "recall changes by -2.0 points" in ran.err) == (1, True)
+    assert {path.name: path.read_bytes() for path in Path("small").iterdir() if "failed" not in path.name} == before
+    assert OnnxModel(Path("small")).modalities == ["image", "text"]  # of those that passed
+    for name in before:
+        Path("small", name).unlink()
+    assert "holds no model" in cyclic("embed", "--text", "Left disc.", "--model", "small").err
 
 
 def test_a_failed_check_ends_with_1_and_keeps_what_was_there(
@@ -227,8 +267,16 @@ def test_weights_beside_the_file_are_found_where_it_lies(
     words = ("export", "--model", checkpoints(QUICK), "--dataset", tiny_dataset, "--out", "far/a.onnx", "--json")
     assert cyclic(*words).code == 0
     assert {path.name for path in Path("far").iterdir()} == {"a.onnx", "a.onnx.data"}
+    said = cyclic("info", "far/a.onnx", "--json").json["bytes"]
+    assert said == sum(path.stat().st_size for path in Path("far").iterdir())
     make_png(Path("a.png"), smooth_image(4))
     assert cyclic("reconstruct", "a.png", "--model", "far/a.onnx").code == 0
+    damaged = bytearray(Path("far/a.onnx.data").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    whole = Path("far/a.onnx.data").read_bytes()
+    Path("far/a.onnx.data").write_bytes(damaged)
+    assert "is damaged: the checksum of its weights" in cyclic("info", "far/a.onnx").err
+    Path("far/a.onnx.data").write_bytes(whole)
     content = Path("far/a.onnx.data").read_bytes()
     Path("far/a.onnx.data").write_bytes(content[: len(content) // 2])
     cut = cyclic("reconstruct", "a.png", "--model", "far/a.onnx", "--out", "b")
@@ -236,6 +284,11 @@ def test_weights_beside_the_file_are_found_where_it_lies(
     Path("far/a.onnx.data").unlink()
     gone = cyclic("info", "far/a.onnx")
     assert (gone.code, "not beside it" in gone.err) == (1, True)
+    assert cyclic(*words).code == 1
+    assert cyclic(*words, "--overwrite").code == 0
+    monkeypatch.setattr(onnx_file, "LARGEST", 10**9)
+    assert cyclic(*words, "--overwrite").code == 0
+    assert {path.name for path in Path("far").iterdir()} == {"a.onnx"}  # weights of before are gone
 
 
 def test_an_exported_model_needs_no_torch(
@@ -312,6 +365,31 @@ def lying(model: onnx.ModelProto) -> None:
     entry.value = entry.value.replace('"fingerprint": "f"', '"fingerprint": "g"')
 
 
+def weighty(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full(4, 2, np.float32), "weight"))
+
+
+def with_function(model: onnx.ModelProto) -> None:
+    model.functions.append(helper.make_function("", "Mine", ["x"], ["y"], [helper.make_node("Neg", ["x"], ["y"])], []))
+
+
+def in_attribute(model: onnx.ModelProto) -> None:
+    """Weights outside that belong to an attribute, not to the graph."""
+    constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.ones(4, np.float32), "c"))
+    tensor = constant.attribute[0].t
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": "../secret.bin", "offset": "0", "length": "16"}.items():
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+    model.graph.node.append(constant)
+
+
+def newer(model: onnx.ModelProto) -> None:
+    entry = next(entry for entry in model.metadata_props if entry.key == onnx_file.KEY)
+    entry.value = entry.value.replace('"format": 1', '"format": 99')
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -324,8 +402,28 @@ def lying(model: onnx.ModelProto) -> None:
         (hidden, "not ONNX's own"),
         (lambda model: model.metadata_props.pop(), "lacks the metadata"),
         (lying, "is damaged"),
+        (weighty, "is damaged"),
+        (with_function, "not ONNX's own"),
+        (in_attribute, "outside its own folder"),
+        (outside(".."), "outside its own folder"),
+        (newer, "Update cyclic"),
     ],
-    ids=["absolute", "above", "link", "gone", "short", "custom", "hidden", "bare", "lying"],
+    ids=[
+        "absolute",
+        "above",
+        "link",
+        "gone",
+        "short",
+        "custom",
+        "hidden",
+        "bare",
+        "lying",
+        "weighty",
+        "function",
+        "attribute",
+        "dots",
+        "newer",
+    ],
 )
 def test_files_that_reach_outside_or_do_not_say_what_they_are_are_refused(
     change: Callable[[onnx.ModelProto], Any], said: str, tmp_path: Path, cyclic: Cyclic
