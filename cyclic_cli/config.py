@@ -404,6 +404,15 @@ def place_among_processes() -> tuple[int, int]:
     return 0, 1
 
 
+def launch() -> str:
+    """What tells one start of a launcher's processes from another; the same in all of them."""
+    names = (
+        "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT",
+        "MASTER_ADDR", "MASTER_PORT",
+    )  # fmt: skip
+    return " ".join(os.environ.get(name, "-") for name in names)
+
+
 def is_main_process() -> bool:
     """Whether this process talks and writes: the first of a run, or one alone."""
     if "RANK" in os.environ:

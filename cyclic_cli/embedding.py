@@ -11,6 +11,7 @@ on who makes it or how often the work was stopped.
 """
 
 import hashlib
+import json
 import os
 import queue
 import shutil
@@ -47,7 +48,7 @@ PART = 64  # pieces of a part
 LULL = 0.2  # seconds without a further input, after which those at hand are not kept waiting
 AHEAD = 3  # pieces that are read ahead, for each process that reads
 TIME_LIMIT = 300.0  # seconds one frame may take
-PATIENCE = 600.0  # seconds that the first process waits for a part of the others
+PATIENCE = 600.0  # seconds without a further part that the first process waits for the others
 ROOMY = 2**30  # bytes free in shared memory from which pixels pass through it
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -73,6 +74,7 @@ class EmbedSummary:
     def count(self, piece: "Piece") -> None:
         """Take a piece into account."""
         self.inputs += piece.inputs
+        self.skipped += piece.passed_over
         reasons = Counter(self.rejected_by_reason)
         for left_out in piece.left_out:
             self.skipped += left_out["status"] == "skipped"
@@ -107,6 +109,7 @@ class Piece:
     inputs: int
     items: list[Item]
     left_out: list[dict[str, str]] = field(default_factory=list)  # source, status, reason, detail
+    passed_over: int = 0  # inputs that the model has no side for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +120,8 @@ class Offered:
     total: int | None  # inputs; None: not known before the end
     readers: int  # pieces that are read at the same time
     facts: dict[str, Any]  # of the embedding file: secret, dataset, labels
-    kinds: dict[str, str]  # columns beside those that every file has, and Arrow's types of theirs
+    request: dict[str, Any] = field(default_factory=dict)  # what decides the rows beside these and the inputs
+    kinds: dict[str, str] = field(default_factory=dict)  # columns that not every file has, and Arrow's types of theirs
 
 
 # ---------------------------------------------------------------------------------------------------- what is offered
@@ -146,7 +150,7 @@ def of_dataset(folder: Path, model: "Model", with_text: bool, report: Report) ->
                 )
                 for kind, value in values.items() if value is not None and kind in model.modalities
             ]  # fmt: skip
-        return Piece(len(rows), items)
+        return Piece(len(rows), items, passed_over=len(rows) - len({item.key for item in items}))
 
     def pieces() -> Iterator[tuple[str, Callable[[], Piece]]]:
         samples = stored.samples([*columns, *labels])
@@ -223,7 +227,8 @@ def of_files(
             yield made_of, lambda first=first, inputs=inputs: read(first, inputs)  # type: ignore[misc]
             first += len(inputs)
 
-    return Offered(pieces=pieces(), total=None, readers=workers, facts={"secret": keyer.check()}, kinds={})
+    facts, request = {"secret": keyer.check()}, {"paths": named, "burned_in": allow_burned_in}
+    return Offered(pieces=pieces(), total=None, readers=workers, facts=facts, request=request)
 
 
 def _as_they_come(inputs: Iterator[Input]) -> Iterator[list[Input]]:
@@ -283,7 +288,7 @@ def of_texts(texts: Iterable[tuple[str, str]], keyer: Keyer, with_text: bool) ->
             made_of = hashlib.sha256(repr(some).encode()).hexdigest()
             yield made_of, lambda items=items: Piece(len(items), items)  # type: ignore[misc]
 
-    return Offered(pieces=pieces(), total=None, readers=1, facts={"secret": keyer.check()}, kinds={})
+    return Offered(pieces=pieces(), total=None, readers=1, facts={"secret": keyer.check()})
 
 
 def joined(offers: list[Offered]) -> Offered:
@@ -296,6 +301,7 @@ def joined(offers: list[Offered]) -> Offered:
         total=None if None in totals else sum(total or 0 for total in totals),
         readers=max(offer.readers for offer in offers),
         facts=offers[0].facts,
+        request=offers[0].request,
         kinds=offers[0].kinds,
     )
 
@@ -358,65 +364,90 @@ def embed_to_file(
         CyclicError: the file exists, or cannot be written; nothing could be used; another process did not do its part.
     """
     registry.check(out.suffix, embedding_file.FORMS, "form of embeddings")
-    taken = [file for file in embedding_file.files_of(out) if file.exists()]
-    if taken and not overwrite:
-        raise CyclicError(f"{taken[0]} exists.", "Add --overwrite, or name another --out.")
     rank, processes = place_among_processes()
     draft = Draft(out)
-    draft.begin({"model": model.fingerprint, "text": with_text, "piece": PIECE * PART})
+    if not overwrite and (taken := draft.taken()):
+        if rank:
+            return  # it was there before: the first process says so
+        raise CyclicError(f"{taken[0]} exists.", "Add --overwrite, or name another --out.")
+    request = {
+        "model": model.fingerprint, "text": with_text, "piece": PIECE * PART, **offered.facts, **offered.request,
+    }  # fmt: skip
+    draft.begin(request)
     kinds = dict.fromkeys(embedding_file.TEXTS, "string") | offered.kinds | ({"text": "string"} if with_text else {})
     began, summary.model, summary.output = time.monotonic(), model.fingerprint, str(out)
-    waiting: deque[tuple[int, int]] = deque()  # parts to be made, and how many pieces they have
-    known: list[dict[str, str]] = []  # what each part is made of
-
-    def mine() -> Iterator[Callable[[], Piece]]:
-        """The pieces of the parts that this process has to make."""
-        for number in range(2**62):
-            pieces = list(islice(offered.pieces, PART))
-            if not pieces:
-                return
-            made_of = {"digest": hashlib.sha256(" ".join(made for made, _ in pieces).encode()).hexdigest()}
-            known.append(made_of)
-            found = draft.made_of(number)
-            done = found is not None and found["digest"] == made_of["digest"]
-            if not done and number % processes == rank:
-                waiting.append((number, len(pieces)))
-                yield from (read for _, read in pieces)
-
-    with _read_ahead(mine(), offered.readers) as pieces:
-        embedded = _Batches(model, batch).embedded(pieces)
-        while (first := next(embedded, None)) is not None:
-            number, count = waiting.popleft()
-            rows, left_out, inputs = [], [], 0
-            for piece, vectors in chain([first], islice(embedded, count - 1)):
-                _told(piece, vectors, summary, offered.total, began, report)
-                rows.append(_rows(piece, vectors, kinds))
-                left_out += piece.left_out
-                inputs += piece.inputs
-            counts = {"inputs": inputs, "images": sum(some.columns["kind"].count("image") for some in rows)}
-            draft.write_part(number, rows, kinds, known[number] | {"counts": counts, "left_out": left_out})
+    known = _make_parts(offered, model, draft, request, kinds, summary, batch, report)
     if rank:
+        draft.say_done(rank)
         return
+    for other in range(1, processes):
+        _await_process(draft, other)
     _merge(draft, known, model, offered, kinds, summary, report)
     summary.seconds = round(time.monotonic() - began, 3)
     summary.vectors_per_second = round(summary.vectors / max(summary.seconds, 1e-9), 1)
 
 
+def _make_parts(
+    offered: Offered, model: "Model", draft: Draft, request: dict[str, Any], kinds: dict[str, str],
+    summary: EmbedSummary, batch: int | None, report: Report,
+) -> list[str]:  # fmt: skip
+    """Make the parts that fall to this process, and say of each part there is what it is made of."""
+    rank, processes = place_among_processes()
+    waiting: deque[tuple[int, int]] = deque()  # parts to be made, and how many pieces they have
+    known: list[str] = []
+    began = time.monotonic()
+
+    def mine() -> Iterator[Callable[[], Piece]]:
+        """The pieces of the parts to be made; after each part an empty one, so that no batch is of two parts."""
+        for number in range(2**62):
+            pieces = list(islice(offered.pieces, PART))
+            if not pieces:
+                return
+            known.append(_digest(request, [made_of for made_of, _ in pieces]))
+            if not draft.has_part(number, known[-1]) and number % processes == rank:
+                waiting.append((number, len(pieces) + 1))
+                yield from (read for _, read in pieces)
+                yield lambda: Piece(0, [])
+
+    with _read_ahead(mine(), offered.readers) as pieces:
+        embedded = _Batches(model, batch).embedded(pieces)
+        while (first := next(embedded, None)) is not None:
+            number, count = waiting.popleft()
+            rows, part = [], EmbedSummary()
+            left_out: list[dict[str, str]] = []
+            for piece, vectors in chain([first], islice(embedded, count - 1)):
+                _told(piece, vectors, summary, offered.total, began, report)
+                rows.append(_rows(piece, vectors, kinds))
+                left_out += piece.left_out
+                part.count(piece)
+            counts = {"inputs": part.inputs, "skipped": part.skipped, "images": part.images}
+            draft.write_part(number, rows, kinds, {"digest": known[number], "counts": counts, "left_out": left_out})
+    return known
+
+
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def _merge(
-    draft: Draft, known: list[dict[str, str]], model: "Model", offered: Offered, kinds: dict[str, str],
+    draft: Draft, known: list[str], model: "Model", offered: Offered, kinds: dict[str, str],
     summary: EmbedSummary, report: Report,
 ) -> None:  # fmt: skip
-    """Wait for the parts of all processes, and make them one file."""
-    output, summary_of_all = draft.path, EmbedSummary()
+    """Make the parts of all processes one file. Raises CyclicError when one is missing."""
     left_out: list[dict[str, str]] = []
+    total = Counter[str]()
     for number, made_of in enumerate(known):
-        found = _awaited(draft, number, made_of)
+        if not draft.has_part(number, made_of):
+            raise CyclicError(f"Part {number + 1} of {draft.path} is missing.", "Repeat the command.")
+        found = draft.made_of(number)
         left_out += found["left_out"]
-        summary_of_all.count(Piece(found["counts"]["inputs"], [], found["left_out"]))
-        summary_of_all.images += found["counts"]["images"]
+        total.update(found["counts"])
+    reasons = Counter(one["reason"] for one in left_out if one["status"] == "rejected")
+    summary.inputs, summary.skipped, summary.images = (total[name] for name in ("inputs", "skipped", "images"))
+    summary.rejected, summary.rejected_by_reason = reasons.total(), dict(sorted(reasons.items()))
+    summary.used = summary.inputs - summary.skipped - summary.rejected
+    summary.vectors = summary.texts = 0
     first = next(draft.tables(len(known)), None)
-    for name in ("inputs", "used", "skipped", "rejected", "rejected_by_reason", "images"):
-        setattr(summary, name, getattr(summary_of_all, name))
     if first is None:
         draft.clear()
         return
@@ -426,27 +457,24 @@ def _merge(
         dimensions=summary.dimensions, **offered.facts,
     )  # fmt: skip
     report(Note("putting the parts together"))
-    summary.vectors = embedding_file.write(output, lambda: draft.tables(len(known)), facts, kinds)
-    summary.texts = summary.vectors - summary.images
-    ledger = output.with_name(f"{output.name}.rejected.jsonl")
+    ledger = draft.path.with_name(f"{draft.path.name}.rejected.jsonl")  # before the file, so that a kill loses none
     if left_out:
         write_json_lines(ledger, left_out)
     else:
         ledger.unlink(missing_ok=True)  # of what stood there before
+    summary.vectors = embedding_file.write(draft.path, lambda: draft.tables(len(known)), facts, kinds)
+    summary.texts = summary.vectors - summary.images
     draft.clear()
 
 
-def _awaited(draft: Draft, number: int, made_of: dict[str, str]) -> dict[str, Any]:
-    """What became of a part, when its process has written it. Raises CyclicError when it does not."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        found = draft.made_of(number)
-        if found is not None and found["digest"] == made_of["digest"]:
-            return found
+def _await_process(draft: Draft, process: int) -> None:
+    """Wait until another process has made its parts. Raises CyclicError when nothing happens any more."""
+    parts, deadline = -1, 0.0
+    while not draft.has_done(process):
+        if (there := draft.count()) != parts:
+            parts, deadline = there, time.monotonic() + PATIENCE
         if time.monotonic() > deadline:
-            raise CyclicError(
-                f"Part {number + 1} of {draft.path} does not come.", "Look at the other processes, and repeat it."
-            )
+            raise CyclicError(f"Process {process + 1} does not end.", "Look at the other processes, and repeat it.")
         time.sleep(0.1)
 
 

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from cyclic_cli.config import Preprocessing, as_plain, build
+from cyclic_cli.config import Preprocessing, as_plain, build, launch
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.registry import check
-from cyclic_cli.storage import refuse_newer, replacing, write_json_lines, write_text
+from cyclic_cli.storage import refuse_newer, remove_drafts, replacing, write_json_lines, write_text
 
 if TYPE_CHECKING:
     import pyarrow
@@ -78,9 +78,19 @@ class Draft:
         self.path = path
         self.folder = path.with_name(f".{path.name}.unfinished")
 
+    def taken(self) -> list[Path]:
+        """Files of before in the place of those that will be made; a table beside NPY may be of a stopped work."""
+        return [
+            file for file in files_of(self.path) if file.exists() and (file == self.path or not self._mark.exists())
+        ]
+
+    @property
+    def _mark(self) -> Path:
+        return self.folder / "request.json"
+
     def begin(self, request: dict[str, Any]) -> None:
         """Start, or continue what the same request left. Raises CyclicError when another one left something there."""
-        mark = self.folder / "request.json"
+        mark = self._mark
         if not mark.exists():
             write_text(mark, json.dumps(request))
         try:
@@ -94,11 +104,22 @@ class Draft:
                 f"Repeat the command that began it, remove {self.folder}, or name another --out.",
             )
 
+    def say_done(self, process: int) -> None:
+        """Let the first process know that another one of the same launch has made its parts."""
+        write_text(self.folder / f"done-{process}", launch())
+
+    def has_done(self, process: int) -> bool:
+        """Whether a process of this launch said so."""
+        try:
+            return (self.folder / f"done-{process}").read_text(encoding="utf-8") == launch()
+        except (OSError, UnicodeDecodeError):
+            return False
+
     def part(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.parquet"
 
     def write_part(self, number: int, rows: list[Rows], kinds: dict[str, str], made_of: dict[str, Any]) -> None:
-        """Write a part; `made_of` tells it from one of other inputs, and what became of them."""
+        """Write a part; `made_of` holds the `digest` of its inputs, and what became of them."""
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
@@ -108,16 +129,23 @@ class Draft:
         with replacing(self.part(number)) as draft:
             parquet.write_table(table, draft, compression="NONE")
 
-    def made_of(self, number: int) -> dict[str, Any] | None:
-        """What a part was made of; None where there is none, or it is damaged."""
+    def made_of(self, number: int) -> dict[str, Any]:
+        """What a part was made of, and what became of it; nothing where there is none, or it is damaged."""
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
         try:
-            found: dict[str, Any] = json.loads(parquet.read_schema(self.part(number)).metadata[COUNTS])
+            return dict(json.loads(parquet.read_schema(self.part(number)).metadata[COUNTS]))
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
-            return None
-        return found
+            return {}
+
+    def has_part(self, number: int, digest: str) -> bool:
+        """Whether a part is there that was made of what the digest is of."""
+        return bool(self.made_of(number).get("digest") == digest)
+
+    def count(self) -> int:
+        """How many parts there are."""
+        return sum(1 for _ in self.folder.glob("part-*.parquet"))
 
     def tables(self, parts: int) -> Iterator["pyarrow.Table"]:
         """The parts in order, without those that hold nothing."""
@@ -129,7 +157,10 @@ class Draft:
                 yield table
 
     def clear(self) -> None:
+        """Remove the parts, and what work that was killed left of the file itself."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        for file in files_of(self.path):
+            remove_drafts(file)
 
 
 def files_of(path: Path) -> list[Path]:

@@ -27,6 +27,7 @@ Run (a folder):
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -81,6 +82,12 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def remove_drafts(path: Path) -> None:
+    """Remove what `replacing` of processes that were killed left beside a file that nobody else writes."""
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager

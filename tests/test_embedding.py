@@ -15,7 +15,7 @@ import pytest
 from conftest import Ran, make_dicom, make_png, smooth_image
 from safetensors.numpy import load_file
 
-from cyclic_cli import embedding
+from cyclic_cli import embedding, embedding_file
 from cyclic_cli.config import TrainConfig
 from cyclic_cli.storage import StoredDataset
 from cyclic_cli.torch_model import TorchModel
@@ -105,12 +105,42 @@ def test_results_come_while_the_list_is_still_being_written(model: Path, tiny_fi
     assert process.returncode == 0
 
 
+def test_what_comes_slowly_is_not_kept_waiting_for_more(model: Path, tiny_files: Path) -> None:
+    command = [sys.executable, "-m", "cyclic_cli", "embed", "-", "--model", str(model), "--no-paths"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        for number, file in enumerate(sorted(tiny_files.rglob("*.png"))[:3], 1):
+            process.stdin.write(os.fsencode(file) + b"\n")
+            process.stdin.flush()
+            assert select.select([process.stdout], [], [], 60)[0], "nothing came"
+            assert json.loads(process.stdout.readline())["source"] == str(number)
+        process.stdin.close()
+    assert process.returncode == 0
+
+
 def test_a_closed_pipe_is_no_error(model: Path, tiny_files: Path) -> None:
     command = f"find {tiny_files} -name '*.png' | {sys.executable} -m cyclic_cli embed - --model {model} | head -n 3"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len([json.loads(line) for line in done.stdout.splitlines()]) == 3
     assert "Traceback" not in done.stderr
+
+
+def test_images_with_text_burned_in_are_taken_on_request(model: Path, cyclic: Cyclic) -> None:
+    make_dicom(Path("scan.dcm"), smooth_image(2), bits=8, BurnedInAnnotation="YES")
+    ran = cyclic("embed", "scan.dcm", "--model", model)
+    assert (ran.code, "--allow-burned-in" in ran.err) == (1, True)
+    assert len(cyclic("embed", "scan.dcm", "--model", model, "--allow-burned-in").lines) == 1
+
+
+def test_samples_that_the_model_has_no_side_for_are_not_used(model: Path, tmp_path: Path, cyclic: Cyclic) -> None:
+    Path("in").mkdir()
+    Path("in/reports.csv").write_text("patient,text\np1,Lungs clear.\np2,Left effusion.\n")
+    assert cyclic("prepare", "in", "--out", "texts", "--size", 32, "--already-deidentified", "-q").code == 0
+    ran = cyclic("embed", "texts", "--model", model, "--out", "e.parquet", "--json")
+    assert (ran.code, "None of 2 inputs" in ran.err) == (1, True)
+    assert not Path("e.parquet").exists()
 
 
 def test_bad_files_are_named_and_passed_over(model: Path, cyclic: Cyclic) -> None:
@@ -217,14 +247,78 @@ def test_a_batch_that_is_too_large_for_the_memory_becomes_smaller(
         cyclic(*words, "--out", "named.parquet", "--batch-size", 8)
 
 
+def stopped(patch: pytest.MonkeyPatch, cyclic: Cyclic, *words: str | Path) -> None:
+    """Run a command that is interrupted when all its parts are made."""
+    with patch.context() as context:
+        context.setattr(embedding, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert cyclic(*words).code == 130
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--already-deidentified"], "secret"),
+        (["--no-paths"], "paths"),
+        (["--allow-burned-in"], "burned_in"),
+    ],
+)
 def test_what_another_request_left_is_refused(
+    more: list[str], said: str, small_parts: None, model: Path, tiny_files: Path, cyclic: Cyclic,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    words = ("embed", tiny_files, "--model", model, "--out", "e.parquet", "-q")
+    stopped(monkeypatch, cyclic, *words)
+    ran = cyclic(*words, *more)
+    assert (ran.code, f"half made, with another {said}" in ran.err) == (1, True)
+
+
+def test_reports_are_part_of_the_request(
     small_parts: None, model: Path, tiny_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(embedding, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert cyclic("embed", tiny_dataset, "--model", model, "--out", "e.parquet", "-q").code == 130
-    ran = cyclic("embed", tiny_dataset, "--model", model, "--out", "e.parquet", "--with-text")
+    words = ("embed", tiny_dataset, "--model", model, "--out", "e.parquet", "-q")
+    stopped(monkeypatch, cyclic, *words)
+    ran = cyclic(*words, "--with-text")
     assert (ran.code, "half made, with another text" in ran.err) == (1, True)
+
+
+def test_parts_of_other_files_are_made_again(
+    small_parts: None, model: Path, tiny_files: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        make_png(Path(f"in/{number:02d}.png"), smooth_image(number))
+    words = ("embed", "in", "--model", model, "-q")
+    stopped(monkeypatch, cyclic, *words, "--out", "e.parquet")
+    make_png(Path("in/03.png"), smooth_image(90))
+    os.utime("in/03.png", (1, 1))
+    assert cyclic(*words, "--out", "e.parquet").code == 0
+    assert cyclic(*words, "--out", "whole.parquet").code == 0
+    assert Path("e.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+
+
+def test_parts_of_another_model_are_never_taken(
+    small_parts: None, model: Path, joint: Path, paired_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("embed", paired_dataset, "--model", joint, "-q", "--out", "e.parquet")
+    stopped(monkeypatch, cyclic, *words)
+    Path(".e.parquet.unfinished/request.json").unlink()  # as a process that came late would leave it
+    assert cyclic("embed", paired_dataset, "--model", model, "-q", "--out", "e.parquet").code == 0
+    assert cyclic("embed", paired_dataset, "--model", model, "-q", "--out", "whole.parquet").code == 0
+    assert Path("e.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+
+
+def test_a_kill_at_the_end_costs_nothing(
+    small_parts: None, model: Path, tiny_files: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("embed", tiny_files, "no-such.png", "--model", model, "-q", "--out", "e.npy")
+    with monkeypatch.context() as context:
+        context.setattr(embedding_file, "_append_vectors", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert cyclic(*words).code == 130
+    assert Path("e.csv").exists()  # the table beside it is written first
+    assert Path("e.npy.rejected.jsonl").exists()
+    Path(".e.npy.1.abcd.tmp").write_bytes(b"half")  # as SIGKILL leaves it
+    assert cyclic(*words).code == 0
+    assert np.load("e.npy").shape == (40, 16)
+    assert {path.name for path in Path().iterdir()} == {"e.npy", "e.csv", "e.npy.rejected.jsonl"}
 
 
 def test_processes_share_the_work_and_make_the_file_of_one(
@@ -242,8 +336,9 @@ def test_processes_share_the_work_and_make_the_file_of_one(
     assert Path("two.parquet").read_bytes() == Path("one.parquet").read_bytes()
     monkeypatch.setattr(embedding, "PATIENCE", 0.2)
     ran = cyclic(*words, "--out", "three.parquet")
-    assert (ran.code, "does not come" in ran.err) == (1, True)
+    assert (ran.code, "Process 2 does not end" in ran.err) == (1, True)
     assert cyclic("embed", tiny_files, "--model", model).code == 2
+    assert "stdin" in cyclic("embed", "-", "--model", model, "--out", "four.parquet").err
 
 
 def test_texts(joint: Path, model: Path, cyclic: Cyclic) -> None:

@@ -1,5 +1,6 @@
 """`cyclic embed`."""
 
+import os
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -81,6 +82,8 @@ def embed(
         raise UsageError("There is nothing to embed.", "Name a data set, files, - for a list on stdin, or --text.")
     if place_among_processes()[1] > 1 and out is None:
         raise UsageError("Several processes have no one stdout.", "Name a file with --out.")
+    if "-" in (sources or []) and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UsageError("torchrun gives its processes no stdin of their own.", "Name files, or start it with srun.")
     if already_deidentified and salt_file is not None:
         raise UsageError("--already-deidentified uses no secret, but --salt-file gives one.", "Leave one of them out.")
     with console.talk(quiet) as report:
