@@ -309,13 +309,16 @@ class EmbeddingFile:
             refuse_newer(int(values["format"]), FORMAT, path)
             values["preprocessing"] = build(Preprocessing, dict(values["preprocessing"]), str(path))
             self.facts = build(Facts, values, str(path))
-            if any(self.schema.field(name).type != pa.string() for name in TEXTS):
+            texts = {*TEXTS, *({"text"} & set(self.schema.names))}
+            if any(self.schema.field(name).type != pa.string() for name in texts):
                 raise ValueError("not the columns")
+            if not set(self.facts.labels) <= set(self.schema.names) or self.facts.dimensions < 1:
+                raise ValueError("not the columns it says")
             if self.schema.field("vector").type != pa.list_(pa.float32(), self.facts.dimensions):
                 raise ValueError("other vectors than it says")
         except FileNotFoundError:
             raise CyclicError(f"There is no file {path}.", "Check the path.") from None
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
             raise CyclicError(f"{path} is no Parquet file of embeddings.", FOREIGN) from error
         self._names = [name for name in self.schema.names if name != "vector"]
 
@@ -325,7 +328,7 @@ class EmbeddingFile:
     def blocks(self) -> Iterator[np.ndarray]:
         """The vectors, (n, D) float32 at a time, in order. Raises CyclicError when they are damaged."""
         for group in range(self._file.num_row_groups):
-            yield vectors_of(self._read(["vector"], group))
+            yield self._vectors(self._read(["vector"], group))
 
     def equal(self, name: str, values: list[str]) -> np.ndarray:
         """Which rows (N,) bool have one of some values in a column of text."""
@@ -353,7 +356,13 @@ class EmbeddingFile:
 
     def vectors(self, numbers: np.ndarray) -> np.ndarray:
         """The vectors (M, D) of some numbers (M,), in their order."""
-        return vectors_of(self._taken(numbers, ["vector"]))
+        return self._vectors(self._taken(numbers, ["vector"]))
+
+    def _vectors(self, table: "pyarrow.Table") -> np.ndarray:
+        chunks = table["vector"].chunks
+        if any(chunk.null_count or chunk.flatten().null_count for chunk in chunks):
+            raise CyclicError(f"{self.path} has rows without a vector.", "Make it again with `cyclic embed`.")
+        return vectors_of(table)
 
     def chosen(self, where: str) -> np.ndarray:
         """Which rows (N,) bool a condition holds for, such as `split == 'test' and nodule > 0`.

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from cyclic_cli.inference import Model
 
 SHORTEST = 8  # digits of the beginning of a key
+UNIT = 0.02  # by which a norm may differ from 1, of vectors that were stored in few bits
+AGAIN = "Make it again with `cyclic embed`."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +146,8 @@ def of_key(key: str, file: EmbeddingFile, dataset: Path | None = None) -> Query 
         return None
     number, row = rows[0]
     (vector,) = file.vectors(np.array([number]))
-    if not np.isfinite(vector).all():
-        raise CyclicError(f"The vector of that key of {file.path} is none.", "Make it again with `cyclic embed`.")
+    if not abs(float(np.linalg.norm(vector)) - 1) < UNIT:  # not a number is none either
+        raise CyclicError(f"The vector of that key of {file.path} is not of unit norm.", AGAIN)
     return Query(name=key, kind=row["kind"], vector=vector, **_case(row, file, dataset))
 
 
@@ -238,6 +240,8 @@ def search(
         raise CyclicError(f"{file.path} is of another data set than {dataset}.", "Name the one that was embedded.")
     wanted, allowed = _allowed(query, file, where, kind, same_patient)
     similarity, numbers = _nearest(query, file, count * NEAR if distinct else count, allowed, approximate, report)
+    if np.abs(similarity).max(initial=0) > 1 + UNIT:
+        raise CyclicError(f"{file.path} has vectors that are not of unit norm.", AGAIN)
     rows = file.rows(numbers)
     texts = _reports(rows, file, dataset)
     order, said = np.arange(min(count, len(numbers))), None

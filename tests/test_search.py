@@ -1,5 +1,7 @@
 """`cyclic search`: exact, never the query's own patient, near by images and different by reports; and its page."""
 
+import base64
+import io
 import json
 import re
 from collections.abc import Callable
@@ -8,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Ran, make_png, smooth_image
+from PIL import Image
 
 from cyclic_cli.config import Preprocessing, TrainConfig
 from cyclic_cli.embedding_file import Facts, Rows, table_of, write
@@ -132,8 +136,29 @@ def test_a_condition_on_columns(where: str, keys: list[str], cyclic: Cyclic) -> 
         ("region > 3", "region is text"),
         ("age == 'old'", "age is a number"),
         ("(" * 2000 + "age" + ")" * 2000, "is no condition"),
+        ("age == 99999999999999999999", "is no condition"),
+        ("age in [1, 'a']", "is no condition"),
+        ("region in 'Head'", "is no condition"),
+        ("region == ['Head']", "is no condition"),
+        ("region == '\\ud800'", "is no condition"),
+        ("", "is no condition"),
     ],
-    ids=["call", "value", "misspelt", "broken", "chained", "number", "word", "deep"],
+    ids=[
+        "call",
+        "value",
+        "misspelt",
+        "broken",
+        "chained",
+        "number",
+        "word",
+        "deep",
+        "huge",
+        "mixed",
+        "in text",
+        "equals list",
+        "surrogate",
+        "empty",
+    ],
 )
 def test_what_is_no_condition_is_refused_and_never_run(where: str, said: str, cyclic: Cyclic) -> None:
     make_file(Path("e.parquet"), [{"key": "a", "vector": at(0)}, {"key": "b", "vector": at(1)}])
@@ -191,8 +216,9 @@ def test_another_model_another_data_set_and_another_size_are_refused(
     key = pq.read_table(embedded)["key"].to_pylist()[0]
     ran = cyclic("search", key, "--in", embedded, "--dataset", tiny_dataset)
     assert (ran.code, "of another data set" in ran.err) == (1, True)
-    ran = cyclic("search", "gone.png", "--in", embedded, "--model", tmp_path / "other")
-    assert ran.code == 1
+    for query in ("gone.png", "no/such", "abcdef0123456789", "", " ", str(tmp_path)):
+        ran = cyclic("search", query, "--in", embedded, "--model", tmp_path / "other")
+        assert (ran.code, "no text" in ran.err) == (2, True)
     for content in (b"", b"PAR1 no more", b"key,vector\n"):
         Path("broken.parquet").write_bytes(content)
         ran = cyclic("search", "a", "--in", "broken.parquet")
@@ -265,7 +291,164 @@ def test_the_page_shows_pictures_reports_and_what_differs_and_needs_nothing_else
     assert "The nearest of 2 cases" in page.text
     for name in ("q", "a"):
         Path(f"{name}.png").unlink()
-    assert "name the --dataset" in cyclic("search", "q", "--in", "e.parquet", "--page", "p.html").err
+    assert "exists" in cyclic("search", "q", "--in", "e.parquet", "--page", "p.html").err
+    ran = cyclic("search", "q", "--in", "e.parquet", "--page", "p.html", "--overwrite")
+    assert "name the --dataset" in ran.err
+    ran = cyclic("search", "q", "--in", "e.parquet", "--page", "e.parquet", "--overwrite")
+    assert (ran.code, "no name of a page" in ran.err) == (2, True)
+
+
+def test_what_is_shown_is_never_read_as_html(cyclic: Cyclic) -> None:
+    text = "<script>alert(1)</script> <img src=x>"
+    rows = [
+        {"key": "q", "vector": at(0), "text": text},
+        {"key": "a", "vector": at(2), "text": text, "region": "<b>Thorax</b>", "patient": "<i>"},
+    ]
+    make_file(Path("e<u>.parquet"), rows)
+    assert cyclic("search", "q", "--in", "e<u>.parquet", "--page", "p.html", "-q").code == 0
+    page = Page(Path("p.html").read_text(encoding="utf-8"))
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert not {"b", "i", "u", "img"} & {tag for tag, _ in page.tags}
+    assert text in page.text
+
+
+def test_a_page_without_reports_does_not_speak_of_them(cyclic: Cyclic) -> None:
+    make_file(Path("e.parquet"), [{"key": key, "vector": at(turn), "text": None} for turn, key in enumerate("qab")])
+    ran = cyclic("search", "q", "--in", "e.parquet", "--page", "p.html", "--where", "split == 'test'")
+    assert "no report is known" in ran.err
+    page = Page(Path("p.html").read_text(encoding="utf-8"))
+    assert "reports differ" not in page.text
+    assert not any(tag == "button" for tag, _ in page.tags)
+    assert "where split == 'test'" in page.text
+
+
+def test_the_page_of_a_data_set_shows_its_pictures_and_no_others(
+    embedded: Path, paired_dataset: Path, cyclic: Cyclic
+) -> None:
+    stored = StoredDataset(paired_dataset)
+    rows = [row for row in stored.index().to_pylist() if row["has_image"] and row["has_text"]]
+    for row in rows:
+        make_png(Path(row["source"]), smooth_image(1))  # other pictures by the names that the data set knows
+    words = ("search", rows[0]["sample"], "--in", embedded, "--overwrite", "-q", "--page", "p.html")
+    assert cyclic(*words).code == 0
+    page = Page(Path("p.html").read_text(encoding="utf-8"))
+    assert not any(tag == "img" for tag, _ in page.tags)
+    assert cyclic(*words, "--dataset", paired_dataset).code == 0
+    page = Page(Path("p.html").read_text(encoding="utf-8"))
+    source = next(str(attributes["src"]) for tag, attributes in page.tags if tag == "img")
+    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as picture:
+        shown = np.asarray(picture)
+    assert (shown == stored.images(np.array([rows[0]["shard"]]), np.array([rows[0]["row"]]))[0, 0]).all()
+    assert rows[0]["text"] in page.text  # the query's own report
+    assert "Mark what differs from the query" in page.text
+
+
+def test_the_beginning_of_a_key_will_do_where_one_alone_begins_so(cyclic: Cyclic) -> None:
+    keys = ["abcdef01" + "0" * 24, "abcdef01" + "1" * 24, "12345678" + "2" * 24]
+    make_file(Path("e.parquet"), [{"key": key, "vector": at(turn)} for turn, key in enumerate(keys)])
+    words = ("search", "--in", "e.parquet", "--json")
+    assert cyclic(*words, "12345678").json["query"] == keys[2]
+    assert cyclic(*words, "abcdef010").json["query"] == keys[0]
+    assert "2 keys begin with" in cyclic(*words, "abcdef01").err
+
+
+def test_a_report_is_a_query_and_stands_in_no_error(joint: Path, embedded: Path, cyclic: Cyclic) -> None:
+    text = "There is left disc. " * 30
+    ran = cyclic("search", text, "--in", embedded, "--model", joint, "--json")
+    assert ran.code == 0, ran.err
+    ran = cyclic("search", text, "--in", embedded, "--model", joint.parent / "nothing")
+    assert ran.code == 1
+    assert "disc" not in ran.err
+
+
+def test_reports_differ_by_their_vectors_where_their_text_is_not_known(cyclic: Cyclic) -> None:
+    shown = [{"key": key, "vector": at(turn), "text": None} for key, turn in (("q", 0), ("a", 1), ("b", 2), ("c", 3))]
+    said = [{"key": key, "vector": at(turn), "kind": "text"} for key, turn in (("a", 10), ("b", 10), ("c", 100))]
+    make_file(Path("e.parquet"), [*shown, *said])
+    words = ("search", "q", "--in", "e.parquet", "-k", 2, "--json", "--distinct")
+    assert [one["key"] for one in cyclic(*words, 0.5).json["results"]] == ["a", "c"]
+    assert [one["key"] for one in cyclic(*words, 0).json["results"]] == ["a", "b"]
+
+
+def test_what_the_file_knows_of_an_image_is_known_of_the_query(
+    tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    model_of_images = tmp_path / "run"
+    train(tiny_dataset, model_of_images, TrainConfig(arch="linear", model={"latent": 16}, epochs=1))
+    Path("in").mkdir()
+    rows = ["path,patient,text"]
+    for number in range(9):
+        make_png(Path(f"in/{number}.png"), smooth_image(number))
+        rows.append(f"{number}.png,p{number // 3},Report {number}.")
+    Path("in/reports.csv").write_text("\n".join(rows) + "\n")
+    words = (
+        "prepare",
+        "in",
+        "--reports",
+        "in/reports.csv",
+        "--out",
+        "ds",
+        "--size",
+        32,
+        "--already-deidentified",
+        "-q",
+    )
+    assert cyclic(*words).code == 0
+    assert cyclic("embed", "ds", "--model", model_of_images, "--out", "e.parquet", "-q").code == 0
+    words = ("search", "in/0.png", "--in", "e.parquet", "--model", model_of_images, "-k", 9, "--json")
+    ran = cyclic(*words)
+    assert len(ran.json["results"]) == 6  # not the other two of the patient
+    assert len(cyclic(*words, "--same-patient").json["results"]) == 8
+    make_png(Path("new.png"), smooth_image(77))
+    assert "names no patient" in cyclic("search", "new.png", *words[2:]).err
+
+
+def change_of(name: str) -> Callable[[pa.Table, dict[str, Any]], tuple[pa.Table, dict[str, Any]]]:
+    def with_column(table: pa.Table, column: str, values: list[Any], kind: pa.DataType) -> pa.Table:
+        return table.set_column(table.schema.get_field_index(column), column, pa.array(values, kind))
+
+    def change(table: pa.Table, facts: dict[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+        vectors, kind = table["vector"].to_pylist(), table.schema.field("vector").type
+        if name == "labels":
+            facts["labels"] = ["no such column"]
+        elif name == "dimensions":
+            facts["dimensions"] = 0
+        elif name == "format":
+            facts["format"] = 99
+        elif name == "text":
+            table = with_column(table, "text", list(range(len(table))), pa.int64())
+        elif name == "null":
+            table = with_column(table, "vector", [vectors[0], None, *vectors[2:]], kind)
+        elif name == "null within":
+            table = with_column(table, "vector", [vectors[0], [None, 1.0], *vectors[2:]], kind)
+        elif name == "query":
+            table = with_column(table, "vector", [[float("nan")] * 2, *vectors[1:]], kind)
+        elif name == "norm":
+            table = with_column(table, "vector", [vectors[0], [9.0, 0.0], *vectors[2:]], kind)
+        return table, facts
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["labels", "dimensions", "format", "text", "null", "null within", "query", "norm"])
+def test_files_of_others_are_looked_at(name: str, cyclic: Cyclic) -> None:
+    table = pq.read_table(make_file(Path("a.parquet"), [{"key": key, "vector": at(ord(key))} for key in "abc"]))
+    facts = json.loads(table.schema.metadata[b"cyclic"])
+    table, facts = change_of(name)(table, facts)
+    pq.write_table(table.replace_schema_metadata({b"cyclic": json.dumps(facts).encode()}), "b.parquet")
+    ran = cyclic("search", "a", "--in", "b.parquet")
+    assert ran.code == 1, ran.out
+    assert ran.err.startswith("Error: ")
+
+
+def test_a_file_that_was_damaged_on_its_way_is_noticed(cyclic: Cyclic) -> None:
+    generator = np.random.default_rng(0)
+    rows = [{"key": str(number), "vector": at(float(generator.uniform(0, 360)))} for number in range(500)]
+    content = bytearray(make_file(Path("a.parquet"), rows).read_bytes())
+    place = content.find(np.array(rows[100]["vector"], np.float32).tobytes())
+    content[place] ^= 1
+    Path("b.parquet").write_bytes(content)
+    assert "is damaged" in cyclic("search", "0", "--in", "b.parquet").err
 
 
 def test_what_differs_between_reports() -> None:
