@@ -127,6 +127,33 @@ def test_a_closed_pipe_is_no_error(model: Path, tiny_files: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_summary_takes_no_other_file_s_place(model: Path, tiny_files: Path, cyclic: Cyclic) -> None:
+    words = ("embed", tiny_files, "--model", model, "-q", "--out", "e.jsonl")
+    assert cyclic(*words, "--summary", "s.json").code == 0
+    assert cyclic(*words, "--overwrite", "--summary", "s.json").code == 0
+    ran = cyclic(*words, "--overwrite", "--summary", "e.jsonl")
+    assert (ran.code, "is no summary" in ran.err) == (1, True)
+    assert len(Path("e.jsonl").read_text().splitlines()) == 40
+
+
+def test_a_folder_that_may_not_be_read_costs_itself_alone(
+    model: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_png(Path("good.png"), smooth_image(1))
+    Path("closed").mkdir()
+    is_file = Path.is_file
+
+    def refused(self: Path) -> bool:
+        if self.parent.name == "closed":
+            raise PermissionError(13, "Permission denied", str(self))
+        return is_file(self)
+
+    monkeypatch.setattr(Path, "is_file", refused)  # who runs the tests may read everything
+    ran = cyclic("embed", "closed", "good.png", "--model", model)
+    assert ran.code == 0, ran.err
+    assert [line["source"] for line in ran.lines] == ["good.png"]
+
+
 def test_images_with_text_burned_in_are_taken_on_request(model: Path, cyclic: Cyclic) -> None:
     make_dicom(Path("scan.dcm"), smooth_image(2), bits=8, BurnedInAnnotation="YES")
     ran = cyclic("embed", "scan.dcm", "--model", model)

@@ -533,3 +533,37 @@ def test_an_index_of_faiss_finds_what_an_exact_search_finds(cyclic: Cyclic) -> N
     assert agreed >= 0.98 * 200
     make_file(Path("e.parquet"), rows[:100], dimensions=16)
     assert "making the index" in cyclic("search", "k3", *words, "--index", "faiss").err
+
+
+@pytest.mark.parametrize("content", [b"", b"noise" * 99, None])
+def test_a_damaged_index_of_faiss_is_made_again(content: bytes | None, cyclic: Cyclic) -> None:
+    pytest.importorskip("faiss")
+    rows = [{"key": f"k{n}", "vector": vector.tolist()} for n, vector in enumerate(clustered(400, 8))]
+    make_file(Path("e.parquet"), rows, dimensions=8)
+    words = ("search", "k3", "--in", "e.parquet", "--index", "faiss", "--json")
+    before = cyclic(*words).json["results"]
+    index = Path("e.parquet.faiss")
+    index.write_bytes(index.read_bytes()[:-100] if content is None else content)
+    ran = cyclic(*words)
+    assert ran.code == 0, ran.err
+    assert "making the index" in ran.err
+    assert ran.json["results"] == before
+    size = len(index.read_bytes())
+    index.write_bytes(b"x" * size)  # of the size that it should have
+    assert cyclic(*words).json["results"] == before
+
+
+def test_what_an_index_of_faiss_passes_over_is_found_all_the_same(cyclic: Cyclic) -> None:
+    pytest.importorskip("faiss")
+    vectors = clustered(8000, 16)
+    order = np.argsort(vectors @ vectors[0])
+    far = set(order[:5].tolist())
+    rows = [
+        {"key": f"k{n}", "vector": vector.tolist(), "region": "far" if n in far else ""}
+        for n, vector in enumerate(vectors)
+    ]
+    make_file(Path("e.parquet"), rows, dimensions=16)
+    words = ("search", "k0", "--in", "e.parquet", "--where", "region == 'far'", "--distinct", 0, "--json")
+    exact = [one["key"] for one in cyclic(*words).json["results"]]
+    assert len(exact) == 5
+    assert [one["key"] for one in cyclic(*words, "--index", "faiss").json["results"]] == exact

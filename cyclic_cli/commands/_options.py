@@ -1,5 +1,6 @@
 """What commands share: options that mean the same everywhere, and how results and inputs are found."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from cyclic_cli import console
 from cyclic_cli.errors import CyclicError, UsageError
 
 SOME_LEFT_OUT = 8  # exit code with --strict
+LARGEST_SUMMARY = 2**20  # bytes
 
 Json = Annotated[bool, typer.Option("--json", help="Put one JSON object on stdout.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Put one JSON object a scan and model on stdout.")]
@@ -48,11 +50,33 @@ SummaryFile = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
-def show(title: str, values: dict[str, Any], json: bool) -> None:
-    if json:
+def show(title: str, values: dict[str, Any], as_json: bool) -> None:
+    """Put results on stdout: one JSON object, or a table."""
+    if as_json:
         console.write_json(values)
     else:
         console.table(title, values)
+
+
+def write_summary(file: Path | None, totals: dict[str, Any]) -> None:
+    """Write the totals as JSON, if a file is named; see `check_summary`."""
+    if file is not None:
+        from cyclic_cli.storage import write_text
+
+        write_text(file, console.as_json(totals) + "\n")
+
+
+def check_summary(file: Path | None) -> None:
+    """Raise CyclicError when a summary would take the place of something that is none."""
+    if file is None or not file.is_file():
+        return
+    try:
+        with file.open("rb") as content:
+            is_summary = isinstance(json.loads(content.read(LARGEST_SUMMARY) or b"{}"), dict)
+    except ValueError:
+        is_summary = False
+    if not is_summary:
+        raise CyclicError(f"{file} exists and is no summary.", "Name another --summary.")
 
 
 def stream_paths(sources: list[str], null: bool) -> Iterator[Path]:

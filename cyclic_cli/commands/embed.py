@@ -21,8 +21,10 @@ from cyclic_cli.commands._options import (
     Strict,
     SummaryFile,
     Workers,
+    check_summary,
     show,
     stream_paths,
+    write_summary,
 )
 from cyclic_cli.errors import CyclicError, UsageError
 
@@ -76,6 +78,7 @@ def embed(
     from cyclic_cli.identity import Keyer, find_secret
 
     registry.check(device, ("auto", "cpu", "cuda"), "device")
+    check_summary(summary_file)
     if any(not one.strip() for one in text or []):
         raise UsageError("A --text is empty.", "Check the variable it comes from.")
     if not (sources or text or texts):
@@ -119,10 +122,7 @@ def embed(
     if not is_main_process():
         return
     totals = asdict(summary)
-    if summary_file:
-        from cyclic_cli.storage import write_text
-
-        write_text(summary_file, console.as_json(totals) + "\n")
+    write_summary(summary_file, totals)
     if out is not None:
         show("Embeddings", totals, json)
     if not summary.used:

@@ -18,7 +18,9 @@ from cyclic_cli.commands._options import (
     Quiet,
     Strict,
     SummaryFile,
+    check_summary,
     paths_of,
+    write_summary,
 )
 from cyclic_cli.errors import CyclicError, UsageError
 
@@ -65,6 +67,7 @@ def reconstruct(
     from cyclic_cli import inference
 
     registry.check(device, ("auto", "cpu", "cuda"), "device")
+    check_summary(summary_file)
     registry.check(form, inference.FORMS, "output form")
     registry.check(to, ("image", "text"), "thing to reconstruct to")
     if bool(scans) == bool(text):
@@ -92,10 +95,7 @@ def reconstruct(
             )
             columns = ["source", *(["model"] if len(models) > 1 else []), "output", "mse", "psnr", "ssim"]
         done = _shown(results, json)
-    if summary_file:
-        from cyclic_cli.storage import write_text
-
-        write_text(summary_file, console.as_json(asdict(summary)) + "\n")
+    write_summary(summary_file, asdict(summary))
     if done and not json:
         console.columns(columns, done)
     if text:
