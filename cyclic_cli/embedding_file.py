@@ -409,6 +409,13 @@ class EmbeddingFile:
             raise CyclicError(f"{self.path} is damaged.", "Make it again with `cyclic embed`.") from error
 
 
+def describe(path: Path) -> dict[str, Any]:
+    """What `cyclic info` shows of a file of embeddings. Raises CyclicError as `EmbeddingFile` does."""
+    file = EmbeddingFile(path)
+    columns = [name for name in file.schema.names if name != "vector"]
+    return {"kind": "embeddings", "path": str(path), "rows": len(file), "columns": columns, **as_plain(file.facts)}
+
+
 COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
     ast.GtE: operator.ge, ast.In: lambda column, values: column.isin(values),

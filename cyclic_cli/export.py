@@ -30,6 +30,7 @@ from cyclic_cli.onnx_model import OnnxModel, session
 from cyclic_cli.quantisation import Quantiser, halved
 from cyclic_cli.storage import StoredDataset
 from cyclic_cli.torch_model import TorchModel, embedding_of
+from cyclic_cli.vocabulary import Vocabulary
 
 OPSET = 20
 BATCHES = (1, 2, 7, 32)  # sizes of the batches of a check
@@ -537,12 +538,17 @@ def _description(name: str, model: TorchModel, preprocessing: bool, precision: s
         architecture=architecture,
         preprocessing=model.preprocessing,
         rendered=preprocessing and name in OF_IMAGES,
-        tokenizer={"vocabulary": of_text["tokenizer"], "limit": of_text["limit"]} if of_text else {},
+        tokenizer=_tokenizer(of_text["tokenizer"], of_text["limit"]) if of_text else {},
         precision=precision,
         fingerprint=model.fingerprint,
         licence=licence,
         provenance=model.checkpoint.provenance,
     )
+
+
+def _tokenizer(vocabulary: str, limit: int) -> dict[str, Any]:
+    """A vocabulary as this program reads it, and as `tokenizers` does."""
+    return {"vocabulary": vocabulary, "limit": limit, "library": Vocabulary.from_json(vocabulary).to_library()}
 
 
 def _make_part(part: Part, description: Description, draft: Path) -> dict[str, Any]:

@@ -101,6 +101,10 @@ class Vocabulary:
         """All of it, for `from_json`; the same vocabulary gives the same text."""
         return json.dumps(self._description, ensure_ascii=False)
 
+    def to_library(self) -> str:
+        """The text of a `tokenizer.json`, for other programs: its tokens and `SPECIAL` are ours, without END."""
+        return str(self._tokenizer.to_str())
+
     @classmethod
     def from_json(cls, text: str) -> Vocabulary:
         """Read what `to_json` gave. Raises CyclicError when it is anything else."""

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tokenizers
 import torch
 from conftest import Ran, fitted, make_dicom, make_png, smooth_image
 from onnx import TensorProto, helper, numpy_helper
@@ -137,6 +138,20 @@ def test_all_parts_of_a_joint_model_embed_and_reconstruct_as_it_does(
     assert "merges" not in json.dumps(said)
 
 
+def test_a_text_tower_needs_nothing_of_this_program(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+    assert cyclic("export", "--model", joint, "--part", "text-tower", "--dataset", paired_dataset, "-q").code == 0
+    said = json.loads({entry.key: entry.value for entry in onnx.load("text-tower.onnx").metadata_props}["cyclic"])
+    library = tokenizers.Tokenizer.from_str(said["tokenizer"]["library"])
+    texts = ["There IS left disc.", "What nobody ever wrote, é!"]
+    wanted = [line["vector"] for text in texts for line in cyclic("embed", "--text", text, "--model", joint).lines]
+    session = onnxruntime.InferenceSession("text-tower.onnx")
+    for text, vector in zip(texts, wanted, strict=True):  # as README says
+        tokens = [token + 3 for token in library.encode(text, add_special_tokens=False).ids] + [2]
+        ids = np.array([tokens[: said["tokenizer"]["limit"]]])
+        found = session.run(["embedding"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
+        np.testing.assert_allclose(found[0], vector, atol=1e-5)
+
+
 def test_a_text_hidden_by_the_mask_is_not_read(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     assert cyclic("export", "--model", joint, "--part", "text-tower", "--dataset", paired_dataset, "-q").code == 0
     found = onnxruntime.InferenceSession("text-tower.onnx")
@@ -221,6 +236,7 @@ def test_fewer_bits_keep_the_recall(
     joint: Path, paired_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("export", "--model", joint, "--dataset", paired_dataset, "--part", "all", "--quantize", "fp16", "--json")
+    assert cyclic(*words[:-1], "--out", "shown").code == 0  # a table: not every part has every figure
     ran = cyclic(*words, "--out", "small")
     assert ran.code == 0, ran.err
     assert abs(ran.json["recall_change"]) <= 0.005
@@ -233,6 +249,42 @@ def test_fewer_bits_keep_the_recall(
     for name in before:
         Path("small", name).unlink()
     assert "holds no model" in cyclic("embed", "--text", "Left disc.", "--model", "small").err
+
+
+@pytest.mark.parametrize(
+    ("precision", "figure", "value", "said"),
+    [
+        ("fp16", "overlap", 0.98, "only 98.0% stay"),
+        ("fp16", "psnr_change", -0.2, "reconstructs worse by 0.20 dB"),
+        ("fp16", "psnr_change", float("nan"), "reconstructs worse"),
+        ("float32", "largest_error", 2e-4, "differ by up to 0.0002"),
+        ("float32", "largest_error", float("nan"), "differ by up to nan"),
+    ],
+)
+def test_every_figure_of_a_check_counts(
+    precision: str, figure: str, value: float, said: str, checkpoints: Callable[[str], Path], tiny_dataset: Path,
+    cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(task._Runner, figure, lambda self: value)
+    words = ["export", "--model", checkpoints(QUICK), "--dataset", tiny_dataset]
+    ran = cyclic(*words, *([] if precision == "float32" else ["--quantize", precision]))
+    assert (ran.code, said in ran.err) == (1, True)
+    assert not Path("autoencoder.onnx").exists()
+
+
+def test_a_check_is_of_all_sizes_of_batches_with_random_and_real_inputs(
+    checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, seen = task._Runner.both, []
+
+    def noted(self: task._Runner, values: tuple[torch.Tensor, ...]) -> Any:
+        is_real = any(torch.equal(values[0], example[: len(values[0])]) for example in self.part.examples)
+        seen.append((len(values[0]), is_real))
+        return both(self, values)
+
+    monkeypatch.setattr(task._Runner, "both", noted)
+    assert cyclic("export", "--model", checkpoints(QUICK), "--dataset", tiny_dataset, "-q").code == 0
+    assert set(seen) == {(count, is_real) for count in (1, 2, 7, 32) for is_real in (True, False)}
 
 
 def test_a_failed_check_ends_with_1_and_keeps_what_was_there(

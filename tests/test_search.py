@@ -343,6 +343,13 @@ def test_the_page_of_a_data_set_shows_its_pictures_and_no_others(
     assert "Mark what differs from the query" in page.text
 
 
+def test_info_says_what_a_file_of_embeddings_is(embedded: Path, joint: Path, cyclic: Cyclic) -> None:
+    said = cyclic("info", embedded, "--json").json
+    assert (said["kind"], said["rows"], said["dimensions"]) == ("embeddings", 310, 16)
+    assert said["model"] == cyclic("info", joint / "model.safetensors", "--json").json["fingerprint"]
+    assert {"key", "patient", "disc"} <= set(said["columns"])
+
+
 def test_the_beginning_of_a_key_will_do_where_one_alone_begins_so(cyclic: Cyclic) -> None:
     keys = ["abcdef01" + "0" * 24, "abcdef01" + "1" * 24, "12345678" + "2" * 24]
     make_file(Path("e.parquet"), [{"key": key, "vector": at(turn)} for turn, key in enumerate(keys)])
