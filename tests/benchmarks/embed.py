@@ -125,7 +125,9 @@ def measure(path: Path, device: str, dataset: Path, folders: dict[str, Path], ro
             def offered(with_model: Any, number: str, folder: Path = folder) -> Any:
                 scratch = work / f"scratch-{number}-{time.monotonic_ns()}"
                 files = sorted(file for file in folder.rglob("*") if file.suffix in (".dcm", ".jpg"))
-                return embedding.of_files(files, None, with_model, Keyer(b""), scratch, workers=available_cpus())
+                return embedding.of_files(
+                    files, work / "e.parquet", with_model, Keyer(b""), scratch, workers=available_cpus()
+                )
 
             nothing = Nothing(model.preprocessing)
             reading = rate(count, lambda: embedded(offered(nothing, "a"), nothing, work))  # noqa: B023
