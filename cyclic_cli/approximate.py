@@ -47,7 +47,7 @@ class Approximate:
                 except RuntimeError as error:  # faiss has no other
                     raise CyclicError(f"{path} cannot be written.", "Check the folder and the disk.") from error
             write_text(mark, f"{state} {_size(path)}")
-            self._index = self._read(path)
+            self._index = made
 
     def _read(self, path: Path) -> Any:
         """The index, mapped into memory; None of a file that is none."""

@@ -41,6 +41,7 @@ JOINT_RECIPE = {
     "lr": 3e-3, "batch_size": 384, "weight_decay": 0.1, "warmup": 0.1, "augment": 1.0, "fitted_lr": 0.1,
 }  # fmt: skip
 """Training defaults of joint models, as `RECIPE` is of an architecture."""
+UNIT = 0.02  # by which the norm of an embedding may differ from 1, where few bits made it
 DISTINCT = 0.3
 """λ of a search: how much the difference of reports counts beside the nearness to the query."""
 FLAGS = (

@@ -404,7 +404,7 @@ def _make_parts(
             if not pieces:
                 return
             known.append(_digest(request, [made_of for made_of, _ in pieces]))
-            if not draft.has_part(number, known[-1]) and number % processes == rank:
+            if number % processes == rank and draft.made_of(number).get("digest") != known[-1]:
                 waiting.append((number, len(pieces) + 1))
                 yield from (read for _, read in pieces)
                 yield lambda: Piece(0, [])
@@ -437,9 +437,9 @@ def _merge(
     left_out: list[dict[str, str]] = []
     total = Counter[str]()
     for number, made_of in enumerate(known):
-        if not draft.has_part(number, made_of):
-            raise CyclicError(f"Part {number + 1} of {draft.path} is missing.", "Repeat the command.")
         found = draft.made_of(number)
+        if found.get("digest") != made_of:
+            raise CyclicError(f"Part {number + 1} of {draft.path} is missing.", "Repeat the command.")
         left_out += found["left_out"]
         total.update(found["counts"])
     reasons = Counter(one["reason"] for one in left_out if one["status"] == "rejected")

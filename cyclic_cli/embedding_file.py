@@ -139,10 +139,6 @@ class Draft:
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
             return {}
 
-    def has_part(self, number: int, digest: str) -> bool:
-        """Whether a part is there that was made of what the digest is of."""
-        return bool(self.made_of(number).get("digest") == digest)
-
     def count(self) -> int:
         """How many parts there are."""
         return sum(1 for _ in self.folder.glob("part-*.parquet"))

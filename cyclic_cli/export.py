@@ -488,9 +488,10 @@ def export(
     if precision != "float32" and dataset and part == "all" and {"image", "text"} <= set(model.modalities):
         exported = OnnxModel(out, "cpu", drafts)
         summary.recall_change, least = _recall_change(model, exported, StoredDataset(dataset))
-        if precision == "fp16" and abs(summary.recall_change) > max(RECALL_LOST, least):
+        change = summary.recall_change or 0.0
+        if precision == "fp16" and abs(change) > max(RECALL_LOST, least):
             raise CyclicError(
-                f"The export of both towers failed its check: recall changes by {100 * summary.recall_change:.1f} "
+                f"The export of both towers failed its check: recall changes by {100 * change:.1f} "
                 "points.", f"Its parts are kept as {out}/*{FAILED}; nothing was replaced."
             )  # fmt: skip
     for draft, file in zip(drafts, files.values(), strict=True):
@@ -503,8 +504,8 @@ def _draft_of(file: Path) -> Path:
     return file.with_name(file.stem + FAILED)
 
 
-def _recall_change(model: TorchModel, exported: OnnxModel, stored: StoredDataset) -> tuple[float, float]:
-    """The change of R@1, R@5 and R@10 of own partners, both ways, that is largest; 0 without pairs.
+def _recall_change(model: TorchModel, exported: OnnxModel, stored: StoredDataset) -> tuple[float | None, float]:
+    """The change of R@1, R@5 and R@10 of own partners, both ways, that is largest; None without pairs.
 
     Of the validation part, else of training; and the share that a single query is, which is the least a change can be.
     """
@@ -514,7 +515,7 @@ def _recall_change(model: TorchModel, exported: OnnxModel, stored: StoredDataset
         if len(both):
             break
     else:
-        return 0.0, 0.0
+        return None, 0.0
     fitted = stored.images(rows["shard"][both], rows["row"][both])
     texts, patients, own = rows["text"][both].tolist(), rows["patient"][both], np.arange(len(both))
     recalls = []
@@ -526,7 +527,7 @@ def _recall_change(model: TorchModel, exported: OnnxModel, stored: StoredDataset
         found = [retrieval.recall(a, b, own, own, patients) for a, b in ((seen, said), (said, seen))]
         recalls.append(np.array([(recall.r1, recall.r5, recall.r10) for recall in found if recall]))
     changes = (recalls[1] - recalls[0]).ravel()
-    return float(changes[np.abs(changes).argmax()]) if len(changes) else 0.0, 1 / len(both)
+    return float(changes[np.abs(changes).argmax()]) if len(changes) else None, 1 / len(both)
 
 
 def _description(name: str, model: TorchModel, preprocessing: bool, precision: str, licence: str) -> Description:

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 from cyclic_cli import onnx_file
-from cyclic_cli.config import Preprocessing, available_cpus
+from cyclic_cli.config import UNIT, Preprocessing, available_cpus
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.images import as_float
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 EMBED_IMAGES = ("image-tower", "encoder", "autoencoder")  # parts that can, those that do least beside it first
 EXPORT = "Export the whole of a model that has: cyclic export --part all."
-UNIT = 0.02  # by which the norm of an embedding may differ from 1, of few bits
 
 
 class OnnxModel:

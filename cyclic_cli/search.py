@@ -21,7 +21,7 @@ import numpy as np
 
 from cyclic_cli import embedding
 from cyclic_cli.approximate import Approximate
-from cyclic_cli.config import DISTINCT
+from cyclic_cli.config import DISTINCT, UNIT
 from cyclic_cli.embedding_file import EmbeddingFile
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Report, silent
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from cyclic_cli.inference import Model
 
 SHORTEST = 8  # digits of the beginning of a key
-UNIT = 0.02  # by which a norm may differ from 1, of vectors that were stored in few bits
 AGAIN = "Make it again with `cyclic embed`."
 
 
@@ -153,9 +152,9 @@ def of_key(key: str, file: EmbeddingFile, dataset: Path | None = None) -> Query 
 
 
 def _case(row: dict[str, Any], file: EmbeddingFile, dataset: Path | None) -> dict[str, Any]:
-    """What is known of a row's case, by the names of `Query`."""
+    """What is known of a row's case, by the names of `Query`; a data set's paths are relative to where it was made."""
     return {
-        "key": row["key"], "patient": row["patient"] or "", "source": row["source"] or "",
+        "key": row["key"], "patient": row["patient"] or "", "source": "" if file.facts.dataset else row["source"] or "",
         "text": _reports([row], file, dataset)[0], "labels": {name: row[name] for name in file.facts.labels},
     }  # fmt: skip
 

@@ -61,7 +61,8 @@ def write_page(
     answers = [
         {
             "key": answer.key, "patient": answer.patient, "split": answer.split, "similarity": answer.similarity,
-            "findings": findings(answer.labels), "picture": pictures.of(answer.key, answer.source),
+            "findings": findings(answer.labels),
+            "picture": pictures.of(answer.key, "" if file.facts.dataset else answer.source),
             "words": differing(answer.text, base) if answer.text else [],
         }
         for answer in found.results
@@ -95,21 +96,22 @@ class _Pictures:
     def __init__(self, file: "EmbeddingFile", dataset: Path | None, keys: list[str]) -> None:
         self.preprocessing = file.facts.preprocessing
         self.stored = StoredDataset(dataset) if dataset else None
-        self.are_files = not file.facts.dataset  # the paths of a data set are relative to where its images were
         self.places: dict[str, tuple[int, int]] = {}
         if self.stored:
             samples = self.stored.samples_of(keys, ["has_image", "shard", "row"])
             self.places = {key: (one["shard"], one["row"]) for key, one in samples.items() if one["has_image"]}
 
     def of(self, key: str, source: str) -> str:
+        """The picture of a case; `source` is a file to read where the data set lacks it, or empty."""
         if self.stored and key in self.places:
             shard, row = self.places[key]
             pixels = self.stored.images(np.array([shard]), np.array([row]))[0, 0]
         else:
             try:
-                content = images.content_of(Path(source)) if self.are_files else b""
-                picture = images.read(content, self.preprocessing)
+                picture = images.read(images.content_of(Path(source)), self.preprocessing) if source else None
             except InputError:
+                picture = None
+            if picture is None:
                 return ""
             pixels = images.fit(picture, self.preprocessing)[0]
         step = max(1, -(-max(pixels.shape) // LARGEST))

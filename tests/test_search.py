@@ -323,7 +323,7 @@ def test_a_page_without_reports_does_not_speak_of_them(cyclic: Cyclic) -> None:
 
 
 def test_the_page_of_a_data_set_shows_its_pictures_and_no_others(
-    embedded: Path, paired_dataset: Path, cyclic: Cyclic
+    embedded: Path, joint: Path, paired_dataset: Path, cyclic: Cyclic
 ) -> None:
     stored = StoredDataset(paired_dataset)
     rows = [row for row in stored.index().to_pylist() if row["has_image"] and row["has_text"]]
@@ -341,6 +341,12 @@ def test_the_page_of_a_data_set_shows_its_pictures_and_no_others(
     assert (shown == stored.images(np.array([rows[0]["shard"]]), np.array([rows[0]["row"]]))[0, 0]).all()
     assert rows[0]["text"] in page.text  # the query's own report
     assert "Mark what differs from the query" in page.text
+    make_png(Path("new.png"), smooth_image(99))
+    for more in ([], ["--dataset", paired_dataset]):  # a file that the user names is shown
+        words = ("search", "new.png", "--in", embedded, "--model", joint, "--overwrite", "-q", "--page", "p.html")
+        assert cyclic(*words, *more).code == 0
+        page = Page(Path("p.html").read_text(encoding="utf-8"))
+        assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"][:1] == ["The query"]
 
 
 def test_info_says_what_a_file_of_embeddings_is(embedded: Path, joint: Path, cyclic: Cyclic) -> None:
