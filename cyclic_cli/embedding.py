@@ -20,10 +20,10 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,7 +223,7 @@ def of_files(
     def pieces() -> Iterator[tuple[str, Callable[[], Piece]]]:
         waiting, first = sources.stream(paths, out), 1
         for inputs in _as_they_come(waiting) if out is None else iter(lambda: list(islice(waiting, PIECE)), []):
-            made_of = hashlib.sha256(repr([(item.given, _state(item)) for item in inputs]).encode()).hexdigest()
+            made_of = _digest([(item.given, _state(item)) for item in inputs])
             yield made_of, lambda first=first, inputs=inputs: read(first, inputs)  # type: ignore[misc]
             first += len(inputs)
 
@@ -233,17 +233,7 @@ def of_files(
 
 def _as_they_come(inputs: Iterator[Input]) -> Iterator[list[Input]]:
     """Inputs in groups of `PIECE`; when none comes for a while those at hand, and then none, which holds up nothing."""
-    found: queue.Queue[Input | BaseException | None] = queue.Queue(PIECE)
-
-    def find() -> None:
-        try:
-            for item in inputs:
-                found.put(item)
-            found.put(None)
-        except BaseException as error:  # raised again where the inputs are asked for
-            found.put(error)
-
-    threading.Thread(target=find, daemon=True).start()
+    found = _queued(inputs, PIECE)
     group: list[Input] = []
     while True:
         try:
@@ -285,7 +275,7 @@ def of_texts(texts: Iterable[tuple[str, str]], keyer: Keyer, with_text: bool) ->
                 Item(keyer.key("text", text), "text", text, source, text=text if with_text else None)
                 for source, text in some
             ]
-            made_of = hashlib.sha256(repr(some).encode()).hexdigest()
+            made_of = _digest(some)
             yield made_of, lambda items=items: Piece(len(items), items)  # type: ignore[misc]
 
     return Offered(pieces=pieces(), total=None, readers=1, facts={"secret": keyer.check()})
@@ -544,6 +534,22 @@ def _told(
     report(Progress(summary.inputs, total, "inputs"))
 
 
+def _queued(values: Iterator[Any], size: int) -> "queue.Queue[Any]":
+    """Values as a thread of its own finds them, at most `size` ahead, then None; or the error that ended the search."""
+    found: queue.Queue[Any] = queue.Queue(size)
+
+    def find() -> None:
+        try:
+            for value in values:
+                found.put(value)
+            found.put(None)
+        except BaseException as error:  # raised again where the values are asked for
+            found.put(error)
+
+    threading.Thread(target=find, daemon=True).start()
+    return found
+
+
 @contextmanager
 def _read_ahead(reads: Iterator[Callable[[], Piece]], readers: int) -> Iterator[Iterator[Piece]]:
     """The pieces in order, several of them read at a time by threads, and a few ahead of what is asked for.
@@ -551,18 +557,7 @@ def _read_ahead(reads: Iterator[Callable[[], Piece]], readers: int) -> Iterator[
     What is to be read is found by a thread of its own: a list on stdin may come slowly, and what came already is read
     meanwhile.
     """
-    found: queue.Queue[Future[Piece] | BaseException | None] = queue.Queue(AHEAD * readers)
     over = threading.Event()
-
-    def find() -> None:
-        try:
-            for read in reads:
-                if over.is_set():
-                    return
-                found.put(pool.submit(read))
-            found.put(None)
-        except BaseException as error:  # raised again where the pieces are asked for
-            found.put(error)
 
     def pieces() -> Iterator[Piece]:
         while (piece := found.get()) is not None:
@@ -571,7 +566,7 @@ def _read_ahead(reads: Iterator[Callable[[], Piece]], readers: int) -> Iterator[
             yield piece.result()
 
     with ThreadPoolExecutor(readers) as pool, DECODERS.at_work():  # a reader that hangs ends before it is waited for
-        threading.Thread(target=find, daemon=True).start()
+        found = _queued((pool.submit(read) for read in takewhile(lambda _: not over.is_set(), reads)), AHEAD * readers)
         try:
             yield pieces()
         finally:

@@ -81,7 +81,6 @@ def query_of(
     words: str,
     file: EmbeddingFile,
     load: Callable[[], "Model"],
-    dataset: Path | None = None,
     allow_burned_in: bool = False,
     report: Report = silent,
 ) -> Query:
@@ -91,7 +90,6 @@ def query_of(
         words: The query.
         file: Where it will be looked for.
         load: Gives the model that images and texts go through.
-        dataset: Where reports of the file's cases stand, if not in the file.
         allow_burned_in: Whether an image that says that text is burned into it is taken.
         report: Gets Note events.
 
@@ -100,7 +98,7 @@ def query_of(
             the model has no side for texts.
         CyclicError: another model made the file; the image cannot be used.
     """
-    known = of_key(words, file, dataset)
+    known = of_key(words, file)
     if known is not None:
         return known
     is_image = os.path.isfile(words)
@@ -110,7 +108,7 @@ def query_of(
     if model.fingerprint != file.facts.model:
         raise CyclicError(f"{file.path} was made by another model than {model.path}.", "Name that one with --model.")
     if is_image:
-        return of_image(Path(words), model, file, dataset, allow_burned_in, report)
+        return of_image(Path(words), model, file, allow_burned_in, report)
     if "text" not in model.modalities:
         raise UsageError(
             f"The query is neither a file nor a key of {file.path}, and {model.path} has no side for texts.",
@@ -127,7 +125,7 @@ def is_text(query: str) -> bool:
     return bool(words) and not odd and not os.path.isdir(query)
 
 
-def of_key(key: str, file: EmbeddingFile, dataset: Path | None = None) -> Query | None:
+def of_key(key: str, file: EmbeddingFile) -> Query | None:
     """A case of the file itself, by its image if it has one; None without such a key.
 
     As tables show keys shortened, the beginning of one will do, from `SHORTEST` digits.
@@ -148,14 +146,14 @@ def of_key(key: str, file: EmbeddingFile, dataset: Path | None = None) -> Query 
     (vector,) = file.vectors(np.array([number]))
     if not abs(float(np.linalg.norm(vector)) - 1) < UNIT:  # not a number is none either
         raise CyclicError(f"The vector of that key of {file.path} is not of unit norm.", AGAIN)
-    return Query(name=key, kind=row["kind"], vector=vector, **_case(row, file, dataset))
+    return Query(name=key, kind=row["kind"], vector=vector, **_case(row, file))
 
 
-def _case(row: dict[str, Any], file: EmbeddingFile, dataset: Path | None) -> dict[str, Any]:
+def _case(row: dict[str, Any], file: EmbeddingFile) -> dict[str, Any]:
     """What is known of a row's case, by the names of `Query`; a data set's paths are relative to where it was made."""
     return {
         "key": row["key"], "patient": row["patient"] or "", "source": "" if file.facts.dataset else row["source"] or "",
-        "text": _reports([row], file, dataset)[0], "labels": {name: row[name] for name in file.facts.labels},
+        "text": row.get("text"), "labels": {name: row[name] for name in file.facts.labels},
     }  # fmt: skip
 
 
@@ -163,7 +161,6 @@ def of_image(
     path: Path,
     model: "Model",
     file: EmbeddingFile,
-    dataset: Path | None = None,
     allow_burned_in: bool = False,
     report: Report = silent,
 ) -> Query:
@@ -182,7 +179,7 @@ def of_image(
     known: dict[str, Any] = {}
     if keyer:
         rows = file.rows(np.flatnonzero(file.equal("key", [first["key"]])))
-        known = _case(rows[0], file, dataset) if rows else {"key": first["key"], "patient": first["patient"]}
+        known = _case(rows[0], file) if rows else {"key": first["key"], "patient": first["patient"]}
         if not rows and first["patient"] == keyer.key("patient of sample", first["key"]):
             report(Note("the image names no patient: cases of the same one may be found", True))
     vector = np.array(first["vector"], np.float32)

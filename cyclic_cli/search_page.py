@@ -51,11 +51,16 @@ def write_page(
     """
     import jinja2
 
-    pictures = _Pictures(file, dataset, [query.key, *(answer.key for answer in found.results)])
-    base = query.text or (found.results[0].text if found.results else None) or ""
+    stored = StoredDataset(dataset) if dataset else None
+    keys = [query.key, *(answer.key for answer in found.results)]
+    samples = stored.samples_of(keys, ["has_image", "shard", "row", "has_text", "text"]) if stored else {}
+    pictures = _Pictures(file, stored, samples)
+    own = samples.get(query.key, {"has_text": False})
+    text = query.text or (own["text"] if own["has_text"] else None)
+    base = text or (found.results[0].text if found.results else None) or ""
     shown_query = {
         "kind": query.kind, "findings": findings(query.labels),
-        "words": [(query.text, False)] if query.text else [],
+        "words": [(text, False)] if text else [],
         "picture": pictures.of(query.key, query.source) if query.kind == "image" else "",
     }  # fmt: skip
     answers = [
@@ -74,7 +79,7 @@ def write_page(
     )
     page = environment.get_template(TEMPLATE).render(
         query=shown_query, answers=answers, among=found.among, distinct=found.distinct, where=where or "",
-        file=file.path.name, model=found.model[:8], base="the query" if query.text else "the first case's report",
+        file=file.path.name, model=found.model[:8], base="the query" if text else "the first case's report",
     )  # fmt: skip
     write_text(path, page)
 
@@ -93,13 +98,10 @@ def findings(labels: dict[str, Any]) -> list[str]:
 class _Pictures:
     """The pictures of cases, as base64 of a PNG; empty where there is none."""
 
-    def __init__(self, file: "EmbeddingFile", dataset: Path | None, keys: list[str]) -> None:
-        self.preprocessing = file.facts.preprocessing
-        self.stored = StoredDataset(dataset) if dataset else None
-        self.places: dict[str, tuple[int, int]] = {}
-        if self.stored:
-            samples = self.stored.samples_of(keys, ["has_image", "shard", "row"])
-            self.places = {key: (one["shard"], one["row"]) for key, one in samples.items() if one["has_image"]}
+    def __init__(self, file: "EmbeddingFile", stored: StoredDataset | None, samples: dict[str, dict[str, Any]]) -> None:
+        """`samples` are rows of the index of `stored`, by their keys."""
+        self.preprocessing, self.stored = file.facts.preprocessing, stored
+        self.places = {key: (one["shard"], one["row"]) for key, one in samples.items() if one["has_image"]}
 
     def of(self, key: str, source: str) -> str:
         """The picture of a case; `source` is a file to read where the data set lacks it, or empty."""

@@ -68,9 +68,7 @@ def search(
         from cyclic_cli.inference import load_model
 
         opened = EmbeddingFile(file)
-        asked = task.query_of(
-            query, opened, lambda: load_model(model, device, report), dataset, allow_burned_in, report
-        )
+        asked = task.query_of(query, opened, lambda: load_model(model, device, report), allow_burned_in, report)
         found = task.search(
             asked, opened, count, where, kind, same_patient, distinct, dataset, index == "faiss", report
         )
