@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from cyclic_cli.config import available_cpus, in_slurm_step, local_processes, threads_each
 from cyclic_cli.errors import CyclicError, UsageError
 
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
 UNIT = 1_000_000  # parameters from which a layer is gathered by itself, so that few are whole at a time
 
 Value = TypeVar("Value")
@@ -86,8 +85,8 @@ def launch(device: str, precision: str, devices: int | None = None, strategy: st
     use_whole_float32()
     threads = None if "OMP_NUM_THREADS" in os.environ else threads_each(processes)
     fabric = Fabric(
-        accelerator=device, devices=processes, num_nodes=nodes, precision=PRECISIONS[precision],
-        strategy=_strategy(strategy, processes * nodes), plugins=[_environment()],
+        accelerator=device, devices=processes, num_nodes=nodes, strategy=_strategy(strategy, processes * nodes),
+        plugins=[_environment(), _precision(precision, device)],
     )  # fmt: skip
     fabric.launch()
     if threads is not None:  # after Fabric, which sets them too
@@ -119,6 +118,18 @@ def _environment() -> Any:
     job, step = int(os.environ.get("SLURM_JOB_ID", 0)), int(os.environ.get("SLURM_STEP_ID", 0))
     os.environ.setdefault("MASTER_PORT", str(15000 + (8 * job + step) % 15000))  # steps side by side, jobs too
     return SLURMEnvironment(auto_requeue=False)
+
+
+def _precision(name: str, device: str) -> Any:
+    """float32, or products in bfloat16 beside weights in float32."""
+    from lightning_fabric.plugins import MixedPrecision, Precision
+
+    class BFloat16(MixedPrecision):  # type: ignore[misc]
+        """Scales no loss, so a gradient may also be had without `Fabric.backward`: those of single objectives are."""
+
+        backward = Precision.backward
+
+    return Precision() if name == "32" else BFloat16("bf16-mixed", device)
 
 
 def _strategy(name: str, processes: int) -> Any:

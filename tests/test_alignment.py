@@ -260,12 +260,17 @@ def test_two_processes_learn_what_one_does(paired_dataset: Path, tmp_path: Path,
     assert first[0] == pytest.approx(first[1], rel=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_weights_begin_late_and_their_pull_on_the_shared_layers_is_logged(
-    paired_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+    precision: str, paired_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cyclic_cli.alignment.NORMS_EVERY", 5)
     monkeypatch.setattr("cyclic_cli.training.LOG_EVERY", 5)
-    assert cyclic(*words(paired_dataset, "--epochs", 5, "--out", "run", "--set", f"objectives={MIXED}")).code == 0
+    settings = (f"objectives={MIXED}", f"precision={precision}")
+    ran = cyclic(
+        *words(paired_dataset, "--epochs", 5, "--out", "run", *(word for one in settings for word in ("--set", one)))
+    )
+    assert ran.code == 0, ran.err
     logged = rows(Path("run"), "step")
     assert logged[0]["losses"]["walk"] == 0
     assert logged[-1]["losses"]["walk"] > 0
