@@ -6,7 +6,7 @@ an image shows. Both maps end in unit-norm embeddings whose dot product is the s
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class ImageCodes:
 
     def fit(self, images: np.ndarray) -> Self:
         """Learn from images (N, H, W) or (N, C, H, W), float 0–1, at least 16 pixels a side."""
-        self._parts = [_Components(self.dims).fit(part) for part in self._seen(images)]
+        self._parts = [PrincipalComponents(self.dims).fit(part) for part in self._seen(images)]
         return self
 
     def transform(self, images: np.ndarray) -> np.ndarray:
@@ -40,28 +40,33 @@ class ImageCodes:
 
     @staticmethod
     def _seen(images: np.ndarray) -> list[np.ndarray]:
-        return [images.reshape(len(images), -1), gradient_histograms(images)]
+        return [images, gradient_histograms(images)]
 
 
-class _Components:
+class PrincipalComponents:
     """The first principal components (randomised: Halko et al., SIAM Review 2011), of total variance one."""
 
     def __init__(self, dims: int) -> None:
+        """`dims` is how many, where there are as many."""
         self.dims = dims
 
     def fit(self, values: np.ndarray) -> Self:
-        self._pca = _pca(values, self.dims)
+        """Learn from values (N, ...)."""
+        from sklearn.decomposition import PCA
+
+        flat = values.reshape(len(values), -1)
+        self._pca = PCA(min(self.dims, *flat.shape), svd_solver="randomized", random_state=0).fit(flat)
         self._scale = float(np.sqrt(max(self._pca.explained_variance_.sum(), 1e-12)))
         return self
 
     def transform(self, values: np.ndarray) -> np.ndarray:
-        return np.asarray(self._pca.transform(values) / self._scale, dtype=np.float32)
+        """Codes (M, at most dims) float32 of values (M, ...); their total variance is one on those of `fit`."""
+        return np.asarray(self._pca.transform(values.reshape(len(values), -1)) / self._scale, dtype=np.float32)
 
-
-def _pca(values: np.ndarray, dims: int) -> Any:
-    from sklearn.decomposition import PCA
-
-    return PCA(min(dims, *values.shape), svd_solver="randomized", random_state=0).fit(values)
+    def mse(self, values: np.ndarray) -> float:
+        """Mean squared error of values (M, ...) made from their components: the best of a linear code on `fit`'s."""
+        flat = values.reshape(len(values), -1)
+        return float(np.mean(np.square(flat - self._pca.inverse_transform(self._pca.transform(flat)))))
 
 
 def gradient_histograms(images: np.ndarray) -> np.ndarray:
@@ -243,13 +248,3 @@ def _reciprocal_rank(images: np.ndarray, texts: np.ndarray) -> float:
 def mean_image_mse(train: np.ndarray, test: np.ndarray) -> float:
     """Mean squared error of the mean training image as the answer to every test image, both (N, ...) in [0, 1]."""
     return float(np.mean(np.square(test - train.mean(axis=0, dtype=np.float64))))
-
-
-def pca_reconstruction_mse(train: np.ndarray, test: np.ndarray, dims: int) -> float:
-    """Mean squared error of test images (M, ...) from their first `dims` principal components, those of train (N, ...).
-
-    What a linear code of as many numbers reaches at best on train.
-    """
-    flat = test.reshape(len(test), -1)
-    pca = _pca(train.reshape(len(train), -1), dims)
-    return float(np.mean(np.square(flat - pca.inverse_transform(pca.transform(flat)))))

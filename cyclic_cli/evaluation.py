@@ -11,7 +11,7 @@ controls         mean image, principal components, correlation and ridge maps in
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -298,7 +298,7 @@ def _probe(train: Part, part: Part) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for label in part.labels.keys() & train.labels.keys():
         column = part.labels[label]
-        for name in part.values:
+        for name in part.embeddings:
             known, asked = (np.flatnonzero(some.numbers[name] != ALONE) for some in (train, part))
             learned = train.of(name, known), train.labels[label][known]
             tested = part.of(name, asked), column[asked]
@@ -374,7 +374,11 @@ def _controls(train: Part, part: Part, groups: Mapping[str, np.ndarray], paired_
         return found
     known, asked = (some.values["image"].load(np.arange(len(some.values["image"]))).numpy() for some in (train, part))
     found["mean_image"] = {"mse": closed_form.mean_image_mse(known, asked)}
-    found["pca"] = {"mse": closed_form.pca_reconstruction_mse(known, asked, CONTROL_DIMS), "dims": CONTROL_DIMS}
+    pca = closed_form.PrincipalComponents(CONTROL_DIMS).fit(known)
+    codes = (
+        replace(some, embeddings={"image": pca.transform(images)}) for some, images in ((train, known), (part, asked))
+    )
+    found["pca"] = {"mse": pca.mse(asked), "dims": CONTROL_DIMS, "probe": _probe(*codes)}
     if "text" in part.values:
         found |= _maps(train, part, known, asked, groups, paired_fraction)
     return found

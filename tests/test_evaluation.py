@@ -33,6 +33,7 @@ def run(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     words = [
         *JOINT, paired_dataset, "--epochs", 80, "--out", out, "--set", f"objectives={WRITING}", "--set", "fitted_lr=1",
+        "--set", "precision=32",
         "--set", "modalities={image: {}, text: {tower: transformer, model: {width: 64, layers: 1}, vocabulary: 400}}",
     ]  # fmt: skip
     result = CliRunner().invoke(app, [str(word) for word in words])

@@ -616,6 +616,17 @@ def test_two_runs_in_one_folder_are_refused(tiny_dataset: Path, tmp_path: Path) 
     assert not (tmp_path / "run" / ".running").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [("fma avx2 avx512_bf16", "32"), ("avx512_bf16 amx_bf16", "bf16"), ("asimd bf16 sve", "bf16"), ("fma", "32")],
+)
+def test_bfloat16_is_taken_where_matrices_of_it_are_multiplied(
+    flags: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor: 0\nflags: {flags}\n")
+    assert distributed.resolve("cpu", "auto") == ("cpu", precision)
+
+
 def test_what_the_first_hardware_chose_holds_to_the_end(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

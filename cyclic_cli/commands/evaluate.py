@@ -86,13 +86,16 @@ def _show(figures: dict[str, Any]) -> None:
         for label, one in found["precision"].items()
     )
     _columns(
-        {"label": label, "of": name, **_probe(probe)}
-        for label, modalities in figures["probe"].items()
+        {"label": label, "by": by, "of": name, **_probe(probe)}
+        for by, labels in (("the model", figures["probe"]), ("pca", controls.get("pca", {}).get("probe", {})))
+        for label, modalities in labels.items()
         for name, probe in modalities.items()
     )
     _columns({"written": finding, **_correctness(found)} for finding, found in findings.items())
     _columns({"zero-shot": label, **_auroc(score)} for label, score in figures["zero_shot"].items() if score)
     simple = {name: value for name, value in controls.items() if name not in fitted}
+    if "pca" in simple:
+        simple["pca"] = {name: value for name, value in simple["pca"].items() if name != "probe"}
     if simple:
         show("Controls", simple, False)
 
