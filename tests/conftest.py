@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from cyclic_cli import images
 from cyclic_cli.cli import app
-from cyclic_cli.config import PrepareConfig, Preprocessing
+from cyclic_cli.config import PrepareConfig, Preprocessing, TrainConfig
 from cyclic_cli.prepare import prepare
 
 
@@ -178,3 +178,14 @@ def paired_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     prepare([folder], folder.parent / "dataset", config, [folder / "reports.csv"])
     return folder.parent / "dataset"
+
+
+@pytest.fixture(scope="session")
+def joint_run(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A joint model of `paired_dataset`, trained for a moment."""
+    from cyclic_cli.training import train  # here: most tests need no torch
+
+    folder = tmp_path_factory.mktemp("runs") / "joint"
+    settings: dict[str, Any] = {"arch": "linear", "model": {"latent": 32}, "embedding": 16, "epochs": 1}
+    train(paired_dataset, folder, TrainConfig(objective="contrastive", objectives={"contrastive": 1}, **settings))
+    return folder

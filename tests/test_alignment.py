@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import Ran
+from run_files import rows, weights
 
 import cyclic_cli.modalities
 from cyclic_cli.alignment import Alignment
@@ -51,21 +52,6 @@ EVERY = (
 
 def words(dataset: Path, *more: object, objective: str = "cyclic", paired: float = 0.4) -> list[object]:
     return ["train", dataset, "--objective", objective, "--paired-fraction", paired, *SMALL, "--json", *more]
-
-
-def weights(run: Path) -> dict[str, np.ndarray]:
-    return read_checkpoint(run / "model.safetensors").weights
-
-
-def assert_same(run: Path, other: Path) -> None:
-    one, two = weights(run), weights(other)
-    assert one.keys() == two.keys()
-    assert all(np.array_equal(one[name], two[name]) for name in one)
-
-
-def rows(run: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
 
 
 def learner(dataset: Path, **settings: Any) -> Alignment:
@@ -192,11 +178,11 @@ def test_texts_of_unpaired_samples_may_be_permuted_without_changing_a_bit(
     mixture = ("--set", f"objectives={EVERY}")
     for dataset, out in ((paired_dataset, "one"), (other, "two")):
         assert cyclic(*words(dataset, "--epochs", 2, "--out", out, *mixture)).code == 0
-    assert_same(Path("one"), Path("two"))
+    assert weights(Path("one")) == weights(Path("two"))
     third = changed(paired_dataset, tmp_path / "third", lambda samples: permute_paired(samples))
     assert cyclic(*words(third, "--epochs", 2, "--out", "three", *mixture)).code == 0
     with pytest.raises(AssertionError):
-        assert_same(Path("one"), Path("three"))
+        assert weights(Path("one")) == weights(Path("three"))
 
 
 def permute_paired(samples: list[dict[str, Any]]) -> None:
@@ -225,7 +211,7 @@ def test_a_stopped_run_ends_with_the_bits_of_one_in_one_go(paired_dataset: Path,
     ran = cyclic(*words(paired_dataset, *every, "--out", "parts", "--resume", "must"))
     assert ran.code == 0, ran.err
     assert ran.json["resumed_from_step"] == 7
-    assert_same(Path("whole"), Path("parts"))
+    assert weights(Path("whole")) == weights(Path("parts"))
     last = [row["losses"] for row in (rows(Path(name), "step")[-1] for name in ("whole", "parts"))]
     assert last[0] == last[1]
 
@@ -252,7 +238,7 @@ def test_two_processes_learn_what_one_does(paired_dataset: Path, tmp_path: Path,
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    one, two = (read_checkpoint(tmp_path / name / "model.safetensors").weights for name in ("one", "two"))
     moved = sum(np.square(one[name] - two[name], dtype=np.float64).sum() for name in one)
     size = sum(np.square(value, dtype=np.float64).sum() for value in one.values())
     assert np.sqrt(moved / size) < 1e-4
@@ -303,7 +289,7 @@ def test_nothing_is_learned_while_no_objective_has_a_weight(paired_dataset: Path
     settings = {"objective": "cyclic", "objectives": late, "arch": "linear", "epochs": 1, "weight_decay": 0.0}
     for name, rate in (("run", 0.003), ("still", 0.0)):
         train(paired_dataset, tmp_path / name, train_settings(settings | {"lr": rate}))
-    assert_same(tmp_path / "run", tmp_path / "still")
+    assert weights(tmp_path / "run") == weights(tmp_path / "still")
 
 
 def test_data_without_pairs_and_further_sources_train(
@@ -338,7 +324,7 @@ def test_a_run_may_start_from_the_weights_of_another(paired_dataset: Path, cycli
     assert cyclic(*words(paired_dataset, "--epochs", 2, "--out", "first", *first, paired=0)).code == 0
     still = ("--lr", 0, "--epochs", 1, "--out", "still", "--start-from", "first")
     assert cyclic(*words(paired_dataset, *still, objective="contrastive")).code == 0
-    assert_same(Path("first"), Path("still"))
+    assert weights(Path("first")) == weights(Path("still"))
     wrong = cyclic(*words(paired_dataset, "--out", "wrong", "--start-from", "first", "--set", "embedding=8"))
     assert wrong.code == 1
     assert "other sizes" in wrong.err
@@ -479,7 +465,7 @@ def test_info_says_how_to_make_a_joint_model_again_and_spells_no_vocabulary(
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     again = ["bash", "-c", f"{command} --out again --quiet --json"]
     subprocess.run(again, check=True, env=os.environ | {"PATH": path}, capture_output=True, timeout=200)
-    assert_same(Path("run"), Path("again"))
+    assert weights(Path("run")) == weights(Path("again"))
 
 
 def test_cycles_lead_through_the_other_modality_and_back(paired_dataset: Path) -> None:

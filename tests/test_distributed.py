@@ -1,6 +1,5 @@
 """Several processes do what one does: the same weights, every sample once, one voice, one writer."""
 
-import json
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ran
+from run_files import rows
 
 from cyclic_cli import config, distributed
 from cyclic_cli.config import TrainConfig, is_main_process, local_processes
@@ -86,8 +86,7 @@ def test_processes_train_the_weights_of_one(case: str, tiny_dataset: Path, tmp_p
     assert several.json["steps"] == one.json["steps"]
     assert several.json["val"]["psnr"] == pytest.approx(one.json["val"]["psnr"], rel=1e-5)
     assert difference(tmp_path / "one", tmp_path / "several") < 1e-5
-    rows = [json.loads(line) for line in (tmp_path / "several" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows if row["kind"] == "epoch"] == list(range(1, one.json["epochs"] + 1))
+    assert [row["epoch"] for row in rows(tmp_path / "several", "epoch")] == list(range(1, one.json["epochs"] + 1))
     assert several.err.count("starting ") == several.err.count(f"epoch 1/{one.json['epochs']}  val") == 1
     assert "warning" not in several.err.lower()
 
@@ -111,8 +110,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(
     rest = cyclic(*words, "--out", run)
     assert rest.code == 0, rest.err
     assert "processes 2 → 1" in rest.err
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["processes"] for row in rows if row["kind"] == "hardware"] == [2, 1]
+    assert [row["processes"] for row in rows(run, "hardware")] == [2, 1]
     whole = cyclic(*words, "--out", tmp_path / "whole")
     for folder, same in ((run, False), (tmp_path / "whole", True)):
         last = max((folder / "state").iterdir()) / "model.safetensors"

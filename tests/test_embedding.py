@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -31,24 +30,16 @@ def model(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def joint(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "joint"
-    settings: dict[str, Any] = {"arch": "linear", "model": {"latent": 32}, "embedding": 16, "epochs": 1}
-    train(paired_dataset, folder, TrainConfig(objective="contrastive", objectives={"contrastive": 1}, **settings))
-    return folder
-
-
 def vectors(path: Path) -> dict[tuple[str, str], np.ndarray]:
     """The vectors of a Parquet file, by key and kind."""
     rows = pq.read_table(path).to_pylist()
     return {(row["key"], row["kind"]): np.array(row["vector"], np.float32) for row in rows}
 
 
-def test_vectors_of_a_data_set_are_the_model_s(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
-    ran = cyclic("embed", paired_dataset, "--model", joint, "--out", "e.parquet", "--with-text", "--json")
+def test_vectors_of_a_data_set_are_the_model_s(joint_run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+    ran = cyclic("embed", paired_dataset, "--model", joint_run, "--out", "e.parquet", "--with-text", "--json")
     assert ran.code == 0, ran.err
-    stored, module = StoredDataset(paired_dataset), TorchModel(joint / "model.safetensors")
+    stored, module = StoredDataset(paired_dataset), TorchModel(joint_run / "model.safetensors")
     index = stored.index().to_pylist()
     found = pq.read_table("e.parquet")
     facts = json.loads(found.schema.metadata[b"cyclic"])
@@ -323,9 +314,14 @@ def test_parts_of_other_files_are_made_again(
 
 
 def test_parts_of_another_model_are_never_taken(
-    small_parts: None, model: Path, joint: Path, paired_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+    small_parts: None,
+    model: Path,
+    joint_run: Path,
+    paired_dataset: Path,
+    cyclic: Cyclic,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = ("embed", paired_dataset, "--model", joint, "-q", "--out", "e.parquet")
+    words = ("embed", paired_dataset, "--model", joint_run, "-q", "--out", "e.parquet")
     stopped(monkeypatch, cyclic, *words)
     Path(".e.parquet.unfinished/request.json").unlink()  # as a process that came late would leave it
     assert cyclic("embed", paired_dataset, "--model", model, "-q", "--out", "e.parquet").code == 0
@@ -368,18 +364,18 @@ def test_processes_share_the_work_and_make_the_file_of_one(
     assert "stdin" in cyclic("embed", "-", "--model", model, "--out", "four.parquet").err
 
 
-def test_texts(joint: Path, model: Path, cyclic: Cyclic) -> None:
+def test_texts(joint_run: Path, model: Path, cyclic: Cyclic) -> None:
     Path("texts.txt").write_text("Left disc.\n\nNo disc is seen.\n")
-    ran = cyclic("embed", "--text", "Left disc.", "--texts", "texts.txt", "--model", joint)
+    ran = cyclic("embed", "--text", "Left disc.", "--texts", "texts.txt", "--model", joint_run)
     assert ran.code == 0, ran.err
     assert [line["source"] for line in ran.lines] == ["text 1", "texts.txt:1", "texts.txt:3"]
-    wanted = TorchModel(joint / "model.safetensors").embed_texts(["Left disc.", "No disc is seen."])
+    wanted = TorchModel(joint_run / "model.safetensors").embed_texts(["Left disc.", "No disc is seen."])
     found = np.array([line["vector"] for line in ran.lines])
     np.testing.assert_allclose(found, wanted[[0, 0, 1]], atol=1e-6)
     assert ran.lines[0]["key"] == ran.lines[1]["key"] != ran.lines[2]["key"]
     ran = cyclic("embed", "--text", "Left disc.", "--model", model)
     assert (ran.code, "has no text side" in ran.err) == (1, True)
-    assert cyclic("embed", "--model", joint).code == 2
+    assert cyclic("embed", "--model", joint_run).code == 2
 
 
 def test_a_data_set_of_another_size_is_refused(

@@ -1,6 +1,5 @@
 """The same on a GPU as on a processor: training, embeddings, reconstructions, measures. On request, with -m gpu."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,27 +9,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ran
+from run_files import step_losses, weights
 
 from cyclic_cli import training
 from cyclic_cli.config import TrainConfig
 from cyclic_cli.embedding import EmbedSummary, embed_to_file, of_dataset
 from cyclic_cli.registry import names
-from cyclic_cli.storage import StoredDataset, read_checkpoint
+from cyclic_cli.storage import StoredDataset
 from cyclic_cli.torch_model import TorchModel
 from cyclic_cli.training import train
 
 Cyclic = Callable[..., Ran]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 GPU = "cuda"
-
-
-def step_losses(run: Path) -> list[float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row["losses"]["total"] for row in rows if row["kind"] == "step"]
-
-
-def weights(run: Path) -> dict[str, bytes]:
-    return {name: value.tobytes() for name, value in read_checkpoint(run / "model.safetensors").weights.items()}
 
 
 @pytest.fixture(autouse=True)

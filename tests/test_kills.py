@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import contents
+from run_files import timeless_rows
 
 INTERVAL = 4  # steps between two saved states
 EPOCHS = 30
@@ -51,13 +52,6 @@ def forks(tmp_path: Path) -> Iterator[Forks]:
     yield started
     started.server.kill()
     started.server.wait()
-
-
-def rows(run: Path) -> list[dict[str, object]]:
-    """The lines of a run's metrics without times, rates and attempts."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    left_out = ("seconds", "images_per_second", "attempt")
-    return [{name: value for name, value in row.items() if name not in left_out} for row in lines]
 
 
 def moments(run: Path, pid: int, validating: Path, generator: random.Random) -> list[tuple[str, Callable[[], bool]]]:
@@ -128,7 +122,7 @@ def test_a_run_killed_again_and_again_ends_as_if_never_stopped(
     assert rest["steps"] == whole["steps_executed"]
     # Resuming is not starting again.
     assert whole["steps"] < executed <= whole["steps"] + kills * INTERVAL
-    assert rows(run) == rows(tmp_path / "whole")
+    assert timeless_rows(run) == timeless_rows(tmp_path / "whole")
     kept, wanted = contents(run), contents(tmp_path / "whole")
     last = f"step-{whole['steps']:08d}"
     for name in ("model.safetensors", f"state/{last}/model.safetensors", f"state/{last}/optimizer.safetensors"):

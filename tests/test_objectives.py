@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ran
+from run_files import rows
 from skimage.metrics import structural_similarity
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -159,8 +160,7 @@ def test_a_mix_trains_and_every_term_stands_in_the_metrics(tiny_dataset: Path, c
         "--set", f"objectives={json.dumps(mix)}",
     )  # fmt: skip
     assert ran.code == 0
-    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    steps = [row for row in rows if row["kind"] == "step"]
+    steps = rows(Path("run"), "step")
     for row in steps:
         terms = row["losses"]
         assert set(terms) == {*mix, "total"}

@@ -168,23 +168,15 @@ def test_what_is_no_condition_is_refused_and_never_run(where: str, said: str, cy
     assert not Path("hacked").exists()
 
 
-@pytest.fixture(scope="module")
-def joint(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "joint"
-    settings: dict[str, Any] = {"arch": "linear", "model": {"latent": 32}, "embedding": 16, "epochs": 1}
-    train(paired_dataset, folder, TrainConfig(objective="contrastive", objectives={"contrastive": 1}, **settings))
-    return folder
-
-
 @pytest.fixture
-def embedded(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> Path:
-    ran = cyclic("embed", paired_dataset, "--model", joint, "--out", "e.parquet", "-q")
+def embedded(joint_run: Path, paired_dataset: Path, cyclic: Cyclic) -> Path:
+    ran = cyclic("embed", paired_dataset, "--model", joint_run, "--out", "e.parquet", "-q")
     assert ran.code == 0
     return Path("e.parquet")
 
 
 def test_an_image_a_key_and_a_text_are_queries(
-    embedded: Path, joint: Path, paired_dataset: Path, cyclic: Cyclic
+    embedded: Path, joint_run: Path, paired_dataset: Path, cyclic: Cyclic
 ) -> None:
     stored = StoredDataset(paired_dataset)
     row = next(row for row in stored.index().to_pylist() if row["has_image"])
@@ -192,22 +184,22 @@ def test_an_image_a_key_and_a_text_are_queries(
     make_png(Path("query.png"), pixels)
     words = ("--in", embedded, "--distinct", 0, "-k", 4, "--json", "--same-patient")
     by_key = cyclic("search", row["sample"], *words).json["results"]
-    ran = cyclic("search", "query.png", *words, "--model", joint)
+    ran = cyclic("search", "query.png", *words, "--model", joint_run)
     assert ran.code == 0, ran.err
     by_image = [one for one in ran.json["results"] if one["key"] != row["sample"]]
     assert [one["key"] for one in by_image] == [one["key"] for one in by_key][: len(by_image)]
     for one, other in zip(by_image, by_key, strict=False):
         assert one["similarity"] == pytest.approx(other["similarity"], abs=1e-4)
-    ran = cyclic("search", "A bright left disc.", *words, "--model", joint)
+    ran = cyclic("search", "A bright left disc.", *words, "--model", joint_run)
     assert ran.code == 0, ran.err
     assert "taken as a text" in ran.err
     assert {one["kind"] for one in ran.json["results"]} == {"image"}
-    texts = cyclic("search", "A bright left disc.", *words, "--model", joint, "--kind", "text").json["results"]
+    texts = cyclic("search", "A bright left disc.", *words, "--model", joint_run, "--kind", "text").json["results"]
     assert {one["kind"] for one in texts} == {"text"}
 
 
 def test_another_model_another_data_set_and_another_size_are_refused(
-    embedded: Path, joint: Path, tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic
+    embedded: Path, joint_run: Path, tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic
 ) -> None:
     train(tiny_dataset, tmp_path / "other", TrainConfig(arch="linear", model={"latent": 16}, epochs=1))
     make_png(Path("query.png"), smooth_image(1))
@@ -323,7 +315,7 @@ def test_a_page_without_reports_does_not_speak_of_them(cyclic: Cyclic) -> None:
 
 
 def test_the_page_of_a_data_set_shows_its_pictures_and_no_others(
-    embedded: Path, joint: Path, paired_dataset: Path, cyclic: Cyclic
+    embedded: Path, joint_run: Path, paired_dataset: Path, cyclic: Cyclic
 ) -> None:
     stored = StoredDataset(paired_dataset)
     rows = [row for row in stored.index().to_pylist() if row["has_image"] and row["has_text"]]
@@ -343,16 +335,16 @@ def test_the_page_of_a_data_set_shows_its_pictures_and_no_others(
     assert "Mark what differs from the query" in page.text
     make_png(Path("new.png"), smooth_image(99))
     for more in ([], ["--dataset", paired_dataset]):  # a file that the user names is shown
-        words = ("search", "new.png", "--in", embedded, "--model", joint, "--overwrite", "-q", "--page", "p.html")
+        words = ("search", "new.png", "--in", embedded, "--model", joint_run, "--overwrite", "-q", "--page", "p.html")
         assert cyclic(*words, *more).code == 0
         page = Page(Path("p.html").read_text(encoding="utf-8"))
         assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"][:1] == ["The query"]
 
 
-def test_info_says_what_a_file_of_embeddings_is(embedded: Path, joint: Path, cyclic: Cyclic) -> None:
+def test_info_says_what_a_file_of_embeddings_is(embedded: Path, joint_run: Path, cyclic: Cyclic) -> None:
     said = cyclic("info", embedded, "--json").json
     assert (said["kind"], said["rows"], said["dimensions"]) == ("embeddings", 310, 16)
-    assert said["model"] == cyclic("info", joint / "model.safetensors", "--json").json["fingerprint"]
+    assert said["model"] == cyclic("info", joint_run / "model.safetensors", "--json").json["fingerprint"]
     assert {"key", "patient", "disc"} <= set(said["columns"])
 
 
@@ -365,11 +357,11 @@ def test_the_beginning_of_a_key_will_do_where_one_alone_begins_so(cyclic: Cyclic
     assert "2 keys begin with" in cyclic(*words, "abcdef01").err
 
 
-def test_a_report_is_a_query_and_stands_in_no_error(joint: Path, embedded: Path, cyclic: Cyclic) -> None:
+def test_a_report_is_a_query_and_stands_in_no_error(joint_run: Path, embedded: Path, cyclic: Cyclic) -> None:
     text = "There is left disc. " * 30
-    ran = cyclic("search", text, "--in", embedded, "--model", joint, "--json")
+    ran = cyclic("search", text, "--in", embedded, "--model", joint_run, "--json")
     assert ran.code == 0, ran.err
-    ran = cyclic("search", text, "--in", embedded, "--model", joint.parent / "nothing")
+    ran = cyclic("search", text, "--in", embedded, "--model", joint_run.parent / "nothing")
     assert ran.code == 1
     assert "disc" not in ran.err
 

@@ -1,6 +1,5 @@
 """`examples/slurm/train.sbatch` on a real Slurm of one machine. Slow: on request."""
 
-import json
 import os
 import sys
 import time
@@ -10,8 +9,7 @@ from pathlib import Path
 import pytest
 import slurm
 from conftest import Ran
-
-from cyclic_cli.storage import read_checkpoint
+from run_files import rows, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())]
 
@@ -30,14 +28,6 @@ def submit(cluster: slurm.Cluster, dataset: Path, run: Path | None, *options: st
     search_path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     own = {} if run is None else {"RUN": run}
     return cluster.submit(*ONE, *options, SCRIPT, *WORDS, *words, PATH=search_path, DATASET=dataset, **own)
-
-
-def weights(run: Path) -> dict[str, bytes]:
-    return {name: value.tobytes() for name, value in read_checkpoint(run / "model.safetensors").weights.items()}
-
-
-def rows(run: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def until(condition: Callable[[], object], seconds: float = 120) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ran, make_png, smooth_image
+from run_files import rows, step_losses, timeless_rows, weights
 
 from cyclic_cli import autoencoding, distributed, training, validation
 from cyclic_cli.config import TrainConfig
@@ -34,19 +35,6 @@ Cyclic = Callable[..., Ran]
 def short_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fit of the convolutional start to the spectrum is cut short: it takes seconds, and is tested elsewhere."""
     monkeypatch.setattr(conv, "ITERATIONS", 20)
-
-
-def metrics(run: Path) -> list[dict[str, object]]:
-    """The lines of a run's metrics without times and rates."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in row.items() if name not in ("seconds", "images_per_second", "attempt")}
-        for row in rows
-    ]
-
-
-def weights(run: Path) -> dict[str, bytes]:
-    return {name: value.tobytes() for name, value in read_checkpoint(run / "model.safetensors").weights.items()}
 
 
 @pytest.mark.parametrize("arch", names("models"))
@@ -105,7 +93,7 @@ def test_a_run_stopped_in_mid_epoch_ends_with_the_bits_of_one_never_stopped(
     assert (rest["resumed"], rest["resumed_from_step"]) == (True, stop_at)
     assert stop_at + rest["steps_executed"] == whole["steps_executed"]
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
-    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    assert timeless_rows(tmp_path / "stopped") == timeless_rows(tmp_path / "whole")
     last = [sorted((tmp_path / name / "state").iterdir())[-1] for name in ("whole", "stopped")]
     for file in ("model.safetensors", "optimizer.safetensors"):
         assert (last[0] / file).read_bytes() == (last[1] / file).read_bytes()
@@ -129,14 +117,10 @@ def test_threads_and_movements_do_not_disturb_a_resumed_run(
     rest = train(tiny_dataset, tmp_path / "stopped", config, resume="auto")
     assert rest.resumed_from_step == stop_at
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
-    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    assert timeless_rows(tmp_path / "stopped") == timeless_rows(tmp_path / "whole")
     last = [sorted((tmp_path / name / "state").iterdir())[-1] for name in ("whole", "stopped")]
     for file in ("model.safetensors", "optimizer.safetensors"):
         assert (last[0] / file).read_bytes() == (last[1] / file).read_bytes()
-
-
-def step_losses(run: Path) -> list[float]:
-    return [row["losses"]["total"] for row in metrics(run) if row["kind"] == "step"]  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -163,8 +147,8 @@ def test_a_run_says_how_its_steps_are_computed(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     words = ("train", tiny_dataset, "--arch", "deep", "--epochs", 1, "--batch-size", 6, "--precision", "32")
     said = cyclic(*words, "--out", "run", "--device", "cpu")
-    rows = [row for row in metrics(Path("run")) if row["kind"] == "hardware"]
-    assert rows == [
+    hardware = rows(Path("run"), "hardware")
+    assert hardware == [
         {
             "kind": "hardware", "device": "cpu", "precision": "32", "processes": 1, "sharded": False, "threads": 2,
             "parallel": "samples", "side_by_side": 2, "micro_batch": 3,
@@ -254,7 +238,7 @@ def test_the_best_epoch_is_kept_not_the_last(
     summary = train(tiny_dataset, tmp_path / "run", TrainConfig(arch="linear", epochs=3, batch_size=4))
     assert summary.val["mse"] == 0.1
     assert read_checkpoint(tmp_path / "run" / "model.safetensors").provenance["epoch"] == 2
-    assert [row["best"] for row in metrics(tmp_path / "run") if row["kind"] == "epoch"] == [True, True, False]
+    assert [row["best"] for row in rows(tmp_path / "run", "epoch")] == [True, True, False]
 
 
 def test_validation_is_what_reconstruct_measures(
@@ -262,11 +246,11 @@ def test_validation_is_what_reconstruct_measures(
 ) -> None:
     """Over the image area alone: the tiny images are 80 × 64, so a quarter of each square is letterbox."""
     summary = train(tiny_dataset, tmp_path / "run", TrainConfig(arch="conv", epochs=1))
-    rows = StoredDataset(tiny_dataset).index(["source", "split"]).to_pylist()
-    rows = [row["source"] for row in rows if row["split"] == "val"]
-    scans = [tiny_files / source for source in rows]
+    samples = StoredDataset(tiny_dataset).index(["source", "split"]).to_pylist()
+    sources = [sample["source"] for sample in samples if sample["split"] == "val"]
+    scans = [tiny_files / source for source in sources]
     said = cyclic("reconstruct", *scans, "--model", tmp_path / "run", "--json").lines
-    assert len(said) == len(rows) > 2
+    assert len(said) == len(sources) > 2
     assert summary.val["mse"] == pytest.approx(np.mean([line["mse"] for line in said]), rel=1e-4)
     assert summary.val["psnr"] == pytest.approx(np.mean([line["psnr"] for line in said]), abs=1e-3)
 
@@ -284,7 +268,7 @@ def test_what_a_killed_attempt_wrote_after_its_state_is_cut(tiny_dataset: Path, 
         file.write('{"kind": "step", "step": 4}\n{"kind": "st')
     train(tiny_dataset, run, config, resume="auto")
     train(tiny_dataset, tmp_path / "whole", config)
-    assert metrics(run) == metrics(tmp_path / "whole")
+    assert timeless_rows(run) == timeless_rows(tmp_path / "whole")
 
 
 def test_rate_noise_and_weights_reach_the_model(
@@ -455,8 +439,8 @@ def test_a_batch_whose_loss_is_not_finite_stops_the_run_or_is_skipped(
     assert f"{keys[3]:016x}" in stopped.err
     skipped = cyclic(*words, "--set", "not_finite=skip", "--resume", "auto", "--json")
     assert skipped.code == 0, skipped.err
-    rows = [row for row in metrics(Path("run")) if row["kind"] == "skipped"]
-    assert [f"{keys[3]:016x}" in row["samples"] for row in rows] == [True, True]  # type: ignore[operator]
+    skipped = rows(Path("run"), "skipped")
+    assert [f"{keys[3]:016x}" in row["samples"] for row in skipped] == [True, True]  # type: ignore[operator]
     assert all(np.isfinite(value).all() for value in read_checkpoint(Path("run/model.safetensors")).weights.values())
 
 
@@ -507,7 +491,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_used(
     assert newest.name in said[0]
     assert (newest.name, rest.resumed_from_step) == ("step-00000005", 4)
     assert weights(run) == weights(tmp_path / "whole")
-    assert metrics(run) == metrics(tmp_path / "whole")
+    assert timeless_rows(run) == timeless_rows(tmp_path / "whole")
 
 
 def test_when_every_state_is_damaged_the_run_says_so(tiny_dataset: Path, tmp_path: Path) -> None:
@@ -543,7 +527,7 @@ def test_a_disk_that_fills_up_while_state_is_written_leaves_the_state_before_it(
     assert train(tiny_dataset, run, config, resume="auto").resumed_from_step == 2
     train(tiny_dataset, tmp_path / "whole", config)
     assert weights(run) == weights(tmp_path / "whole")
-    assert metrics(run) == metrics(tmp_path / "whole")
+    assert timeless_rows(run) == timeless_rows(tmp_path / "whole")
 
 
 def test_a_second_signal_ends_a_process_that_waits_outside_of_python() -> None:
@@ -589,7 +573,7 @@ def test_a_signal_ends_a_validation_which_the_next_attempt_does(
     assert train(tiny_dataset, run, config, resume="auto").resumed_from_step == 6
     train(tiny_dataset, tmp_path / "whole", config)
     assert weights(run) == weights(tmp_path / "whole")
-    assert metrics(run) == metrics(tmp_path / "whole")
+    assert timeless_rows(run) == timeless_rows(tmp_path / "whole")
 
 
 def test_a_model_that_was_lost_after_the_last_epoch_is_written_again(tiny_dataset: Path, tmp_path: Path) -> None:

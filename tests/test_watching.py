@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Ran
+from run_files import rows
 
 from cyclic_cli import autoencoding, console, training
 from cyclic_cli.config import TrainConfig
@@ -87,8 +88,7 @@ def test_tensorboard_says_what_the_metrics_say_even_of_a_run_that_was_resumed(
     train(tiny_dataset, run, config, resume="auto")
     events = reader.EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps, epochs = ([row for row in rows if row["kind"] == kind] for kind in ("step", "epoch"))
+    steps, epochs = rows(run, "step"), rows(run, "epoch")
     assert [row["step"] for row in steps] == list(range(1, steps[-1]["step"] + 1))
     for curve, wanted in {
         "train/total": {row["step"]: row["losses"]["total"] for row in steps},
