@@ -41,17 +41,12 @@ def filled_in(config: TrainConfig, samples: int) -> TrainConfig:
     largest = max(SMALLEST_BATCH, samples // STEPS_OF_AN_EPOCH)
     config = with_recipe(config, JOINT_RECIPE | {"batch_size": min(JOINT_RECIPE["batch_size"], largest)})
     config = replace(config, objectives=dict(config.objectives or PRESETS[config.objective]))
-    tables = {name: asdict(Modality.of(name, table).config) for name, table in _tables(config).items()}
-    return replace(config, modalities=tables)
-
-
-def _tables(config: TrainConfig) -> dict[str, dict[str, Any]]:
-    """The settings of each modality; --arch and the like are those of images."""
     tables = dict(config.modalities)
-    if "image" in tables:
-        of_images = {"arch": config.arch, "model": config.model, "augment": config.augment}
-        tables["image"] = of_images | tables["image"]
-    return tables
+    if "image" in tables:  # --arch and the like are its settings, unless its table says otherwise
+        of_images = {name: getattr(config, name) for name in ("arch", "model", "augment")} | tables["image"]
+        tables["image"] = of_images
+        config = replace(config, **{name: of_images[name] for name in ("arch", "model", "augment")})
+    return replace(config, modalities={name: asdict(Modality.of(name, table).config) for name, table in tables.items()})
 
 
 class Alignment:

@@ -246,6 +246,14 @@ def test_two_processes_learn_what_one_does(paired_dataset: Path, tmp_path: Path,
     assert first[0] == pytest.approx(first[1], rel=1e-3)
 
 
+def test_the_table_of_images_has_the_last_word_on_their_architecture(paired_dataset: Path, cyclic: Cyclic) -> None:
+    ran = cyclic(*words(paired_dataset, "--out", "run", "--set", "modalities.image={arch: conv, model: {}}"))
+    assert ran.code == 0, ran.err
+    kept = read_checkpoint(Path("run/model.safetensors"))
+    assert ran.json["arch"] == kept.provenance["settings"]["arch"] == "conv"
+    assert kept.architecture["config"]["modalities"]["image"]["arch"] == "conv"
+
+
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_weights_begin_late_and_their_pull_on_the_shared_layers_is_logged(
     precision: str, paired_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
