@@ -135,6 +135,7 @@ def test_empty_texts_have_codes_and_errors(made: tuple[Any, Tensor]) -> None:
     assert code.isfinite().all()
     assert tower.errors(code, empty).isfinite().all()
     assert tower.errors(code[:0], empty[:0]).shape == (0,)
+    assert tower.encode(empty[:0]).shape == (0, tower.code)
 
 
 def test_weights_and_facts_are_all_a_checkpoint_needs(name: str, made: tuple[Any, Tensor]) -> None:

@@ -105,6 +105,8 @@ class Tower(Writing):
     def encode(self, tokens: Tensor) -> Tensor:
         """Codes (N, code) of tokens (N, L), those below 0 unread, or of rows (N, L, V) that `drawn` gave."""
         there, vectors = self._embedded(tokens)
+        if not len(tokens):  # which the library cannot reshape
+            return vectors.sum(1)
         before = self.table[self.before].to(vectors.dtype).expand(len(vectors), -1, -1)
         vectors = torch.cat([before, vectors], 1)
         there = torch.cat([there.new_ones(before.shape[:2]), there], 1)
