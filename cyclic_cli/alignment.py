@@ -159,7 +159,7 @@ class Alignment:
 
     def chosen(self, step: int) -> Chosen:
         """The values of a step (from 0) of the run."""
-        share = 1.0 if len(self._of_pairs) == len(self.objectives) else self.config.paired_share
+        share = None if len(self._of_pairs) == len(self.objectives) else self.config.paired_share
         return self.mixture.chosen(step, self.config.seed, self.batch_size, share)
 
     def weights(self, step: int) -> dict[str, float]:

@@ -144,7 +144,7 @@ class TrainConfig:
     )  # and their settings
     embedding: int = 64  # numbers of the space that modalities share
     private: int = 32  # numbers of a code that are a modality's own
-    paired_share: float = 2 / 3  # of a batch, at least, where objectives look at values without a partner too
+    paired_share: float = 2 / 3  # of a batch, if there are so many pairs, where objectives look at other values too
     fraction: float = 1.0  # of the training patients
     paired_fraction: float = 1.0  # of these: whose images and reports may be known to belong together
     epochs: int = 10
@@ -153,7 +153,7 @@ class TrainConfig:
     weight_decay: float | None = None
     warmup: float | None = None  # share of the steps in which the learning rate rises
     gradient_clip: float = 1.0  # largest norm of the gradient
-    fitted_lr: float | None = None  # learning rate of parameters that start in closed form, as a share of `lr`
+    fitted_lr: float | None = None  # learning rate of what starts from the data (towers), as a share of `lr`
     augment: float | None = None  # strength of small random movements and changes of contrast of training images
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda

@@ -320,6 +320,11 @@ def _zero_shot(model: TorchModel, part: Part, wordings: Mapping[str, Mapping[str
             raise UsageError(
                 f"The prompts name {label!r}, which is no label of the data set.", f"Labels: {', '.join(part.labels)}."
             )
+        if not np.issubdtype(part.labels[label].dtype, np.number):
+            raise UsageError(
+                f"{label!r} is a column of words; prompts need one of 0 and 1.",
+                "Prepare a column for each of its classes.",
+            )
         there = np.flatnonzero(part.numbers["image"] != ALONE)
         positive, negative = (model.embed("text", model.texts(kinds[kind])) for kind in ("positive", "negative"))
         scores = probing.zero_shot(part.of("image", there), positive, negative)
@@ -348,11 +353,19 @@ def _texts(model: TorchModel, part: Part, learned_from: StoredDataset, report: R
     true = part.index["text"][both].tolist()
     training = learned_from.rows(["text", "has_text"], "train")
     known = training["text"][training["has_text"].astype(bool)].tolist()
-    if learned_from.facts.fingerprint != model.checkpoint.provenance.get("dataset"):
+    trained_on = model.checkpoint.provenance
+    if learned_from.facts.fingerprint != trained_on.get("dataset"):
         report(Note("Copied reports are looked for in another data set than the model's: see --train.", True))
-    copied, _ = wording.copied(written, known)
+    elif trained_on.get("also"):
+        report(Note("Copied reports are not looked for in the data sets of --also: name one with --train.", True))
+    as_far_as_written = [tower.vocabulary.decode(one) for one in tower.vocabulary.encode(known, tower.limit)]
+    copied, _ = wording.copied(written, known + as_far_as_written)
     truth = {name: labels[both] for name, labels in part.labels.items()}
-    findings = {name: asdict(one) for name, one in wording.finding_scores(written, truth).items()}
+    read = wording.finding_scores(true, truth)  # how far the reader of findings can be trusted with such reports
+    findings = {
+        name: asdict(one) | {"f1_of_true_reports": read[name].f1}
+        for name, one in wording.finding_scores(written, truth).items()
+    }
     return {
         "samples": len(both), "bleu": wording.bleu(written, true), "rouge_l": wording.rouge_l(written, true),
         "copied_from_training": copied if known else None, "distinct": len(set(written)), "findings": findings,

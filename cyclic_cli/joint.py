@@ -151,8 +151,10 @@ class _Batch:
 
     @cached_property
     def scale(self) -> Tensor:
-        """() of a contrast."""
-        return self.model.log_scale.clamp(max=SCALE_LIMIT).exp()
+        """() of a contrast. The weight itself is held at its limit, so that it may fall again."""
+        with torch.no_grad():
+            self.model.log_scale.clamp_(max=SCALE_LIMIT)
+        return self.model.log_scale.exp()
 
     @cached_property
     def bias(self) -> Tensor:
@@ -187,7 +189,7 @@ class _Batch:
     def code_cycle(self) -> dict[tuple[str, str], Tensor]:
         """By (a, b) (N,): errors of a's code after a → shared → b's code → shared → a's code, in its spread."""
         return {
-            (a, b): (self.model.code(a, returned, self.parts[a][1]) - self.codes[a]).square().mean(1)
+            (a, b): (self.model.code(a, returned, self.parts[a][1]) - self.codes[a].detach()).square().mean(1)
             for (a, b), returned in self._through(self._code).items()
         }
 

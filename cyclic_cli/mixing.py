@@ -1,7 +1,8 @@
 """Batches that mix paired samples with samples that have one modality alone, such as an image without a report.
 
-What is unusual: values alone are drawn in an order of their own, which depends on the values and on nothing else. Whose
-report an unpaired report is, no batch, no random number and so no objective can tell: permuting them changes no bit.
+What is unusual: values alone are drawn in an order of their own, which depends on the values and on nothing else. Which
+image an unpaired report belongs to, no batch, no random number and so no objective can tell: permuting the images
+changes no bit. (Whose report it is counts once: a token must stand in the reports of several patients.)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,12 +138,14 @@ class Mixture:
         """The share of all values whose partner is not known."""
         return sum(map(len, self.alone.values())) / sum(map(len, self.pools.values()))
 
-    def sizes(self, batch_size: int, paired_share: float) -> tuple[int, dict[str, int]]:
+    def sizes(self, batch_size: int, paired_share: float | None) -> tuple[int, dict[str, int]]:
         """How many paired samples a batch has, and how many values of each modality alone.
 
         A batch has `batch_size` values of each modality as far as there are so many. `paired_share` of them are paired,
-        or more where more of all values are, or where there are too few alone to fill it.
+        or more where more of all values are, or where there are too few alone to fill it; None takes none alone.
         """
+        if paired_share is None:
+            return min(len(self.paired), batch_size), dict.fromkeys(self.alone, 0)
         share = max(paired_share, len(self.paired) / max(map(len, self.pools.values())))
         most_alone = max(map(len, self.alone.values()))
         paired = min(len(self.paired), max(1, round(batch_size * share), batch_size - most_alone))
@@ -152,7 +155,7 @@ class Mixture:
         """As many batches as the modality with the most values fills, whatever is paired."""
         return -(-max(len(pool) for pool in self.pools.values()) // batch_size)
 
-    def chosen(self, step: int, seed: int, batch_size: int, paired_share: float) -> Chosen:
+    def chosen(self, step: int, seed: int, batch_size: int, paired_share: float | None) -> Chosen:
         """The batch of a step (from 0) of the run."""
         paired, alone = self.sizes(batch_size, paired_share)
         together = _drawn(len(self.paired), paired, step, seed, "paired")

@@ -131,6 +131,8 @@ def test_pairs_fill_what_values_alone_do_not(paired_dataset: Path) -> None:
     pairs_only = learner(paired_dataset, paired_fraction=0.8, batch_size=30, objective="cyclip")
     assert {len(of) for of in pairs_only.chosen(0).numbers.values()} == {30}
     assert all((of != ALONE).all() for of in pairs_only.chosen(0).samples.values())
+    few_alone = learner(paired_dataset, paired_fraction=0.1, batch_size=64, objective="cyclip")
+    assert {len(of) for of in few_alone.chosen(0).numbers.values()} == {known}
 
 
 def test_about_as_many_values_are_decoded_as_are_enough(paired_dataset: Path) -> None:
@@ -182,6 +184,32 @@ def test_texts_of_unpaired_samples_may_be_permuted_without_changing_a_bit(
     third = changed(paired_dataset, tmp_path / "third", lambda samples: permute_paired(samples))
     assert cyclic(*words(third, "--epochs", 2, "--out", "three", *mixture)).code == 0
     assert weights(Path("one")) != weights(Path("three"))
+
+
+def test_images_of_unpaired_samples_may_be_permuted_where_patients_have_several_samples(
+    paired_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    places = {place: f"{place:032x}" for place in range(100) if paired_place(f"{place:032x}") >= 0.4}
+
+    def of_few_patients(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        unpaired = [row for row in samples if row["split"] == "train" and paired_place(row["patient"]) >= 0.4]
+        patients = list(places.values())
+        for number, row in enumerate(unpaired):
+            row["patient"] = patients[number // 3]
+        return [row for row in unpaired if row["has_text"]]
+
+    def permute(samples: list[dict[str, Any]]) -> None:
+        unpaired = of_few_patients(samples)
+        belonging = [(row["text"], row["patient"]) for row in unpaired]
+        order = np.random.default_rng(0).permutation(len(belonging))
+        for row, place in zip(unpaired, order, strict=True):
+            row["text"], row["patient"] = belonging[place]
+
+    for out, change in (("one", of_few_patients), ("two", permute)):
+        dataset = changed(paired_dataset, tmp_path / out, change)
+        ran = cyclic(*words(dataset, "--epochs", 2, "--out", out, "--set", f"objectives={EVERY}"))
+        assert ran.code == 0, ran.err
+    assert weights(Path("one")) == weights(Path("two"))
 
 
 def permute_paired(samples: list[dict[str, Any]]) -> None:

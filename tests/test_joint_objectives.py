@@ -96,11 +96,15 @@ def test_contrastive_without_repetitions_is_that_of_clip() -> None:
     assert loss_of("contrastive", outputs, batch).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_sigmoid_judges_every_pair_by_itself() -> None:
+@pytest.mark.parametrize("repeated", [False, True])
+def test_sigmoid_judges_every_pair_by_itself(repeated: bool) -> None:
     outputs, batch = a_batch()
+    if repeated:  # the reports of two pairs are one, and so are hits of both
+        there = (batch["sample"]["b"] != ALONE).nonzero()[:2, 0]
+        batch["content"]["b"][there] = 7
     rows = paired_rows(outputs, batch, "a", "b")
     total = sum(
-        math.log(1 + math.exp(-(1 if one is other else -1) * (8 * dot(one[0], other[1]) - 3)))
+        math.log(1 + math.exp(-(1 if one[3] == other[3] else -1) * (8 * dot(one[0], other[1]) - 3)))
         for one in rows
         for other in rows
     )
@@ -198,6 +202,18 @@ def test_wasserstein_is_that_of_sorted_projections() -> None:
     assert loss_of("wasserstein", outputs, batch).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_wasserstein_of_unequal_counts_is_that_of_repeated_values() -> None:
+    """A cloud is the same cloud when each of its values is there as many times: 5 and 6 values as 30 and 30."""
+    outputs, batch = a_batch(paired=0)
+    a, b = (torch.stack(alone_rows(outputs, batch, name)).float() for name in "ab")
+    along = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
+    along = along / along.norm(dim=0)
+    one, other = (cloud.repeat_interleave(30 // len(cloud), 0) @ along for cloud in (a, b))
+    expected = (one.sort(0).values - other.sort(0).values).square().mean()
+    assert (len(a), len(b)) == (5, 6)
+    assert loss_of("wasserstein", outputs, batch).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
 def test_latent_cycles_are_cosine_distances() -> None:
     outputs, batch = a_batch()
     distances = [
@@ -219,15 +235,34 @@ def test_errors_are_averaged_over_samples_then_over_ways(name: str) -> None:
 def test_gradients_are_those_of_finite_differences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs, batch = a_batch()
     monkeypatch.setattr(Tensor, "float", lambda value: value)  # the objectives compute in float32
-    leaf = outputs["embedding"]["a"].clone().requires_grad_()
-    tolerance = {"atol": 1e-5, "rtol": 1e-3, "eps": 1e-6}
-    if name in ("walk", "pseudo_pairs"):  # part of them is without a gradient by intent
-        pytest.skip("its goal takes no gradient")
+    output, key = ("half_latent_cycle", ("a", "b")) if name == "half_latent_cycle" else ("embedding", "a")
+    leaf = outputs[output][key].clone().requires_grad_()
+    given: list[Tensor] = []  # what takes no gradient by intent, such as the goal of a walk, stays as it was at first
 
     def of(value: Tensor) -> Tensor:
-        return loss_of(name, {**outputs, "embedding": {**outputs["embedding"], "a": value}}, batch)
+        left = iter(list(given))
 
-    assert torch.autograd.gradcheck(of, leaf, **tolerance)
+        def detach(taken: Tensor) -> Tensor:
+            given.extend([taken.data.clone()] if not known else [])
+            return next(left) if known else given[-1]
+
+        known = bool(given)
+        with monkeypatch.context() as patched:
+            patched.setattr(Tensor, "detach", detach)
+            return loss_of(name, {**outputs, output: {**outputs[output], key: value}}, batch)
+
+    assert torch.autograd.gradcheck(of, leaf, atol=1e-5, rtol=1e-3, eps=1e-6)
+    assert bool(given) == (name in ("walk", "pseudo_pairs", "half_latent_cycle"))
+
+
+def test_a_half_cycle_leaves_its_start_alone() -> None:
+    outputs, batch = a_batch()
+    outputs["embedding"] = {name: value.requires_grad_() for name, value in outputs["embedding"].items()}
+    for back in outputs["half_latent_cycle"].values():
+        back.requires_grad_()
+    loss_of("half_latent_cycle", outputs, batch).backward()
+    assert all(back.grad.any() for back in outputs["half_latent_cycle"].values())
+    assert not any(value.grad is not None and value.grad.any() for value in outputs["embedding"].values())
 
 
 @pytest.mark.parametrize("name", OF_EMBEDDINGS)

@@ -134,7 +134,10 @@ def _probe(probe: dict[str, Any]) -> dict[str, str]:
 
 def _correctness(found: dict[str, Any]) -> dict[str, str]:
     shares = {name: _percent(found[name]) for name in ("precision", "recall", "f1")}
-    return {**shares, "stated": str(found["stated"]), "present": str(found["present"])}
+    return {
+        **shares, "stated": str(found["stated"]), "present": str(found["present"]),
+        "f1 of true reports": _percent(found["f1_of_true_reports"]),
+    }  # fmt: skip
 
 
 def _auroc(score: dict[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ of them. A modality file has
     def present(index)          (N,) bool: which samples of an index have it; `index` maps COLUMNS to arrays (N,)
     def fit(dataset, index, config)     facts that its values and its tower need, learned from the training samples of
                                 `index`, such as a tokenizer: plain values, which travel in the checkpoint. They depend
-                                on which values there are, never on which sample, or which image, they belong to
+                                on which values there are, and whose, never on which other values go with them
     def portable(config)        optional: the settings without those that name a place on this machine
     INPUTS                      optional: names of what an exported tower takes, and by name its sides of any length, as
                                 {"input": {0: "batch"}}; without it the one input is called as the modality

@@ -1,8 +1,8 @@
 """Half latent cycle: the latent cycle whose way back alone learns.
 
-The loss is that of `latent_cycle`, but what is drawn on the way counts as given: the encoder of b learns to read what
-its decoder draws, the decoder learns nothing. It is training on pseudo-pairs, the "half-cycle" of ITIT (Li et al.,
-ICLR 2024, section 3).
+The loss is that of `latent_cycle`, but where it starts and what is drawn on the way count as given: the encoder of b
+learns to read what its decoder draws, and nothing else learns. It is training on pseudo-pairs, the "half-cycle" of
+ITIT (Li et al., ICLR 2024, section 3).
 """
 
 from __future__ import annotations
@@ -19,4 +19,5 @@ PER_SAMPLE = False
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:
     """Return the scalar loss, from 0 to 2, of outputs["half_latent_cycle"], embeddings (N, D) by (from, to)."""
-    return returned(outputs, "half_latent_cycle")
+    starts = {name: embedding.detach() for name, embedding in outputs["embedding"].items()}
+    return returned(starts, outputs["half_latent_cycle"], outputs)

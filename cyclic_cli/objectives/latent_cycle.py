@@ -21,14 +21,10 @@ PER_SAMPLE = False
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:
     """Return the scalar loss, from 0 to 2, of outputs["latent_cycle"], embeddings (N, D) by (from, to)."""
-    return returned(outputs, "latent_cycle")
+    return returned(outputs["embedding"], outputs["latent_cycle"], outputs)
 
 
-def returned(outputs: dict[str, Any], name: str) -> Tensor:
+def returned(starts: dict[str, Tensor], backs: dict[tuple[str, str], Tensor], outputs: dict[str, Any]) -> Tensor:
     """Mean cosine distance between embeddings and what came back of them."""
-    losses = [
-        1 - (outputs["embedding"][a].float() * back.float()).sum(1).mean()
-        for (a, _), back in outputs[name].items()
-        if len(back)
-    ]
+    losses = [1 - (starts[a].float() * back.float()).sum(1).mean() for (a, _), back in backs.items() if len(back)]
     return mean(losses, outputs)
