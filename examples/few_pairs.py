@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from cyclic_cli import __version__
 from cyclic_cli.alignment import filled_in
-from cyclic_cli.config import PRESETS, available_cpus, train_settings
+from cyclic_cli.config import JOINT_RECIPE, PRESETS, TrainConfig, available_cpus, train_settings
 from cyclic_cli.storage import StoredDataset
 
 RETURNING = (
@@ -33,8 +34,11 @@ RETURNING = (
     "code_cycle",
 )
 QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's t, 97.5 %
-SETTINGS = ("model.width=8",)  # half the maps of the default: a training of 64 × 64 pixels in less than a minute
+SETTINGS = ("model.width=8", "precision=32")  # half the maps of the default; float32 on every machine
 AUTOENCODERS = "autoencoders"  # what `contrastive` may start from
+WITHOUT_RETURN = "cyclic without returning terms"
+CONTROLS = ("cca", "ridge")
+HITS = ("strict", "same_text", "same_study", "same_patient", "same_findings")
 
 
 @dataclass(frozen=True)
@@ -50,17 +54,22 @@ class Run:
         return f"{self.method.replace(' ', '-')}-{self.fraction:g}-seed{self.seed}"
 
 
+def preset_of(method: str) -> str:
+    """The preset that a method of the table is made from."""
+    return "contrastive" if method == AUTOENCODERS else method.partition(" ")[0]
+
+
 def mixture(method: str) -> dict[str, Any]:
     """The objectives of a method by its name in the table."""
-    preset, _, without = method.partition(" without ")
-    terms = PRESETS[preset.partition(" from ")[0]] if method != AUTOENCODERS else {"reconstruction": 1.0}
+    without = method.partition(" without ")[2]
+    terms = PRESETS[preset_of(method)] if method != AUTOENCODERS else {"reconstruction": 1.0}
     left_out = RETURNING if without == "returning terms" else (without,)
     return {name: weight for name, weight in terms.items() if name not in left_out}
 
 
 def methods() -> list[str]:
     """The rows of the table that are trained, none twice: where one term alone returns, it is all of the returning."""
-    first = ["contrastive", f"contrastive from {AUTOENCODERS}", "cyclip", "cyclic", "cyclic without returning terms"]
+    first = ["contrastive", f"contrastive from {AUTOENCODERS}", "cyclip", "cyclic", WITHOUT_RETURN]
     without = [f"cyclic without {name}" for name in PRESETS["cyclic"]]
     return [*first, *(name for name in without if mixture(name) != mixture(first[-1]))]
 
@@ -79,7 +88,8 @@ def asked(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "data": [StoredDataset(folder).facts.fingerprint for folder in (options.dataset, options.test)],
         "split": options.split, "epochs": options.epochs, "settings": list(options.set),
-        "objectives": mixture(run.method),
+        "objectives": mixture(run.method), "version": __version__,
+        "recipe": JOINT_RECIPE | {"paired_share": TrainConfig.paired_share},
     }  # fmt: skip
 
 
@@ -95,7 +105,7 @@ def train_and_evaluate(run: Run, options: argparse.Namespace) -> None:
         start = ["--start-from", options.work / "runs-of-table" / Run(AUTOENCODERS, 1, run.seed).name]
     settings = [word for assignment in options.set for word in ("--set", assignment)]
     summary = cyclic(
-        "train", options.dataset, "--objective", "contrastive",
+        "train", options.dataset, "--objective", preset_of(run.method),
         "--set", f"objectives={json.dumps(mixture(run.method))}", "--paired-fraction", run.fraction,
         "--seed", run.seed, "--epochs", options.epochs, *settings, *start, "--out", folder, "--resume", "auto",
     )  # fmt: skip
@@ -116,15 +126,26 @@ def cyclic(*words: object) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def score(retrieval: dict[str, Any]) -> float:
-    """The mean over both ways of R@10, in per cent: of the same findings where they are known, else the same text."""
-    ways = ("image_to_text", "text_to_image")
-    protocol = "same_findings" if "same_findings" in retrieval[ways[0]] else "same_text"
-    return 100 * float(np.mean([retrieval[way][protocol]["r10"] for way in ways]))
+def score(retrieval: dict[str, Any], options: argparse.Namespace, figure: str = "r10") -> float:
+    """The mean over both ways of R@10, in per cent, under the rule of what a hit is; or of another figure."""
+    ways = (retrieval[way][options.hit] for way in ("image_to_text", "text_to_image"))
+    return 100 * float(np.mean([way[figure] for way in ways]))
 
 
 def read(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     return json.loads((options.work / f"{trained_as(run, options).name}.json").read_text())
+
+
+def scores(method: str, share: float, options: argparse.Namespace) -> list[float]:
+    """Of every seed."""
+    found = [read(Run(method, share, seed), options) for seed in range(options.seeds)]
+    return [score(one["evaluation"]["retrieval"], options) for one in found]
+
+
+def control(name: str, share: float, options: argparse.Namespace) -> float:
+    """The score of a closed form with as many pairs; NaN where it could not be fitted."""
+    found = read(Run("contrastive", share, 0), options)["evaluation"]["controls"].get(name)
+    return score(found, options) if found else math.nan
 
 
 def ratio(scores: list[float], others: list[float]) -> str:
@@ -138,50 +159,46 @@ def ratio(scores: list[float], others: list[float]) -> str:
 
 def table(options: argparse.Namespace) -> str:
     """The table in Markdown: score ± standard deviation over the seeds, and the ratio to `contrastive`."""
-    seeds = range(options.seeds)
     lines = ["| method | " + " | ".join(f"{100 * share:g} % of pairs" for share in options.fractions) + " | s a run |"]
     lines.append("|---" * (len(options.fractions) + 2) + "|")
-    reference = {
-        share: [score(read(Run("contrastive", share, seed), options)["evaluation"]["retrieval"]) for seed in seeds]
-        for share in options.fractions
-    }
     for method in methods():
         cells, seconds = [], []
         for share in options.fractions:
-            found = [read(Run(method, share, seed), options) for seed in seeds]
-            scores = [score(one["evaluation"]["retrieval"]) for one in found]
-            seconds += [one["summary"]["seconds"] for one in found]
-            spread = f" ± {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
-            cells.append(f"{np.mean(scores):.1f}{spread}, × {ratio(scores, reference[share])}")
+            runs = [Run(method, share, seed) for seed in range(options.seeds)]
+            seconds += [read(run, options)["summary"]["seconds"] for run in runs]
+            found, reference = scores(method, share, options), scores("contrastive", share, options)
+            spread = f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
+            compared = f", × {ratio(found, reference)}" if method != "contrastive" else ""
+            same = trained_as(runs[0], options) != runs[0]
+            cells.append("as cyclic" if same else f"{np.mean(found):.1f}{spread}{compared}")
         lines.append(f"| {method} | " + " | ".join(cells) + f" | {np.mean(seconds):.0f} |")
-    for control in ("cca", "ridge"):
-        cells = []
-        for share in options.fractions:
-            found = read(Run("contrastive", share, 0), options)["evaluation"]["controls"].get(control)
-            cells.append(f"{score(found):.1f}" if found else "–")
-        lines.append(f"| {control}, closed form | " + " | ".join(cells) + " | |")
+    for name in CONTROLS:
+        cells = [f"{control(name, share, options):.1f}".replace("nan", "–") for share in options.fractions]
+        lines.append(f"| {name}, closed form | " + " | ".join(cells) + " | |")
     cells = []
     for share in options.fractions:
-        with_cycles, without = (
-            [score(read(Run(method, share, seed), options)["evaluation"]["retrieval"]) for seed in seeds]
-            for method in ("cyclic", "cyclic without returning terms")
-        )
-        cells.append(f"× {ratio(with_cycles, without)}")
-    lines.append("| what the returning terms bring: cyclic / the same without them | " + " | ".join(cells) + " | |")
-    first_run = Run("contrastive", options.fractions[0], 0)
-    steps = read(first_run, options)["summary"]["steps"]
-    first = read(first_run, options)["evaluation"]["retrieval"]
-    protocol = "same_findings" if "same_findings" in first["image_to_text"] else "same_text"
-    chance = 100 * np.mean([first[way][protocol]["random_r10"] for way in ("image_to_text", "text_to_image")])
-    pool = first["image_to_text"][protocol]["pool"]
-    trained = yaml.safe_load((options.work / "runs-of-table" / first_run.name / "config.yaml").read_text())
-    seen = steps * trained["batch_size"]
-    lines.append(
-        f"\nMean of both ways' R@10 in %, {protocol.replace('_', ' ')}, split {options.split}, pool {pool}, chance "
-        f"{chance:.1f}; × is the ratio to contrastive with its 95 % interval over {len(seeds)} seeds. Every run sees "
-        f"{seen:,} values of each modality, in {steps} steps."
+        first = Run(WITHOUT_RETURN, share, 0)
+        with_cycles, without = (scores(method, share, options) for method in ("cyclic", WITHOUT_RETURN))
+        same = trained_as(first, options) != first
+        cells.append("the same runs" if same else f"× {ratio(with_cycles, without)}")
+    lines.append(f"| what the returning terms bring: cyclic / {WITHOUT_RETURN} | " + " | ".join(cells) + " | |")
+    return "\n".join(lines) + f"\n\n{caption(options)}\n"
+
+
+def caption(options: argparse.Namespace) -> str:
+    """What the table says, in words."""
+    first = Run("contrastive", options.fractions[0], 0)
+    found = read(first, options)
+    chance = score(found["evaluation"]["retrieval"], options, "random_r10")
+    pool = found["evaluation"]["retrieval"]["image_to_text"][options.hit]["pool"]
+    trained = yaml.safe_load((options.work / "runs-of-table" / first.name / "config.yaml").read_text())
+    return (
+        f"Mean of both ways' R@10 in %, {options.hit.replace('_', ' ')}, split {options.split}, pool {pool}, chance "
+        f"{chance:.1f}; × is the ratio to contrastive with its 95 % interval over {options.seeds} seeds. Every run has "
+        f"{found['summary']['steps']} steps of up to {trained['batch_size']} values of each modality; those without a "
+        "partner are left out where no objective looks at them. Where no pair is unknown, nothing is weighed by its "
+        "scarcity, and runs with and without such terms are one."
     )
-    return "\n".join(lines) + "\n"
 
 
 def plot(options: argparse.Namespace) -> None:
@@ -192,25 +209,13 @@ def plot(options: argparse.Namespace) -> None:
     axes = figure.subplots()
     shares = [100 * share for share in options.fractions]
     for place, method in enumerate(methods()[:5]):  # side by side, so that none hides another
-        scores = np.array([
-            [score(read(Run(method, share, seed), options)["evaluation"]["retrieval"]) for seed in range(options.seeds)]
-            for share in options.fractions
-        ])  # fmt: skip
-        spread = scores.std(1, ddof=1) if options.seeds > 1 else None
+        found = np.array([scores(method, share, options) for share in options.fractions])
+        spread = found.std(1, ddof=1) if options.seeds > 1 else None
         beside = np.array(shares) * 1.02 ** (place - 2)
-        axes.errorbar(beside, scores.mean(1), spread, marker="o", markersize=4, capsize=3, label=method)
-    for control, style in (("cca", "--"), ("ridge", ":")):
-        found = [
-            read(Run("contrastive", share, 0), options)["evaluation"]["controls"].get(control)
-            for share in options.fractions
-        ]
-        axes.plot(
-            shares,
-            [score(one) if one else math.nan for one in found],
-            style,
-            color="0.4",
-            label=f"{control}, closed form",
-        )
+        axes.errorbar(beside, found.mean(1), spread, marker="o", markersize=4, capsize=3, label=method)
+    for name, style in zip(CONTROLS, ("--", ":"), strict=True):
+        reached = [control(name, share, options) for share in options.fractions]
+        axes.plot(shares, reached, style, color="0.4", label=f"{name}, closed form")
     axes.set_xscale("log")
     axes.set_xticks(shares, [f"{share:g} %" for share in shares])
     axes.minorticks_off()
@@ -225,12 +230,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--test", type=Path, help="data set to measure on (default: the same)")
-    parser.add_argument("--split", default="val", help="its split")
+    parser.add_argument("--split", default="test", help="its split; the data set's own val chose the best epochs")
+    parser.add_argument("--hit", default="same_text", choices=HITS, help="what a hit is")
     parser.add_argument("--work", type=Path, default=Path("few_pairs"))
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5, 1.0])
     parser.add_argument("--seeds", type=int, default=5, choices=range(1, 11))
     parser.add_argument("--steps", type=int, default=200, help="of a training, rounded up to whole epochs")
-    parser.add_argument("--set", action="append", help=f"a setting of `cyclic train` (default: {SETTINGS[0]})")
+    parser.add_argument("--set", action="append", help=f"a setting of `cyclic train` (default: {', '.join(SETTINGS)})")
     options = parser.parse_args()
     options.test, options.set = options.test or options.dataset, options.set or SETTINGS
     options.work.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from conftest import Ran
 from run_files import rows, weights
 
 import cyclic_cli.modalities
+from cyclic_cli import identity
 from cyclic_cli.alignment import Alignment
 from cyclic_cli.config import PRESETS, TrainConfig, train_settings
 from cyclic_cli.distributed import Ranks
@@ -92,8 +93,10 @@ def test_what_is_paired_is_nested_and_says_nothing_of_the_split(paired_dataset: 
     assert len(keys[2]) == len(StoredDataset(paired_dataset).rows(["sample"], "train")["sample"]) - lacking(
         paired_dataset
     )
-    places = np.array([paired_place(f"{number:032x}") for number in range(2000)])
-    assert places.mean() == pytest.approx(0.5, abs=0.03)
+    patients = [f"{number:032x}" for number in range(2000)]
+    places = np.array([[paired_place(patient), identity.place(patient)] for patient in patients])
+    assert places.mean(0) == pytest.approx([0.5, 0.5], abs=0.03)
+    assert abs(np.corrcoef(places.T)[0, 1]) < 0.07  # three standard deviations
 
 
 def lacking(dataset: Path) -> int:
@@ -189,11 +192,10 @@ def test_texts_of_unpaired_samples_may_be_permuted_without_changing_a_bit(
 def test_images_of_unpaired_samples_may_be_permuted_where_patients_have_several_samples(
     paired_dataset: Path, tmp_path: Path, cyclic: Cyclic
 ) -> None:
-    places = {place: f"{place:032x}" for place in range(100) if paired_place(f"{place:032x}") >= 0.4}
+    patients = [key for key in (f"{number:032x}" for number in range(100)) if paired_place(key) >= 0.4]
 
     def of_few_patients(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         unpaired = [row for row in samples if row["split"] == "train" and paired_place(row["patient"]) >= 0.4]
-        patients = list(places.values())
         for number, row in enumerate(unpaired):
             row["patient"] = patients[number // 3]
         return [row for row in unpaired if row["has_text"]]
@@ -258,19 +260,29 @@ def _run_until(step: int) -> str:
 
 
 def test_two_processes_learn_what_one_does(paired_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
-    every = ("--batch-size", 96, "--epochs", 4, "--lr", 1e-4, "--precision", 32, "--set", f"objectives={EVERY}")
+    every = ("--batch-size", 96, "--epochs", 25, "--lr", 1e-5, "--precision", 32, "--set", f"objectives={EVERY}")
     assert cyclic(*words(paired_dataset, *every, "--out", tmp_path / "one")).code == 0
+    assert cyclic(*words(paired_dataset, *every, "--lr", 0, "--epochs", 1, "--out", tmp_path / "start")).code == 0
     several = words(paired_dataset, *every, "--out", tmp_path / "two", "--devices", 2)
     command = [sys.executable, "-m", "cyclic_cli", *map(str, several)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
-    one, two = (read_checkpoint(tmp_path / name / "model.safetensors").weights for name in ("one", "two"))
-    moved = sum(np.square(one[name] - two[name], dtype=np.float64).sum() for name in one)
-    size = sum(np.square(value, dtype=np.float64).sum() for value in one.values())
-    assert np.sqrt(moved / size) < 1e-4
-    first = [rows(tmp_path / name, "step")[0]["losses"] for name in ("one", "two")]
-    assert first[0] == pytest.approx(first[1], rel=1e-3)
+    start, one, two = (
+        read_checkpoint(max((tmp_path / name / "state").iterdir()) / "model.safetensors").weights
+        for name in ("start", "one", "two")
+    )
+
+    def distance(some: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> float:
+        return float(np.sqrt(sum(np.square(some[name] - others[name], dtype=np.float64).sum() for name in some)))
+
+    assert distance(one, two) < 1e-3 * distance(one, start)
+    steps = [rows(tmp_path / name, "step") for name in ("one", "two")]
+    for first, second in zip(*steps, strict=True):
+        assert first["losses"] == pytest.approx(second["losses"], rel=1e-4)
+    assert steps[0][-1]["step"] == 50  # when norms are measured
+    assert len(steps[0][-1]["gradient_norms"]) == 16
+    assert steps[0][-1]["gradient_norms"] == pytest.approx(steps[1][-1]["gradient_norms"], rel=1e-4)
 
 
 def test_the_table_of_images_has_the_last_word_on_their_architecture(paired_dataset: Path, cyclic: Cyclic) -> None:
@@ -414,32 +426,41 @@ def test_a_data_set_without_reports_is_refused(tiny_files: Path, tmp_path: Path,
 
 
 TABULAR = '''
-"""Tabular: a number beside an image, as a third modality."""
+"""Tabular: age, sex and findings beside an image, as a third modality; any of them may be unknown."""
 from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
 
-COLUMNS = ("disc",)
+COLUMNS = ("label_age", "label_sex", "label_view", "disc")
+WORDS = {"label_sex": "F", "label_view": "PA"}
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     width: int = 8
 
+def numbers(index):
+    columns = [
+        [np.nan if not value else float(value == WORDS[name]) for value in index[name].tolist()]
+        if name in WORDS else index[name] for name in COLUMNS
+    ]
+    return np.stack(columns, 1).astype(np.float32)
+
 def present(index):
-    return ~np.isnan(index["disc"])
+    return ~np.isnan(numbers(index)).all(1)
 
 def fit(dataset, index, config):
-    return {"mean": float(index["disc"].mean())}
+    values = numbers(index)
+    return {"mean": np.nanmean(values, 0).tolist(), "spread": np.nanstd(values, 0).tolist()}
 
 class Values:
     def __init__(self, dataset, index, config, facts):
-        self.column = index["disc"].astype(np.float32)
+        self.values = numbers(index)
         self.keys = np.array([int(sample[:16], 16) for sample in index["sample"]], np.uint64)
     def __len__(self):
         return len(self.keys)
     def load(self, chosen):
-        return torch.from_numpy(self.column[chosen])[:, None]
+        return torch.from_numpy(self.values[chosen])
     def varied(self, value, keys, seed, epoch):
         return value
 
@@ -447,16 +468,21 @@ class Tower(nn.Module):
     fitted = False
     def __init__(self, config, facts):
         super().__init__()
-        self.code, self.mean = config.width, facts["mean"]
-        self.into, self.out = nn.Linear(1, config.width), nn.Linear(config.width, 1)
+        self.code = config.width
+        self.register_buffer("mean", torch.tensor(facts["mean"]))
+        self.register_buffer("spread", torch.tensor(facts["spread"]))
+        self.into, self.out = nn.Linear(2 * len(COLUMNS), config.width), nn.Linear(config.width, len(COLUMNS))
     def initialise(self, values):
         for _ in values: pass
     def encode(self, value):
-        return self.into(value - self.mean)
+        known = ~value.isnan()
+        return self.into(torch.cat([torch.where(known, (value - self.mean) / self.spread, 0.0), known.float()], 1))
     def decode(self, code):
-        return self.out(code) + self.mean
+        return self.out(code) * self.spread + self.mean
     def errors(self, code, value):
-        return (self.decode(code) - value).square().mean(1)
+        known = ~value.isnan()
+        apart = torch.where(known, (self.decode(code) - value) / self.spread, 0.0)
+        return apart.square().sum(1) / known.sum(1)
     def drawn(self, code):
         return self.decode(code)
 '''
@@ -468,14 +494,33 @@ def test_a_third_modality_joins_by_a_file(
     (tmp_path / "more").mkdir()
     (tmp_path / "more/tabular.py").write_text(TABULAR)
     monkeypatch.setattr(cyclic_cli.modalities, "__path__", [*cyclic_cli.modalities.__path__, str(tmp_path / "more")])
+    files = paired_dataset.parent / "files"
+    header, *lines = (files / "reports.csv").read_text().splitlines()
+    table = [f"{header},age,sex,view"]
+    for number, line in enumerate(lines):  # disc is known of all but a third, of which a few lack the rest, too
+        line = line if number % 3 else line.rpartition(",")[0] + ","
+        age, sex, view = 20 + number % 60, "FM"[number % 2], ("PA", "AP")[number % 7 == 0]
+        table.append(line + (",,," if number % 9 == 0 else f",{age if number % 4 else ''},{sex},{view}"))
+    Path("table.csv").write_text("\n".join(table) + "\n")
+    labels = [word for name in ("disc", "age", "sex", "view") for word in ("--label-column", name)]
+    prepared = cyclic(
+        "prepare", *sorted(files.glob("*.png")), "--reports", "table.csv", "--size", 32, "--already-deidentified",
+        "--split", "70/30/0", *labels, "--out", "three",
+    )  # fmt: skip
+    assert prepared.code == 0, prepared.err
     three = ("--set", "modalities={image: {}, text: {}, tabular: {width: 4}}", "--set", f"objectives={EVERY}")
-    ran = cyclic(*words(paired_dataset, "--epochs", 2, "--out", "run", *three))
+    ran = cyclic(*words(Path("three"), "--epochs", 2, "--out", "run", *three))
     assert ran.code == 0, ran.err
-    found = cyclic("evaluate", paired_dataset, "--model", "run", "--json").json
+    found = cyclic("evaluate", "three", "--model", "run", "--json").json
     ways = {f"{a}_to_{b}" for a in ("image", "text", "tabular") for b in ("image", "text", "tabular") if a != b}
     assert set(found["retrieval"]) == ways == set(found["consistency"])
+    pools = {way: found["retrieval"][way]["strict"]["pool"] for way in ways}
+    assert pools["image_to_tabular"] < pools["image_to_text"]  # some have an image and a report alone
     assert set(found["reconstruction"]["share_of_constant"]) == {"image", "text", "tabular"}
     assert set(found["probe"]["disc"]) == {"image", "text", "tabular"}
+    exported = cyclic("export", "--model", "run", "--part", "all", "--dataset", "three", "--json")
+    assert exported.code == 0, exported.err
+    assert any("tabular" in part for part in exported.json["parts"])
     sys.modules.pop("cyclic_cli.modalities.tabular", None)
 
 

@@ -46,8 +46,8 @@ def test_the_origins_table_is_printed_and_drawn_and_not_made_twice(tmp_path: Pat
 @pytest.mark.slow
 def test_few_pairs_makes_a_table_and_a_plot_and_does_nothing_twice(paired_dataset: Path, tmp_path: Path) -> None:
     command = (
-        EXAMPLES / "few_pairs.sh", paired_dataset, "--work", tmp_path / "few", "--fractions", 0.5, 1, "--seeds", 2,
-        "--steps", 2, "--set", "arch=linear", "--set", "model.latent=32", "--set", "batch_size=32",
+        EXAMPLES / "few_pairs.sh", paired_dataset, "--split", "val", "--work", tmp_path / "few", "--fractions", 0.5, 1,
+        "--seeds", 2, "--steps", 2, "--set", "arch=linear", "--set", "model.latent=32", "--set", "batch_size=32",
     )  # fmt: skip
     first = run(*command)
     rows = [line.split("|")[1].strip() for line in first.stdout.splitlines() if line.startswith("| c")]
