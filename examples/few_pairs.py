@@ -13,13 +13,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from cyclic_cli import __version__
 from cyclic_cli.alignment import filled_in
 from cyclic_cli.config import JOINT_RECIPE, PRESETS, TrainConfig, available_cpus, train_settings
 from cyclic_cli.storage import StoredDataset
@@ -88,7 +88,7 @@ def asked(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "data": [StoredDataset(folder).facts.fingerprint for folder in (options.dataset, options.test)],
         "split": options.split, "epochs": options.epochs, "settings": list(options.set),
-        "objectives": mixture(run.method), "version": __version__,
+        "objectives": mixture(run.method), "version": version("cyclic-cli"),
         "recipe": JOINT_RECIPE | {"paired_share": TrainConfig.paired_share},
     }  # fmt: skip
 

@@ -607,6 +607,18 @@ def test_values_alone_move_only_what_stands_behind_a_fitted_encoder(
     assert rates == {1.0, one.config.fitted_lr}
 
 
+def test_the_scale_of_a_contrast_is_limited_and_may_fall_again(paired_dataset: Path) -> None:
+    model = learner(paired_dataset).module
+    with torch.no_grad():
+        model.log_scale.fill_(7.0)
+    values = {"image": torch.rand(2, 1, 32, 32), "text": torch.ones(2, 4, dtype=torch.long)}
+    samples = {name: torch.arange(2) for name in values}
+    scale = model(values, samples, ["scale"], {})["scale"]
+    assert scale.item() == pytest.approx(100)
+    scale.backward()
+    assert model.log_scale.grad.item() == pytest.approx(100)
+
+
 def test_codes_of_values_alone_are_those_of_the_encoder(paired_dataset: Path) -> None:
     """Wherever pairs and values alone stand in a batch, and where there are no pairs."""
     one = learner(paired_dataset)

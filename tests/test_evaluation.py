@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,33 @@ def test_zero_shot_from_prompts(run: Path, paired_dataset: Path, cyclic: Cyclic)
     refused = cyclic("evaluate", paired_dataset, "--model", run, "--prompts", "wrong.yaml")
     assert refused.code == 2
     assert "no label" in refused.err
+
+
+def test_a_copy_that_ends_where_the_model_must_stop_is_one(
+    run: Path, paired_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = StoredDataset(paired_dataset).rows(["text"], "train")["text"][0]
+
+    def write(tower: Any, code: Any) -> list[str]:
+        tower.limit = 3
+        cut = tower.vocabulary.decode(tower.vocabulary.encode([known], 3)[0])
+        assert 0 < len(cut) < len(known) - 1
+        return [cut] * len(code)
+
+    monkeypatch.setattr("cyclic_cli.modalities.text.Tower.write", write)
+    assert cyclic("evaluate", paired_dataset, "--model", run, "--json").json["texts"]["copied_from_training"] == 1
+
+
+def test_prompts_of_a_column_of_words_are_refused(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+    files = paired_dataset.parent / "files"
+    rows = (files / "reports.csv").read_text().splitlines()
+    Path("words.csv").write_text("\n".join([f"{rows[0]},side", *(f"{row},left" for row in rows[1:])]) + "\n")
+    words = ("--reports", "words.csv", "--size", 32, "--already-deidentified", "--label-column", "side")
+    assert cyclic("prepare", *sorted(files.glob("*.png")), *words, "--split", "70/30/0", "--out", "words").code == 0
+    Path("side.yaml").write_text("prompts:\n  side:\n    positive: [left]\n    negative: [right]\n")
+    refused = cyclic("evaluate", "words", "--model", run, "--prompts", "side.yaml")
+    assert refused.code == 2
+    assert "column of words" in refused.err
 
 
 def test_a_test_set_of_its_own_is_measured_against_the_training_part_of_another(
