@@ -49,6 +49,7 @@ class Evaluation:
     patients: int
     repeated_reports: int | None  # samples whose report another has too
     reconstruction: dict[str, Any] = field(default_factory=dict)
+    ties: str = "worst case"  # how a hit ranks among equal similarities, see `retrieval`
     retrieval: dict[str, Any] = field(default_factory=dict)  # by from_to_to, by protocol
     consistency: dict[str, Any] = field(default_factory=dict)  # by from_to_to
     neighbours: dict[str, Any] = field(default_factory=dict)  # nearest, and distinct

@@ -63,6 +63,7 @@ def test_figures_are_those_of_embeddings_computed_by_hand(run: Path, paired_data
     ranks = 1 + (~hits & (similarity > best[:, None] - 1e-6)).sum(1)
     same_text = found["retrieval"]["image_to_text"]["same_text"]
     assert same_text["pool"] == len(both)
+    assert found["ties"] == "worst case"  # as `ranks` counts
     assert [same_text[f"r{k}"] for k in (1, 5, 10)] == pytest.approx([np.mean(ranks <= k) for k in (1, 5, 10)])
     assert same_text["r1"] > 0.25  # it has learned where the disc is, and how reports say it
     assert set(found["retrieval"]["text_to_image"]) == {
