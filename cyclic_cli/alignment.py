@@ -83,13 +83,15 @@ class Alignment:
             raise nothing_to_train_on(self.dataset, config)
         self.facts = {one.name: fit(sources, one) for one in self.modalities}
         self.mixture = make_mixture(sources, self.modalities, self.facts, config.paired_fraction)
-        if not len(self.mixture.paired) and len(self._of_pairs) == len(self.objectives):
+        if not len(self.mixture.paired) and len(self._needing_pairs) == len(self.objectives):
             raise UsageError(
-                f"No pair is known, and {', '.join(self._of_pairs)} learn from nothing else.",
+                f"No pair is known, and without any there is nothing to learn by {', '.join(self._needing_pairs)}.",
                 "Give a larger --paired-fraction, data with both, or an objective that needs no pairs.",
             )
         assert config.batch_size is not None
         self.batch_size = config.batch_size
+        if self.batch_size < 2:
+            raise UsageError("A batch of one has nothing to tell it from.", "Give a --batch-size from 2.")
         self.steps_per_epoch = self.mixture.steps_per_epoch(self.batch_size)
         self.steps = self.steps_per_epoch * config.epochs
         torch.manual_seed(config.seed)
@@ -117,13 +119,18 @@ class Alignment:
         """What is started from what, in words."""
         pools = ", ".join(f"{len(pool)} {name}s" for name, pool in self.mixture.pools.items())
         paired = len(self.mixture.paired)
-        resting = "" if paired else f", so that {', '.join(self._of_pairs)} rest"
-        return f"the towers from {pools}; {paired} samples are paired{resting if self._of_pairs else ''}"
+        resting = "" if paired or not self._needing_pairs else f", without which rest: {', '.join(self._needing_pairs)}"
+        return f"the towers from {pools}; {paired} samples are paired{resting}"
 
     @property
     def _of_pairs(self) -> list[str]:
         """The objectives that look at pairs alone."""
         return [name for name, one in self.objectives.items() if getattr(one, "PAIRS_ONLY", False)]
+
+    @property
+    def _needing_pairs(self) -> list[str]:
+        """The objectives that are nothing without any pair."""
+        return [name for name, one in self.objectives.items() if name in self._of_pairs or hasattr(one, "NEEDS_PAIRS")]
 
     def initialise(self, tick: Tick) -> None:
         """Start the towers from the training values."""

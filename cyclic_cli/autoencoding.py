@@ -97,6 +97,7 @@ class Autoencoding:
                 tick(done, len(order), "images of the start")
                 yield batch
                 done += len(batch)
+            tick(done, len(order), "images of the start")
 
         self.module.initialise(images())
 

@@ -105,6 +105,8 @@ class Term:
         table = dict(value) if isinstance(value, dict) else {"weight": value}
         scarce = table.pop("scarce", False)
         try:
+            if isinstance(table.get("weight"), bool):
+                raise TypeError
             weight, start, full = (float(table.pop(key, default)) for key, default in SCHEDULE.items())
         except (TypeError, ValueError):
             raise UsageError(f"objectives.{name} has no weight that is a number.", "Write a number.") from None

@@ -110,6 +110,7 @@ def evaluate(
     stored = StoredDataset(dataset)
     learned_from = StoredDataset(trained_on) if trained_on else stored
     check_fits(stored, model, report)
+    _check_prompts(wordings, stored)
     if trained_on:
         check_fits(learned_from, model, report)
     part = _read(stored, model, split, 1.0, report)
@@ -313,19 +314,24 @@ def _probe(train: Part, part: Part) -> dict[str, Any]:
     return found
 
 
-def _zero_shot(model: TorchModel, part: Part, wordings: Mapping[str, Mapping[str, list[str]]]) -> dict[str, Any]:
-    """AUROC of each label that has prompts, from the similarity of images to them."""
-    found: dict[str, Any] = {}
-    for label, kinds in wordings.items():
-        if label not in part.labels:
-            raise UsageError(
-                f"The prompts name {label!r}, which is no label of the data set.", f"Labels: {', '.join(part.labels)}."
-            )
-        if not np.issubdtype(part.labels[label].dtype, np.number):
+def _check_prompts(wordings: Mapping[str, Any], stored: StoredDataset) -> None:
+    """Raise UsageError unless all prompts are of label columns of 0 and 1."""
+    kinds = stored.label_kinds()
+    for label in wordings:
+        if label not in kinds:
+            has = f"It has {', '.join(kinds)}." if kinds else "It has none: see --label-column of prepare."
+            raise UsageError(f"The prompts name {label!r}, which is no label of the data set.", has)
+        if kinds[label] == "string":
             raise UsageError(
                 f"{label!r} is a column of words; prompts need one of 0 and 1.",
                 "Prepare a column for each of its classes.",
             )
+
+
+def _zero_shot(model: TorchModel, part: Part, wordings: Mapping[str, Mapping[str, list[str]]]) -> dict[str, Any]:
+    """AUROC of each label that has prompts, from the similarity of images to them."""
+    found: dict[str, Any] = {}
+    for label, kinds in wordings.items():
         there = np.flatnonzero(part.numbers["image"] != ALONE)
         positive, negative = (model.embed("text", model.texts(kinds[kind])) for kind in ("positive", "negative"))
         scores = probing.zero_shot(part.of("image", there), positive, negative)

@@ -74,6 +74,7 @@ class JointModel(nn.Module):
                 tick(name, done, total)
                 yield batch
                 done += len(batch)
+            tick(name, total, total)
 
         for name, tower in self.towers.items():
             tower.initialise(values(name))

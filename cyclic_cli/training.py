@@ -182,9 +182,12 @@ class Sources:
 
 def _learner(ranks: Ranks, sources: Sources, config: TrainConfig) -> Autoencoding | Alignment:
     if config.is_joint:
+        if sources.dataset.facts.fingerprint in {one.facts.fingerprint for one in sources.also}:
+            raise UsageError("--also names the training data set itself.", "Leave it out, or name another.")
         return Alignment(ranks, [sources.dataset, *sources.also], config)
-    if sources.also:
-        raise UsageError("--also is for joint objectives.", "Add --objective, such as --objective cyclic.")
+    for asked, flag in ((sources.also, "--also"), (config.paired_fraction < 1, "--paired-fraction")):
+        if asked:
+            raise UsageError(f"{flag} is for joint objectives.", "Add --objective, such as --objective cyclic.")
     return Autoencoding(ranks, sources.dataset, config)
 
 

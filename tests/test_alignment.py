@@ -358,12 +358,34 @@ def test_what_rests_without_pairs_is_said_and_what_needs_them_refused(paired_dat
     said = cyclic("train", paired_dataset, "--objective", "cyclip", "--paired-fraction", 0, "--out", "none")
     assert said.code == 2
     assert "contrastive, geometry" in said.err
+    pseudo = ("--set", "objectives={pseudo_pairs: 1, contrastive: 1}")
+    said = cyclic("train", paired_dataset, "--objective", "cyclic", "--paired-fraction", 0, *pseudo, "--out", "none")
+    assert said.code == 2
+    assert "pseudo_pairs, contrastive" in said.err
     small = ("--arch", "linear", "--epochs", 1, "--set", "model.latent=32")
     said = cyclic("train", paired_dataset, "--objective", "cyclic", "--paired-fraction", 0, *small, "--out", "some")
     assert said.code == 0, said.err
-    assert "0 samples are paired, so that translation, contrastive, geometry rest" in said.err
+    assert "0 samples are paired, without which rest: translation, contrastive, geometry" in said.err
     assert "Next: cyclic evaluate" in said.err
     assert json.loads(Path("some/summary.json").read_text())["steps"] >= 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        (("--objective", "contrastive", "--batch-size", 1), "batch of one"),
+        (("--objective", "cyclic", "--also", "DATASET"), "data set itself"),
+        (("--paired-fraction", 0.5), "--paired-fraction is for joint"),
+        (("--objective", "cyclic", "--set", "objectives={contrastive: true}"), "no weight that is a number"),
+    ],
+)
+def test_what_would_be_of_no_use_is_refused(
+    asked: tuple[Any, ...], error: str, paired_dataset: Path, cyclic: Cyclic
+) -> None:
+    given = [str(paired_dataset) if word == "DATASET" else word for word in asked]
+    said = cyclic("train", paired_dataset, "--arch", "linear", *given, "--out", "none")
+    assert said.code == 2
+    assert error in said.err
 
 
 def test_a_run_may_start_from_the_weights_of_another(paired_dataset: Path, cyclic: Cyclic) -> None:

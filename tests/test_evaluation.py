@@ -174,6 +174,16 @@ def test_a_test_set_of_its_own_is_measured_against_the_training_part_of_another(
     assert found.json["texts"]["copied_from_training"] > 0.3
 
 
+@pytest.mark.parametrize("more", [("--sheet", "s.png"), ("--format", "npy")])
+@pytest.mark.parametrize("way", [("--text", "Left disc."), ("new.png", "--to", "text")])
+def test_options_of_reconstructions_are_refused_for_texts(
+    more: tuple[str, ...], way: tuple[str, ...], run: Path, cyclic: Cyclic
+) -> None:
+    said = cyclic("reconstruct", *way, "--model", run, *more)
+    assert said.code == 2
+    assert "are for reconstructions of scans" in said.err
+
+
 def test_written_texts_say_where_the_disc_is(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     for side in range(4):
         make_png(Path(f"new/{side}.png"), disc_image(900 + side, side))

@@ -92,7 +92,7 @@ def _show(figures: dict[str, Any]) -> None:
         for name, probe in modalities.items()
     )
     _columns({"written": finding, **_correctness(found)} for finding, found in findings.items())
-    _columns({"zero-shot": label, **_auroc(score)} for label, score in figures["zero_shot"].items() if score)
+    _columns({"zero-shot": label, **_auroc(score)} for label, score in figures["zero_shot"].items())
     simple = {name: value for name, value in controls.items() if name not in fitted}
     if "pca" in simple:
         simple["pca"] = {name: value for name, value in simple["pca"].items() if name != "probe"}
@@ -140,7 +140,9 @@ def _correctness(found: dict[str, Any]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _auroc(score: dict[str, Any]) -> dict[str, str]:
+def _auroc(score: dict[str, Any] | None) -> dict[str, str]:
+    if score is None:  # of samples with and without, one kind is not there
+        return dict.fromkeys(("AUROC", "95 %", "with", "without"), "–")
     low, high = score["ci95"]
     return {
         "AUROC": _percent(score["auroc"]), "95 %": f"{_percent(low)}–{_percent(high)}",

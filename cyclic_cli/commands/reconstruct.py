@@ -74,6 +74,8 @@ def reconstruct(
         raise UsageError("Scans and --text exclude one another, and one is needed.", "Give scans, or --text.")
     if text and to != "image":
         raise UsageError("A text is drawn to an image alone.", "Leave --to out.")
+    if (text or to == "text") and (sheet or form != "png"):
+        raise UsageError("--sheet and --format are for reconstructions of scans as images.", "Leave them out.")
     summary = inference.ReconstructSummary()
     with console.talk(quiet) as report:
         if text or to == "text":

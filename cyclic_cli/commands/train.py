@@ -86,9 +86,7 @@ def train(
         Path | None,
         typer.Option(help="A run or checkpoint of the same model, to begin with its weights.", show_default=False),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The run's folder.", show_default="runs/ARCH-FRACTION-seedSEED")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder.", show_default="one below runs")] = None,
     resume: Annotated[
         str, typer.Option(help="never, auto (continue where there is state, else start) or must.")
     ] = "never",

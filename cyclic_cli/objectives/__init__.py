@@ -6,6 +6,7 @@ An objective file has
     PER_SAMPLE   True when the loss is the mean over the samples of a function of each sample alone: the losses of
                  micro-batches, weighted by their sizes, then add up to the loss of the whole batch
     PAIRS_ONLY   optional: True when values without a partner add nothing: batches for such objectives alone have none
+    NEEDS_PAIRS  optional: True when it is nothing in a batch without any pair, as all of those are
     JOINT        optional: False when joint models lack what it looks at, which is more than their outputs' names say
     def loss(outputs, batch, *, ...) -> Tensor
 

@@ -20,6 +20,7 @@ from cyclic_cli.objectives._pairs import mean
 
 NEEDS = ("embedding", "scale")
 PER_SAMPLE = False
+NEEDS_PAIRS = True
 
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any], *, sharpness: float = 15.0) -> Tensor:

@@ -131,10 +131,14 @@ class Tower(Writing):
 
 
 def _folder(name: str) -> Path:
+    if not name:
+        raise UsageError(
+            "The text tower hub needs a pretrained model.", "Give --set modalities.text.model.folder=FOLDER."
+        )
     folder = Path(name)
-    if not name or not folder.is_dir():
+    if not folder.is_dir():
         raise CyclicError(
-            f"There is no folder {name!r} of a pretrained model.", "Set `folder` to what save_pretrained wrote."
+            f"There is no folder {name!r} of a pretrained model.", "Name the one that save_pretrained wrote."
         )
     return folder
 
