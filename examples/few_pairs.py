@@ -22,6 +22,7 @@ import yaml
 
 from cyclic_cli.alignment import filled_in
 from cyclic_cli.config import JOINT_RECIPE, PRESETS, TrainConfig, available_cpus, train_settings
+from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage import StoredDataset
 
 RETURNING = (
@@ -38,6 +39,7 @@ SETTINGS = ("model.width=8", "precision=32")  # half the maps of the default; fl
 AUTOENCODERS = "autoencoders"  # what `contrastive` may start from
 WITHOUT_RETURN = "cyclic without returning terms"
 CONTROLS = ("cca", "ridge")
+CHANCE = "random_r10"  # of a random ranking, under each rule
 HITS = ("strict", "same_text", "same_study", "same_patient", "same_findings")
 
 
@@ -122,7 +124,11 @@ def train_and_evaluate(run: Run, options: argparse.Namespace) -> None:
 
 def cyclic(*words: object) -> dict[str, Any]:
     command = [sys.executable, "-m", "cyclic_cli", *map(str, words), "--json", "--quiet"]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE)
+    if done.returncode:
+        raise SystemExit(
+            f"`cyclic {words[0]}` ended with {done.returncode}, see above. Started again, the rest goes on."
+        )
     return json.loads(done.stdout)
 
 
@@ -189,7 +195,7 @@ def caption(options: argparse.Namespace) -> str:
     """What the table says, in words."""
     first = Run("contrastive", options.fractions[0], 0)
     found = read(first, options)
-    chance = score(found["evaluation"]["retrieval"], options, "random_r10")
+    chance = score(found["evaluation"]["retrieval"], options, CHANCE)
     pool = found["evaluation"]["retrieval"]["image_to_text"][options.hit]["pool"]
     trained = yaml.safe_load((options.work / "runs-of-table" / first.name / "config.yaml").read_text())
     return (
@@ -216,6 +222,10 @@ def plot(options: argparse.Namespace) -> None:
     for name, style in zip(CONTROLS, ("--", ":"), strict=True):
         reached = [control(name, share, options) for share in options.fractions]
         axes.plot(shares, reached, style, color="0.4", label=f"{name}, closed form")
+    chance = score(
+        read(Run("contrastive", options.fractions[0], 0), options)["evaluation"]["retrieval"], options, CHANCE
+    )
+    axes.axhline(chance, color="0.7", linewidth=1, label="chance")
     axes.set_xscale("log")
     axes.set_xticks(shares, [f"{share:g} %" for share in shares])
     axes.minorticks_off()
@@ -226,7 +236,8 @@ def plot(options: argparse.Namespace) -> None:
     figure.savefig(options.work / "few_pairs.png", dpi=150)
 
 
-def main() -> None:
+def read_options() -> argparse.Namespace:
+    """The command line, checked, and what follows from it for all runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--test", type=Path, help="data set to measure on (default: the same)")
@@ -239,14 +250,24 @@ def main() -> None:
     parser.add_argument("--set", action="append", help=f"a setting of `cyclic train` (default: {', '.join(SETTINGS)})")
     options = parser.parse_args()
     options.test, options.set = options.test or options.dataset, options.set or SETTINGS
-    options.work.mkdir(parents=True, exist_ok=True)
+    if not all(0 < share <= 1 for share in options.fractions) or options.steps < 1:
+        parser.error("--fractions are above 0 and at most 1, --steps from 1.")
     rows = StoredDataset(options.dataset).rows(["has_image", "has_text"], "train")
+    if not all(map(np.any, rows.values())):
+        parser.error(f"{options.dataset} needs images and reports to train on.")
+    if not StoredDataset(options.test).facts.counts.get("splits", {}).get(options.split):
+        parser.error(f"{options.test} has nothing of a split {options.split!r}: see --split and --test.")
     options.is_complete = bool(np.all([np.asarray(there, bool) for there in rows.values()]))
     given = [word.removeprefix("batch_size=") for word in options.set if word.startswith("batch_size=")]
-    values = max(int(np.sum(rows[name])) for name in ("has_image", "has_text"))
+    values = max(int(np.sum(there)) for there in rows.values())
     usual = filled_in(train_settings({"objective": "cyclic"}), len(rows["has_image"])).batch_size
-    steps_per_epoch = math.ceil(values / int([usual, *given][-1]))
-    options.epochs = math.ceil(options.steps / steps_per_epoch)
+    options.epochs = math.ceil(options.steps / math.ceil(values / int([usual, *given][-1])))
+    return options
+
+
+def main() -> None:
+    options = read_options()
+    options.work.mkdir(parents=True, exist_ok=True)
     seeds = range(options.seeds)
     first = [Run(AUTOENCODERS, 1, seed) for seed in seeds]
     every = [Run(method, share, seed) for seed in seeds for share in options.fractions for method in methods()]
@@ -261,4 +282,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CyclicError as error:
+        raise SystemExit(f"{error} {error.hint}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # started again, it goes on
