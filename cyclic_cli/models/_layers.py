@@ -126,12 +126,12 @@ def principal_directions(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Return up to `number` principal directions (K, P) of rows (N, P), and the summed squares along each.
 
     Through the eigenvectors of the products of the rows, N × N, or of the columns, P × P, if those are fewer.
-    Directions that the rows do not span are left out.
+    Directions that the rows do not span are left out; products in float32 leave 1e-7 of the largest value in them.
     """
     by_columns = rows.shape[1] < len(rows)
     values, vectors = torch.linalg.eigh((rows.T @ rows if by_columns else rows @ rows.T).double())
     values, vectors = values.flip(0)[:number], vectors.flip(1)[:, :number]
-    spanned = int((values > values[0].clamp(min=1e-12) * 1e-7).sum())
+    spanned = int((values > values[0].clamp(min=1e-12) * 1e-6).sum())
     values, vectors = values[:spanned].float(), vectors[:, :spanned].float()
     return (vectors.T if by_columns else functional.normalize(vectors.T @ rows, dim=1)), values
 
