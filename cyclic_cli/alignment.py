@@ -43,9 +43,9 @@ def filled_in(config: TrainConfig, samples: int) -> TrainConfig:
     config = replace(config, objectives=dict(config.objectives or PRESETS[config.objective]))
     tables = dict(config.modalities)
     if "image" in tables:  # --arch and the like are its settings, unless its table says otherwise
-        of_images = {name: getattr(config, name) for name in ("arch", "model", "augment")} | tables["image"]
-        tables["image"] = of_images
-        config = replace(config, **{name: of_images[name] for name in ("arch", "model", "augment")})
+        usual = {"arch": config.arch, "model": config.model, "augment": config.augment}
+        tables["image"] = usual | tables["image"]
+        config = replace(config, **{name: tables["image"][name] for name in usual})
     return replace(config, modalities={name: asdict(Modality.of(name, table).config) for name, table in tables.items()})
 
 
@@ -130,7 +130,8 @@ class Alignment:
     @property
     def _needing_pairs(self) -> list[str]:
         """The objectives that are nothing without any pair."""
-        return [name for name, one in self.objectives.items() if name in self._of_pairs or hasattr(one, "NEEDS_PAIRS")]
+        needing = {name for name, one in self.objectives.items() if getattr(one, "NEEDS_PAIRS", False)}
+        return [name for name in self.objectives if name in needing.union(self._of_pairs)]
 
     def initialise(self, tick: Tick) -> None:
         """Start the towers from the training values."""

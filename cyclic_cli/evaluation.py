@@ -398,7 +398,7 @@ def _controls(train: Part, part: Part, groups: Mapping[str, np.ndarray], paired_
     codes = (
         replace(some, embeddings={"image": pca.transform(images)}) for some, images in ((train, known), (part, asked))
     )
-    found["pca"] = {"mse": pca.mse(asked), "dims": CONTROL_DIMS, "probe": _probe(*codes)}
+    found["pca"] = {"mse": pca.mse(asked), "dims": CONTROL_DIMS, "probe": _probe(*codes) if part.labels else {}}
     if "text" in part.values:
         found |= _maps(train, part, known, asked, groups, paired_fraction)
     return found

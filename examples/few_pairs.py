@@ -257,6 +257,8 @@ def read_options() -> argparse.Namespace:
         parser.error(f"{options.dataset} needs images and reports to train on.")
     if not StoredDataset(options.test).facts.counts.get("splits", {}).get(options.split):
         parser.error(f"{options.test} has nothing of a split {options.split!r}: see --split and --test.")
+    if options.hit == "same_findings" and not StoredDataset(options.test).facts.labels:
+        parser.error(f"{options.test} has no labels, so nothing tells the same findings: see --hit.")
     options.is_complete = bool(np.all([np.asarray(there, bool) for there in rows.values()]))
     given = [word.removeprefix("batch_size=") for word in options.set if word.startswith("batch_size=")]
     values = max(int(np.sum(there)) for there in rows.values())
