@@ -65,6 +65,7 @@ def write(path: Path, model: onnx.ModelProto, description: Description) -> None:
     sets = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:], model.metadata_props[:]
     model.opset_import.extend(sets)
+    _remove_traces(model.graph)
     onnx.helper.set_model_props(model, {KEY: json.dumps(values, sort_keys=True)})
     with replacing(path) as draft:
         if model.ByteSize() < LARGEST:
@@ -74,6 +75,18 @@ def write(path: Path, model: onnx.ModelProto, description: Description) -> None:
         with replacing(data) as weights:
             onnx.save(model, draft, save_as_external_data=True, location=weights.name, convert_attribute=True)
             _name_data(draft, data.name)
+
+
+def _remove_traces(graph: onnx.GraphProto) -> None:
+    """Remove what the exporter notes of its own code: stack traces hold paths of the machine that exported."""
+    del graph.metadata_props[:]
+    graph.doc_string = ""
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    for node in _nodes(graph):
+        del node.metadata_props[:]
+        node.doc_string = ""
 
 
 def describe(path: Path) -> dict[str, Any]:
