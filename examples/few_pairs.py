@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from cyclic_cli.alignment import filled_in
 from cyclic_cli.config import JOINT_RECIPE, PRESETS, TrainConfig, available_cpus, train_settings
 from cyclic_cli.errors import CyclicError
-from cyclic_cli.storage import StoredDataset
+from cyclic_cli.storage.dataset import StoredDataset
+from cyclic_cli.training.alignment import filled_in
 
 RETURNING = (
     "walk",

@@ -1,4 +1,4 @@
-"""The shape of the house: layers, instant help, and documents that name what exists."""
+"""The shape of the house: rooms and their order, instant help, and documents that name what exists."""
 
 import ast
 import re
@@ -15,21 +15,22 @@ from cyclic_cli.cli import app
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cyclic_cli"
-LAYERS = [  # from the ground up; within a layer a module may import those named before it
-    ["__init__"],
-    ["errors", "registry", "events", "identity", "shapes", "scrub", "config", "lease", "workers"],
-    (
-        "metrics records storage nifti dicom images similar panels text layouts sources phantom vocabulary retrieval "
-        "onnx_file onnx_model quantisation embedding_file approximate probing controls neighbours wording"
-    ).split(),
-    "models data distributed text_towers modalities mixing joint torch_model objectives gradients".split(),
-    (
-        "offer shards joining prepare saving resuming stopping validation tensorboard autoencoding alignment training "
-        "inference translating evaluation export embedding search search_page"
-    ).split(),
-    ["console", "commands", "cli", "__main__"],
-]
-ORDER = [module for layer in LAYERS for module in layer]
+FLOORS = """
+    errors events
+    registry workers console privacy text_encoders
+    config
+    storage distributed
+    imaging
+    phantom data
+    prepare metrics models modalities
+    objectives training inference
+    search export
+    evaluation
+    commands
+    cli
+    __main__
+"""  # from the ground up: a room imports from the floors below it alone
+FLOOR = {room: number for number, line in enumerate(FLOORS.split("\n")) for room in line.split()}
 HEAVY = {
     "torch",
     "numpy",
@@ -44,82 +45,84 @@ HEAVY = {
     "sklearn",
     "tokenizers",
 }
-KNOWS = {  # what only some modules may import
-    "pydicom": {"dicom"},
-    "nibabel": {"nifti"},
-    "lightning_fabric": {"distributed"},
-    "typer": {"cli", "commands"},
-    "rich": {"console"},
-    "pyarrow": {"storage", "embedding_file"},
-    "onnx": {"onnx_file", "quantisation", "export"},
-    "onnxruntime": {"onnx_model", "quantisation"},
-    "tokenizers": {"vocabulary"},
-    "transformers": {"text_towers"},
-    "sklearn": {"probing", "controls", "wording"},
-    "jinja2": {"search_page"},
-    "faiss": {"approximate"},
-    "sacrebleu": {"wording"},
-    "rouge_score": {"wording"},
-    "torch": {
-        "text_towers",
-        "modalities",
-        "mixing",
-        "joint",
-        "autoencoding",
-        "alignment",
-        "models",
-        "objectives",
-        "data",
-        "distributed",
-        "gradients",
-        "saving",
-        "resuming",
-        "validation",
-        "stopping",
-        "tensorboard",
-        "training",
-        "torch_model",
-        "translating",
-        "evaluation",
-        "export",
-    },
+KNOWS = {  # who may import a library: a room, or a file of one
+    "pydicom": "imaging/dicom",
+    "nibabel": "imaging/nifti.py",
+    "lightning_fabric": "distributed.py",
+    "typer": "cli.py commands",
+    "rich": "console.py",
+    "pyarrow": "storage",
+    "onnx": "storage/onnx_file.py export",
+    "onnxruntime": "inference/onnx_model.py export/quantisation.py",
+    "tokenizers": "text_encoders",
+    "transformers": "text_encoders",
+    "sklearn": "metrics evaluation/baselines.py",
+    "jinja2": "search/page.py",
+    "faiss": "search/faiss_index.py",
+    "sacrebleu": "metrics",
+    "rouge_score": "metrics",
+    "torch": (
+        "distributed.py data models modalities objectives text_encoders training evaluation export "
+        "inference/torch_model.py inference/translate.py"
+    ),
 }
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
-def modules() -> list[tuple[str, Path]]:
-    """Every source file, under the name of the module or folder it belongs to."""
-    return [(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path) for path in sorted(PACKAGE.rglob("*.py"))]
+def room_of(file: str) -> str:
+    return file.split("/")[0].removesuffix(".py")
 
 
-def imports(path: Path) -> set[str]:
+def imports(file: str) -> set[str]:
     """Every module that a file imports, anywhere in it, as dotted names."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}: a relative import hides its layer"
+            assert not node.level, f"{file}: a relative import hides its room"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
-def test_every_module_stands_in_a_layer() -> None:
-    assert {name for name, _ in modules()} == set(ORDER)
+def own_imports(file: str) -> set[str]:
+    """The files of the package that a file imports."""
+    found = set()
+    for name in imports(file):
+        parts = name.split(".")[1:] if name.startswith("cyclic_cli.") else []
+        paths = ["/".join(parts[:length]) + ".py" for length in range(1, len(parts) + 1)]
+        found |= {path for path in paths if path in FILES}
+    return found - {file}
 
 
-@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda value: str(getattr(value, "stem", value)))
-def test_imports_point_down(module: str, path: Path) -> None:
-    for name in imports(path):
-        parts = name.split(".")
-        if parts[0] == "cyclic_cli" and len(parts) > 1 and parts[1] in ORDER and parts[1] != module:
-            assert ORDER.index(parts[1]) < ORDER.index(module), f"{module} imports {parts[1]}, which lies above it"
+def test_every_file_stands_in_a_room() -> None:
+    assert {room_of(file) for file in FILES} - {"__init__"} == set(FLOOR)
 
 
-@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda value: str(getattr(value, "stem", value)))
-def test_libraries_stay_where_they_are_known(module: str, path: Path) -> None:
-    for name in imports(path):
-        allowed = KNOWS.get(name.split(".")[0])
-        assert allowed is None or module in allowed, f"{module} imports {name}"
+@pytest.mark.parametrize("file", FILES)
+def test_imports_point_down(file: str) -> None:
+    room = room_of(file)
+    above = {other for other in own_imports(file) if room_of(other) != room and FLOOR[room_of(other)] >= FLOOR[room]}
+    assert not above, f"{file} imports {above}, which no lower floor holds"
+
+
+def test_files_of_a_room_import_one_another_in_no_circle() -> None:
+    left = {file: {other for other in own_imports(file) if room_of(other) == room_of(file)} for file in FILES}
+    while free := {file for file, others in left.items() if not others & left.keys()}:
+        left = {file: others for file, others in left.items() if file not in free}
+    assert not left
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.endswith("__init__.py")])
+def test_a_package_hands_nothing_on(file: str) -> None:
+    assert not imports(file)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_libraries_stay_where_they_are_known(file: str) -> None:
+    for name in imports(file):
+        places = KNOWS.get(name.split(".")[0], file).split()
+        assert any(file == place or file.startswith(f"{place}/") for place in places), f"{file} imports {name}"
 
 
 @pytest.mark.parametrize("words", ["", "demo", "prepare", "train", "reconstruct", "embed", "search", "export", "info"])
@@ -140,7 +143,7 @@ def test_help_loads_nothing_heavy_and_lists_the_architectures(words: str) -> Non
 
 
 def test_prepare_loads_no_torch() -> None:
-    code = "import sys, cyclic_cli.prepare, cyclic_cli.phantom; assert 'torch' not in sys.modules"
+    code = "import sys, cyclic_cli.prepare.task, cyclic_cli.phantom.dataset; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

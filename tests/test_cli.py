@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Ran, make_dicom, smooth_image
+from helpers.makers import Ran, make_dicom, smooth_image
 
 from cyclic_cli import registry
 
@@ -111,7 +111,7 @@ def test_the_first_two_commands_of_the_documents_work_with_nothing_at_hand(
     cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`train` draws the demo data into the cache, once; `reconstruct` takes the model of the package."""
-    from cyclic_cli import phantom
+    from cyclic_cli.phantom import dataset as phantom
 
     whole = phantom.write_demo
     monkeypatch.setattr(phantom, "write_demo", lambda folder, **words: whole(folder, 40, **words))

@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Ran
-from run_files import rows
+from helpers.makers import Ran
+from helpers.run_files import rows
 
 from cyclic_cli import config, distributed
 from cyclic_cli.config import TrainConfig, is_main_process, local_processes
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError, UsageError
-from cyclic_cli.storage import read_checkpoint
+from cyclic_cli.storage.checkpoint import read_checkpoint
 
 Cyclic = Callable[..., Ran]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node")
-EXCHANGE = Path(__file__).with_name("exchanging.py")
+EXCHANGE = Path(__file__).parent / "helpers" / "exchanging.py"
 
 
 def command(*words: object, processes: int | None = None) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cyclic_cli.config import PRESETS
-from cyclic_cli.phantom import write_demo
+from cyclic_cli.phantom.dataset import write_demo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -61,7 +61,7 @@ def show(title: str, values: dict[str, Any], as_json: bool) -> None:
 def write_summary(file: Path | None, totals: dict[str, Any]) -> None:
     """Write the totals as JSON, if a file is named; see `check_summary`."""
     if file is not None:
-        from cyclic_cli.storage import write_text
+        from cyclic_cli.storage.files import write_text
 
         write_text(file, console.as_json(totals) + "\n")
 
@@ -120,7 +120,7 @@ def paths_of(sources: list[str], null: bool) -> list[Path]:
 
 def find_dataset(named: Path | None, report: Any) -> Path:
     """The data set to use: the argument, `$CYCLIC_DATASET`, `./dataset`, else the demo's, made once."""
-    from cyclic_cli.storage import is_dataset
+    from cyclic_cli.storage.dataset import is_dataset
 
     if named is not None:
         return named
@@ -129,7 +129,7 @@ def find_dataset(named: Path | None, report: Any) -> Path:
     if is_dataset(Path("dataset")) or Path("dataset/.unfinished").is_dir():
         return Path("dataset")  # an unfinished one is an error of `train`, not a reason to take the demo's
     from cyclic_cli.events import Note
-    from cyclic_cli.prepare import demo_dataset
+    from cyclic_cli.prepare.task import demo_dataset
 
     folder = demo_dataset(report, settings.available_cpus())
     report(Note(f"data set: the demo phantoms in {folder}"))

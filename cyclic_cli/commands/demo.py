@@ -24,8 +24,8 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Draw chest phantoms as DICOM, with reports and the truth about their findings."""
-    from cyclic_cli import phantom
     from cyclic_cli.events import Progress
+    from cyclic_cli.phantom import dataset as phantom
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CyclicError(f"{out} exists and is not empty.", "Name another --out.")

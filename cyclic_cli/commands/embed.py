@@ -75,7 +75,7 @@ def embed(
     """Turn images and texts into vectors: of a data set, of files, or of what is said here."""
     from cyclic_cli import registry
     from cyclic_cli.config import is_main_process, place_among_processes
-    from cyclic_cli.identity import Keyer, find_secret
+    from cyclic_cli.privacy.keys import Keyer, find_secret
 
     registry.check(device, ("auto", "cpu", "cuda"), "device")
     check_summary(summary_file)
@@ -90,9 +90,9 @@ def embed(
     if already_deidentified and salt_file is not None:
         raise UsageError("--already-deidentified uses no secret, but --salt-file gives one.", "Leave one of them out.")
     with console.talk(quiet) as report:
-        from cyclic_cli import embedding as task
-        from cyclic_cli.inference import load_model
-        from cyclic_cli.storage import is_dataset
+        from cyclic_cli.inference import embed as task
+        from cyclic_cli.inference.reconstruct import load_model
+        from cyclic_cli.storage.dataset import is_dataset
 
         loaded = load_model(model, device, report)
         summary = task.EmbedSummary()

@@ -9,7 +9,7 @@ import typer
 
 from cyclic_cli import console, registry
 from cyclic_cli.commands._options import Checkpoint, Dataset, Device, Json, Quiet, find_dataset, show
-from cyclic_cli.identity import SPLITS
+from cyclic_cli.privacy.keys import SPLITS
 
 
 def evaluate(
@@ -41,8 +41,8 @@ def evaluate(
     """Measure a model on samples it was not trained on: errors, retrieval, probes, zero-shot, written texts."""
     registry.check(device, ("auto", "cpu", "cuda"), "device")
     with console.talk(quiet) as report:
-        from cyclic_cli import evaluation as task
-        from cyclic_cli.inference import load_checkpoint
+        from cyclic_cli.evaluation import task
+        from cyclic_cli.inference.reconstruct import load_checkpoint
 
         found = find_dataset(dataset, report)
         loaded = load_checkpoint(model, device, report)
@@ -53,7 +53,7 @@ def evaluate(
     else:
         _show(figures)
     if out:  # last: a disk that is full costs the file, not the figures
-        from cyclic_cli.storage import write_text
+        from cyclic_cli.storage.files import write_text
 
         write_text(out, console.as_json(figures) + "\n")
 
@@ -62,7 +62,7 @@ TABLES = ("retrieval", "controls", "neighbours", "probe", "zero_shot")  # figure
 
 
 def _show(figures: dict[str, Any]) -> None:
-    from cyclic_cli.controls import MAPS
+    from cyclic_cli.evaluation.baselines import MAPS
 
     findings = figures["texts"].get("findings", {})
     texts = {name: value for name, value in figures["texts"].items() if name != "findings"}

@@ -43,8 +43,8 @@ def export(
 
     registry.check(to, ("onnx",), "form")
     with console.talk(quiet) as report:
-        from cyclic_cli import export as task
-        from cyclic_cli.inference import load_checkpoint
+        from cyclic_cli.export import task
+        from cyclic_cli.inference.reconstruct import load_checkpoint
 
         loaded = load_checkpoint(model, "cpu", report)
         place = out or Path("exported" if part == "all" else f"{part}.onnx")

@@ -1,11 +1,12 @@
 """`cyclic info`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cyclic_cli.commands._options import Json, Quiet, show
+from cyclic_cli.errors import CyclicError
 
 
 def info(
@@ -16,13 +17,32 @@ def info(
     quiet: Quiet = False,
 ) -> None:
     """Say what a data set, a run, a checkpoint, an exported model or a file of embeddings is."""
-    if path.suffix == ".onnx":
-        from cyclic_cli.onnx_file import describe
-    elif path.suffix == ".parquet":
-        from cyclic_cli.embedding_file import describe
-    else:
-        from cyclic_cli.storage import describe
-
-    described = describe(path)
+    described = _describe(path)
     kind = described["kind"]
     show(f"{kind[0].upper()}{kind[1:]} {path}", described, json)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """What a stored file or folder says of itself. Raises CyclicError when it is none of ours."""
+    if path.suffix == ".onnx":
+        from cyclic_cli.storage import onnx_file
+
+        return onnx_file.describe(path)
+    if path.suffix == ".parquet":
+        from cyclic_cli.storage import embeddings
+
+        return embeddings.describe(path)
+
+    from cyclic_cli.storage import checkpoint, dataset, run
+
+    if dataset.is_dataset(path):
+        return dataset.describe(path)
+    if path.is_dir() and (path / "config.yaml").exists():
+        return run.describe(path)
+    if (path / ".unfinished").is_dir():
+        raise CyclicError(f"{path} is an unfinished data set.", "Repeat the `cyclic prepare` that began it.")
+    if path.is_dir() and not (path / "model.safetensors").exists():
+        raise CyclicError(
+            f"{path} is neither a data set nor a run.", "Give a data set, a run folder or a .safetensors file."
+        )
+    return checkpoint.describe(checkpoint.find_checkpoint(path))

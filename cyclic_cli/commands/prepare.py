@@ -146,8 +146,8 @@ def prepare(
     quiet: Quiet = False,
 ) -> None:
     """Turn images (DICOM, PNG, JPEG, TIFF, NIfTI) and their reports into a data set."""
-    from cyclic_cli import prepare as task
-    from cyclic_cli.identity import parse_split
+    from cyclic_cli.prepare import task
+    from cyclic_cli.privacy.keys import parse_split
 
     task.check_pattern(patient_pattern)
     config = PrepareConfig(

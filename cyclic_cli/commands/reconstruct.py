@@ -64,7 +64,7 @@ def reconstruct(
     quiet: Quiet = False,
 ) -> None:
     """Reconstruct scans with one model or several, and measure the error of each."""
-    from cyclic_cli import inference
+    from cyclic_cli.inference import reconstruct as inference
 
     registry.check(device, ("auto", "cpu", "cuda"), "device")
     check_summary(summary_file)
@@ -79,15 +79,15 @@ def reconstruct(
     summary = inference.ReconstructSummary()
     with console.talk(quiet) as report:
         if text or to == "text":
-            from cyclic_cli import translating
+            from cyclic_cli.inference import translate
 
             if model and len(model) > 1:
                 raise UsageError("Texts are written and drawn by one model.", "Name one --model.")
             one = inference.load_checkpoint(model[0] if model else None, device, report)
             results: Iterable[Any] = (
-                translating.draw_texts(text, one, out, overwrite, report)
+                translate.draw_texts(text, one, out, overwrite, report)
                 if text
-                else translating.write_texts(paths_of(scans or [], null), one, summary, beams, length, paths, report)
+                else translate.write_texts(paths_of(scans or [], null), one, summary, beams, length, paths, report)
             )
             columns = ["output", "remark"] if text else ["source", "text", "remark"]
         else:

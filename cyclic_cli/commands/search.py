@@ -63,9 +63,9 @@ def search(
     if page and page.exists() and not overwrite:
         raise CyclicError(f"{page} exists.", "Add --overwrite, or name another --page.")
     with console.talk(quiet) as report:
-        from cyclic_cli import search as task
-        from cyclic_cli.embedding_file import EmbeddingFile
-        from cyclic_cli.inference import load_model
+        from cyclic_cli.inference.reconstruct import load_model
+        from cyclic_cli.search import task
+        from cyclic_cli.storage.embeddings import EmbeddingFile
 
         opened = EmbeddingFile(file)
         asked = task.query_of(query, opened, lambda: load_model(model, device, report), allow_burned_in, report)
@@ -73,7 +73,7 @@ def search(
             asked, opened, count, where, kind, same_patient, distinct, dataset, index == "faiss", report
         )
         if page:
-            from cyclic_cli.search_page import write_page
+            from cyclic_cli.search.page import write_page
 
             write_page(page, asked, found, opened, dataset, where, report)
             report(Note(f"page: {page}"))
@@ -84,7 +84,7 @@ def search(
 
 
 def _row(answer: Any) -> dict[str, Any]:
-    from cyclic_cli.search_page import findings
+    from cyclic_cli.search.page import findings
 
     lines = " ".join((answer.text or "").split("\n")[:FIRST_LINES])
     return {

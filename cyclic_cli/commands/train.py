@@ -106,7 +106,7 @@ def train(
     registry.check_file("models", run_settings.arch, "architecture")
     registry.check(resume, ("never", "auto", "must"), "choice of --resume")
     with console.talk(quiet or not settings.is_main_process()) as report:
-        from cyclic_cli import training as task
+        from cyclic_cli.training import task
 
         found = find_dataset(dataset, report)
         run = out or Path("runs") / task.default_run_name(run_settings)

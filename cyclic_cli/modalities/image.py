@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from cyclic_cli import registry
 from cyclic_cli.config import JOINT_ARCH, JOINT_RECIPE, build
-from cyclic_cli.data import moved
+from cyclic_cli.data.samples import moved
 from cyclic_cli.errors import UsageError
-from cyclic_cli.images import as_float
-from cyclic_cli.storage import StoredDataset
+from cyclic_cli.imaging.readers import as_float
+from cyclic_cli.storage.dataset import StoredDataset
 
 COLUMNS = ("has_image", "shard", "row")
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from cyclic_cli import registry
 from cyclic_cli.config import build
-from cyclic_cli.data import sample_noise
+from cyclic_cli.data.samples import sample_noise
 from cyclic_cli.errors import CyclicError, UsageError
-from cyclic_cli.storage import StoredDataset
-from cyclic_cli.vocabulary import END, PADDING, PATIENTS, Vocabulary, padded
+from cyclic_cli.storage.dataset import StoredDataset
+from cyclic_cli.text_encoders._vocabulary import END, PADDING, PATIENTS, Vocabulary, padded
 
 COLUMNS = ("text", "has_text")
 INPUTS = {"input_ids": {0: "batch", 1: "length"}, "attention_mask": {0: "batch", 1: "length"}}

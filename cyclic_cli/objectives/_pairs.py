@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cyclic_cli.joint import linked
-from cyclic_cli.mixing import ALONE
+from cyclic_cli.data.mixture import ALONE
+from cyclic_cli.models._joint import linked
 
 
 class Pairs(NamedTuple):

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cyclic_cli.joint import linked
-from cyclic_cli.mixing import ALONE
+from cyclic_cli.data.mixture import ALONE
+from cyclic_cli.models._joint import linked
 from cyclic_cli.objectives._pairs import mean
 
 NEEDS = ("embedding", "scale")

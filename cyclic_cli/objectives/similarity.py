@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cyclic_cli.metrics import SIGMA, WINDOW
+from cyclic_cli.metrics.reconstruction import SIGMA, WINDOW
 from cyclic_cli.objectives._pixels import compared
 
 NEEDS = ("reconstruction",)

@@ -45,9 +45,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cyclic_cli import registry, storage
+from cyclic_cli import registry
 from cyclic_cli.config import build
-from cyclic_cli.data import Samples
+from cyclic_cli.data.samples import Samples
+from cyclic_cli.storage.checkpoint import read_checkpoint
+from cyclic_cli.storage.dataset import StoredDataset, is_dataset
+from cyclic_cli.storage.files import write_array, write_text
+from cyclic_cli.storage.run import RunFolder
 
 COMMAND = (sys.executable, "-m", "cyclic_cli")
 MONAI = Path(__file__).with_name("monai_autoencoder.py")
@@ -111,7 +115,7 @@ class Images:
     """The prepared images."""
 
     def __init__(self, folder: Path) -> None:
-        self.stored = storage.StoredDataset(folder)
+        self.stored = StoredDataset(folder)
         self.size = self.stored.facts.preprocessing.size
 
     def samples(self, split: str, fraction: float = 1.0) -> Samples:
@@ -242,14 +246,14 @@ class Bench:
 
     def _train(self, row: Row, folder: Path, epochs: int, seed: int, core: int | None) -> dict:
         """The summary of a finished `cyclic train`."""
-        if row.epochs is None and not storage.RunFolder(folder).summary.exists():
+        if row.epochs is None and not RunFolder(folder).summary.exists():
             shutil.rmtree(folder, ignore_errors=True)  # a resumed run would not know its whole time
         words = [*row.words.split(), "--fraction", f"{row.fraction:g}", "--epochs", str(epochs), "--seed", str(seed)]
         words += ["--out", str(folder), "--resume", "auto", "--json", "--quiet"]
         return json.loads(ran([*COMMAND, "train", str(self.images.stored.folder), *words], core))
 
     def _tested(self, folder: Path) -> dict:
-        model = load(storage.RunFolder(folder).best)
+        model = load(RunFolder(folder).best)
         output = torch.cat([model(batch)["reconstruction"].clamp(0, 1) for batch in self.images.test.split(BATCH)])
         np.save(folder / "shown.npy", output[self.images.shown].numpy())
         return self.images.errors(output)
@@ -292,7 +296,7 @@ class Bench:
             if not path.exists():
                 samples = self.images.samples(split)
                 shards, rows = samples.records["shard"], samples.records["row"]
-                storage.write_array(path, self.images.stored.images(shards, rows))
+                write_array(path, self.images.stored.images(shards, rows))
         return self.arrays
 
     def _once(self, folder: Path, make: Callable[[], dict]) -> dict:
@@ -335,12 +339,12 @@ def terminate() -> None:
 
 
 def keep(path: Path, values: dict) -> None:
-    storage.write_text(path, json.dumps(values, indent=2) + "\n")
+    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def load(path: Path) -> nn.Module:
     """The model of a checkpoint."""
-    checkpoint = storage.read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     architecture = registry.load("models", checkpoint.architecture["name"], "architecture")
     config = build(architecture.Config, checkpoint.architecture["config"], str(path))
     model = architecture.Model(config, tuple(checkpoint.architecture["image_shape"]))
@@ -354,14 +358,14 @@ def load(path: Path) -> nn.Module:
 @torch.inference_mode()
 def variational(folder: Path, images: Images, picture: Path) -> dict[str, float | bool]:
     """How many numbers of a variational code are used, and whether a loss was not finite; draws from the prior."""
-    model = load(storage.RunFolder(folder).best)
+    model = load(RunFolder(folder).best)
     divergences = []
     for batch in images.test.split(BATCH):
         outputs = model(batch)
         mean, log_variance = outputs["mean"], outputs["log_variance"]
         divergences.append(0.5 * (mean.square() + log_variance.exp() - log_variance - 1))
     divergence = torch.cat(divergences).mean(0)  # nats, of each number
-    rows = [json.loads(line) for line in storage.RunFolder(folder).metrics.read_text().splitlines()]
+    rows = [json.loads(line) for line in RunFolder(folder).metrics.read_text().splitlines()]
     losses = [loss for row in rows for loss in {**row.get("losses", {}), **row.get("train", {})}.values()]
     drawn = model.decode(torch.randn(16, len(divergence), generator=torch.Generator().manual_seed(0)))
     sheet(picture, [("", line) for line in drawn.clamp(0, 1).numpy().reshape(4, 4, images.size, images.size)])
@@ -437,7 +441,7 @@ def spread(values: list[float], form: str) -> str:
 
 def prepared(source: Path, labels: Path | None, work: Path, size: int) -> Images:
     folder = work / f"dataset-{size}"
-    if not storage.is_dataset(folder):
+    if not is_dataset(folder):
         words = [str(source), "--already-deidentified", "--size", str(size), "--out", str(folder)]
         words += ["--reports", str(labels)] if labels else []
         ran([*COMMAND, "prepare", *words, "--quiet"], None)

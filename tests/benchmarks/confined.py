@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from cyclic_cli.config import Preprocessing
-from cyclic_cli.storage import DatasetDraft, DatasetFacts, shard_name
+from cyclic_cli.storage.dataset import DatasetFacts, shard_name
+from cyclic_cli.storage.dataset_draft import DatasetDraft
 
 SHARD = 1024  # images
 VALIDATION = 64  # images

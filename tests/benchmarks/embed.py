@@ -30,13 +30,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cyclic_cli import embedding, phantom, registry
+from cyclic_cli import registry
 from cyclic_cli.config import PrepareConfig, Preprocessing, available_cpus
-from cyclic_cli.identity import Keyer
-from cyclic_cli.images import as_float
-from cyclic_cli.inference import PACKAGED_EXPORT, PACKAGED_MODEL, load_model
-from cyclic_cli.prepare import Work, prepare
-from cyclic_cli.storage import Checkpoint, StoredDataset, write_checkpoint
+from cyclic_cli.imaging.readers import as_float
+from cyclic_cli.inference import embed
+from cyclic_cli.inference.reconstruct import PACKAGED_EXPORT, PACKAGED_MODEL, load_model
+from cyclic_cli.phantom import dataset as phantom
+from cyclic_cli.prepare.task import Work, prepare
+from cyclic_cli.privacy.keys import Keyer
+from cyclic_cli.storage.checkpoint import Checkpoint, write_checkpoint
+from cyclic_cli.storage.dataset import StoredDataset
 
 SIDE = 1500
 
@@ -74,7 +77,7 @@ def fresh(work: Path, name: str) -> Path:
 class Nothing:
     """A model that costs nothing."""
 
-    modalities, fingerprint, architecture, batch = ("image",), "nothing", "nothing", embedding.PIECE
+    modalities, fingerprint, architecture, batch = ("image",), "nothing", "nothing", embed.PIECE
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
@@ -91,8 +94,8 @@ def rate(images: int, work: Callable[[], object]) -> float:
 
 def embedded(offered: Any, model: Any, work: Path) -> int:
     """Embed into a file, and count what that was."""
-    summary = embedding.EmbedSummary()
-    embedding.embed_to_file(offered, model, work / "e.parquet", summary, overwrite=True)
+    summary = embed.EmbedSummary()
+    embed.embed_to_file(offered, model, work / "e.parquet", summary, overwrite=True)
     return summary.images
 
 
@@ -101,7 +104,7 @@ def measure(path: Path, device: str, dataset: Path, folders: dict[str, Path], ro
     stored = StoredDataset(dataset)
     table = stored.index(["shard", "row"])
     fitted = stored.images(table["shard"].to_numpy(), table["row"].to_numpy())
-    pieces = np.split(fitted, range(embedding.PIECE, len(fitted), embedding.PIECE))
+    pieces = np.split(fitted, range(embed.PIECE, len(fitted), embed.PIECE))
     if path.suffix == ".onnx":
         run = model.embed_images
         values: list[Any] = pieces
@@ -115,7 +118,7 @@ def measure(path: Path, device: str, dataset: Path, folders: dict[str, Path], ro
     rates: dict[str, list[float]] = {kind: [] for kind in ("loop", *ratios)}
     for _ in range(rounds):
         loop = rate(len(fitted), lambda: [run(value) for value in values])
-        found = rate(len(fitted), lambda: embedded(embedding.of_dataset(dataset, model, False, print), model, work))
+        found = rate(len(fitted), lambda: embedded(embed.of_dataset(dataset, model, False, print), model, work))
         rates["loop"].append(loop)
         rates["data set"].append(found)
         ratios["data set"].append(found / loop)
@@ -125,7 +128,7 @@ def measure(path: Path, device: str, dataset: Path, folders: dict[str, Path], ro
             def offered(with_model: Any, number: str, folder: Path = folder) -> Any:
                 scratch = work / f"scratch-{number}-{time.monotonic_ns()}"
                 files = sorted(file for file in folder.rglob("*") if file.suffix in (".dcm", ".jpg"))
-                return embedding.of_files(
+                return embed.of_files(
                     files, work / "e.parquet", with_model, Keyer(b""), scratch, workers=available_cpus()
                 )
 

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cyclic_cli.errors import CyclicError
-from cyclic_cli.export import examples_of, export, part_names, part_of
-from cyclic_cli.inference import load_checkpoint
-from cyclic_cli.onnx_model import session
-from cyclic_cli.torch_model import TorchModel
+from cyclic_cli.export.task import examples_of, export, part_names, part_of
+from cyclic_cli.inference.onnx_model import session
+from cyclic_cli.inference.reconstruct import load_checkpoint
+from cyclic_cli.inference.torch_model import TorchModel
 
 BATCH = 16
 

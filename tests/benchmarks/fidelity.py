@@ -22,9 +22,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame
 from pydicom.uid import ExplicitVRLittleEndian
 
-from cyclic_cli import images
 from cyclic_cli.config import Preprocessing
 from cyclic_cli.errors import InputError, Rejected
+from cyclic_cli.imaging import readers
 
 VIEWERS = {  # by the last part of the transfer syntax below 1.2.840.10008.1.2
     "": "dcm2pnm", ".1": "dcm2pnm", ".2": "dcm2pnm", ".1.99": "dcm2pnm", ".5": "dcm2pnm",
@@ -46,7 +46,7 @@ class Compared:
 def compare(path: Path) -> Compared:
     """Compare the reader with DCMTK. Raises InputError where the reader refuses, RuntimeError where DCMTK does."""
     preprocessing = Preprocessing(exact=True)
-    picture = images.read(path.read_bytes(), preprocessing)
+    picture = readers.read(path.read_bytes(), preprocessing)
     with tempfile.TemporaryDirectory() as folder:
         try:
             theirs, counts = _viewed(path, picture.frame, Path(folder))

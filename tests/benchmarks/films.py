@@ -25,7 +25,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from cyclic_cli.phantom import write_demo
+from cyclic_cli.phantom.dataset import write_demo
 
 BITS = 12  # of a film's stored values
 NUMBER = "27182818284"  # in the header, replaced in each file: no two files, patients or studies are the same

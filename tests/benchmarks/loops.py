@@ -78,7 +78,7 @@ def bare(path: str) -> None:
         return
     import pydicom
 
-    from cyclic_cli.dicom.decoding import decode
+    from cyclic_cli.imaging.dicom.decoding import decode
 
     decode(pydicom.dcmread(path), 0)
 

@@ -20,7 +20,7 @@ import numpy as np
 from cyclic_cli.config import TrainConfig
 from cyclic_cli.distributed import use_available_threads
 from cyclic_cli.events import Event, Step
-from cyclic_cli.training import train
+from cyclic_cli.training.task import train
 
 
 def costs(seconds: dict[int, float], every: int) -> list[float]:

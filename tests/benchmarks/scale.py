@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from cyclic_cli.config import as_plain
-from cyclic_cli.data import EpochOrder, Samples
-from cyclic_cli.records import RECORD
-from cyclic_cli.storage import DatasetFacts, StoredDataset, shard_name, write_tensors, write_yaml
+from cyclic_cli.data.samples import EpochOrder, Samples
+from cyclic_cli.storage.dataset import DatasetFacts, StoredDataset, shard_name
+from cyclic_cli.storage.files import write_tensors, write_yaml
+from cyclic_cli.storage.records import RECORD
 
 SHARD = 4096  # images of a shard, as `cyclic prepare` makes them
 PATIENT = 4  # images of a patient

@@ -32,8 +32,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cyclic_cli import registry
-from cyclic_cli.data import Samples
-from cyclic_cli.storage import StoredDataset
+from cyclic_cli.data.samples import Samples
+from cyclic_cli.storage.dataset import StoredDataset
 
 NODE = 8  # GPUs
 NVLINK, NETWORK = 450e9, 100e9 / 8  # bytes a second

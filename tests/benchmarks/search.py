@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cyclic_cli.approximate import Approximate
 from cyclic_cli.config import Preprocessing
-from cyclic_cli.embedding_file import ROW_GROUP, TEXTS, EmbeddingFile, Facts, Rows, table_of, write
-from cyclic_cli.neighbours import nearest
+from cyclic_cli.search.faiss_index import Approximate
+from cyclic_cli.search.neighbours import nearest
+from cyclic_cli.storage.embeddings import ROW_GROUP, TEXTS, EmbeddingFile, Facts, Rows, table_of, write
 
 CENTRES, NOISE, ROUNDS, QUERIES, COUNT = 10_000, 0.7, 7, 200, 10
 

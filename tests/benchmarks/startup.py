@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.data import get_testdata_file
 
-from cyclic_cli.inference import PACKAGED_EXPORT
+from cyclic_cli.inference.reconstruct import PACKAGED_EXPORT
 
 CYCLIC = [sys.executable, "-m", "cyclic_cli"]
 

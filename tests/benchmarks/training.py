@@ -59,7 +59,7 @@ from training_loops import WARM_UP, Task
 
 from cyclic_cli import registry
 from cyclic_cli.config import available_cpus
-from cyclic_cli.storage import StoredDataset
+from cyclic_cli.storage.dataset import StoredDataset
 
 LOOPS = Path(__file__).with_name("training_loops.py")
 CYCLIC, TENSORS, FILES, LIGHTNING = "cyclic train", "plain, in memory", "plain, decoding files", "Lightning, in memory"

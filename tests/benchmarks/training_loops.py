@@ -34,13 +34,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from cyclic_cli import autoencoding, console, registry, training
 from cyclic_cli import config as settings
+from cyclic_cli import console, registry
 from cyclic_cli.config import TrainConfig
-from cyclic_cli.data import Samples
+from cyclic_cli.data.samples import Samples
 from cyclic_cli.events import Event, Step
 from cyclic_cli.models._layers import use_fusion
-from cyclic_cli.storage import StoredDataset
+from cyclic_cli.storage.dataset import StoredDataset
+from cyclic_cli.training import autoencoding
+from cyclic_cli.training import task as training
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 WARM_UP = 2  # batches before the clock starts

@@ -1,0 +1,1 @@
+"""`cyclic export`: parts of a model as ONNX, checked against torch."""

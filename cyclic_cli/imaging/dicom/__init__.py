@@ -1,0 +1,1 @@
+"""DICOM files. Only this folder knows pydicom."""

@@ -1,0 +1,368 @@
+"""Compressed or plain pixel data of one frame → stored values, by the first decoder that manages.
+
+pydicom calls the decoders. Three things it lacks are added here: JPEG Extended of 12 bits by GDCM, HTJ2K by Pillow, and
+the syntaxes whose frames are plain pixels, deflated or not, within fragments (PS3.5 A.4.11 and A.4.13).
+
+JPEG 2000 and JPEG baseline can also leave out resolution while they decode, which `reductions` does.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders import HTJ2KDecoder, HTJ2KLosslessDecoder, HTJ2KLosslessRPCLDecoder, pillow
+from pydicom.pixels.decoders.base import Decoder, DecodeRunner, JPEGExtended12BitDecoder
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
+
+from cyclic_cli.errors import Rejected
+from cyclic_cli.imaging.dicom.header import whole_number
+
+PREFERRED = ("pylibjpeg", "pyjpegls", "pillow", "gdcm", "gdcm_12_bit", "pillow_htj2k", "pydicom")
+"""Decoders in the order of trial, the fastest first; each knows some transfer syntaxes."""
+ENCAPSULATED_UNCOMPRESSED = UID("1.2.840.10008.1.2.1.98")
+DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")
+PARTIAL_RANGE = np.array([[0.2568, 0.5041, 0.0979], [-0.1482, -0.2910, 0.4392], [0.4392, -0.3678, -0.0714]])
+CELLS_OF_JPEG_2000 = 1.85  # fewest cells per pixel of the sample that are left to the antialiased resize
+ROUNDING = 0.5  # by which each level of JPEG 2000's integer wavelet moves values on average: a quarter a direction
+ALIASES_BELOW = 3.0  # such cells: with fewer of them sharp edges alias
+CELLS_OF_JPEG = {8: 3.0, 4: 3.0, 2: 2.6}  # the same, by scale of the DCT
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Stored values of one frame at a lower resolution.
+
+    Cell k of `stored` (H', W') lies on the original's pixels from (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`.
+    With fewer cells per pixel of the sample than `aliases_below`, sharp edges alias.
+    """
+
+    stored: np.ndarray
+    scale: int
+    edge: float = 0.0
+    aliases_below: float = 0.0
+
+
+def decode(header: Dataset, frame: int) -> np.ndarray:
+    """One frame's stored values: (H, W), or (H, W, 3) with YBR already turned into RGB. May be a view of the file.
+
+    Raises:
+        Rejected: no_decoder; broken_pixels with what every decoder raised.
+    """
+    header = _with_plain_frame(header, frame)
+    frame = 0 if "NumberOfFrames" not in header else frame
+    syntax = header.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise Rejected("no_decoder", f"transfer syntax {syntax.name}") from None
+    if decoder.is_native:
+        return _clean(header, _attempt(decoder, header, frame, ""))
+    _refuse_other_sizes(header, compressed_frame(header, frame))
+    failures: list[str] = []
+    for name in sorted(decoder.available_plugins, key=PREFERRED.index):
+        try:
+            return _clean(header, _attempt(decoder, header, frame, name))
+        except Rejected as error:
+            failures.append(f"{name}: {error.message}")
+    if not failures:
+        raise Rejected("no_decoder", f"transfer syntax {syntax.name}")
+    raise Rejected("broken_pixels", f"no decoder manages ({', '.join(failures)})")
+
+
+def _attempt(decoder: Decoder, header: Dataset, frame: int, plugin: str) -> np.ndarray:
+    options: dict[str, Any] = {"view_only": True, "correct_unused_bits": False} if decoder.is_native else {}
+    partial = str(header.PhotometricInterpretation).startswith("YBR_PARTIAL")
+    if partial:  # retired, and unknown to pydicom
+        options |= {
+            "photometric_interpretation": header.PhotometricInterpretation.replace("PARTIAL", "FULL"),
+            "raw": True,
+        }
+    try:
+        stored, _ = decoder.as_array(header, index=frame, decoding_plugin=plugin, **options)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # decoders raise almost anything on damaged data, panics of Rust included
+        raise Rejected("broken_pixels", type(error).__name__) from error
+    return _from_partial_range(stored) if partial else stored
+
+
+def _from_partial_range(stored: np.ndarray) -> np.ndarray:
+    """YBR_PARTIAL of 8 bits (..., 3), whose luminance goes from 16 to 235, to RGB (PS3.3 C.7.6.3.1.2 of 2016)."""
+    colour = (stored - np.array([16, 128, 128])) @ np.linalg.inv(PARTIAL_RANGE).T
+    return np.rint(np.clip(colour, 0, 255)).astype(np.uint8)
+
+
+def compressed_frame(header: Dataset, frame: int) -> bytes:
+    """One frame's compressed stream, put together from its fragments."""
+    try:
+        offsets = (header.ExtendedOffsetTable, header.ExtendedOffsetTableLengths)
+    except AttributeError:
+        offsets = None
+    count = max(1, whole_number(header, "NumberOfFrames", 1))
+    try:
+        return get_frame(header.PixelData, frame, number_of_frames=count, extended_offsets=offsets)
+    except Exception as error:
+        raise Rejected("broken_pixels", f"the frame is not found ({type(error).__name__})") from error
+
+
+def _with_plain_frame(header: Dataset, frame: int) -> Dataset:
+    """A header whose fragments hold plain pixels, deflated or not, as one of that frame alone, without fragments."""
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax not in (DEFLATED_FRAMES, ENCAPSULATED_UNCOMPRESSED):
+        return header
+    content = compressed_frame(header, frame)
+    if syntax == DEFLATED_FRAMES:
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            content = inflater.decompress(content, frame_bits(header) // 8 + 2)
+        except zlib.error as error:
+            raise Rejected("broken_pixels", "the frame cannot be inflated") from error
+    plain = Dataset(header)
+    plain.file_meta = Dataset()
+    plain.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    if "NumberOfFrames" in plain:
+        del plain.NumberOfFrames
+    plain.PixelData = content
+    plain["PixelData"].VR = "OB" if whole_number(header, "BitsAllocated") <= 8 else "OW"
+    return plain
+
+
+def frame_bits(header: Dataset) -> int:
+    """Bits of one uncompressed frame."""
+    samples = (
+        whole_number(header, "Rows") * whole_number(header, "Columns") * whole_number(header, "SamplesPerPixel", 1)
+    )
+    if header.get("PhotometricInterpretation") in ("YBR_FULL_422", "YBR_PARTIAL_422"):
+        samples = samples * 2 // 3
+    return samples * whole_number(header, "BitsAllocated", 8)
+
+
+def is_encapsulated(header: Dataset) -> bool:
+    """Whether the pixel data lie in fragments; of an unknown transfer syntax it is taken to be so."""
+    try:
+        return bool(header.file_meta.TransferSyntaxUID.is_encapsulated)
+    except ValueError:
+        return True
+
+
+def _clean(header: Dataset, stored: np.ndarray) -> np.ndarray:
+    """Move stored values whose High Bit is not the usual one down, and drop bits above Bits Stored (PS3.5 8.1.1).
+
+    Values that are clean, as nearly all are, stay where they lie.
+    """
+    allocated = 8 * stored.dtype.itemsize
+    bits = min(whole_number(header, "BitsStored", allocated), allocated)
+    if stored.dtype.kind not in "iu" or stored.ndim != 2 or bits == allocated or not stored.size:
+        return stored
+    syntax = header.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated or syntax == RLELossless:
+        unused = whole_number(header, "HighBit", bits - 1) + 1 - bits
+        if 0 < unused <= allocated - bits:
+            stored = stored >> unused
+    signed = stored.dtype.kind == "i"
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    if low <= stored.min() and stored.max() <= high:
+        return stored
+    spare = allocated - bits
+    return (stored << spare) >> spare  # of signed values the shift back repeats the sign
+
+
+# ---------------------------------------------------------------------------------------- what a stream says of itself
+
+
+def _stream_size(syntax: UID, stream: bytes) -> tuple[int, int, int] | None:
+    """(rows, columns, samples) that a JPEG, JPEG-LS or JPEG 2000 stream declares; None where it is not understood."""
+    try:
+        if syntax in JPEG2000TransferSyntaxes:
+            siz = _siz(stream)
+            return (siz.rows, siz.columns, siz.samples) if siz else None
+        if syntax in JPEGTransferSyntaxes or syntax in JPEGLSTransferSyntaxes:
+            return _sof(stream)
+    except (struct.error, IndexError):
+        pass
+    return None
+
+
+def _sof(stream: bytes) -> tuple[int, int, int] | None:
+    """(rows, columns, samples) of the frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2)."""
+    at = 2
+    while stream[:2] == b"\xff\xd8" and stream[at] == 0xFF:
+        marker = stream[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        (length,) = struct.unpack_from(">H", stream, at + 2)
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            rows, columns, samples = struct.unpack_from(">HHB", stream, at + 5)
+            return rows, columns, samples
+        at += 2 + length
+    return None
+
+
+@dataclass(frozen=True)
+class _Siz:
+    """The image size of a JPEG 2000 codestream (ITU-T T.800 A.5.1); `plain` where it has no offsets."""
+
+    rows: int
+    columns: int
+    samples: int
+    bits: int
+    signed: bool
+    plain: bool
+
+
+def _siz(stream: bytes) -> _Siz | None:
+    if stream[:4] != b"\xff\x4f\xff\x51":
+        return None
+    right, bottom, left, top = struct.unpack_from(">4I", stream, 8)
+    tile_left, tile_top, samples, depth = struct.unpack_from(">2IHB", stream, 32)
+    plain = not any((left, top, tile_left, tile_top))
+    return _Siz(bottom - top, right - left, samples, (depth & 0x7F) + 1, bool(depth & 0x80), plain)
+
+
+def _refuse_other_sizes(header: Dataset, stream: bytes) -> None:
+    declared = _stream_size(header.file_meta.TransferSyntaxUID, stream)
+    expected = tuple(whole_number(header, name, 1) for name in ("Rows", "Columns", "SamplesPerPixel"))
+    if declared is not None and declared != expected:
+        raise Rejected("broken_pixels", "the compressed image has another size than the header says")
+
+
+# ------------------------------------------------------------------------------------------------- reduced decoding
+
+
+def reductions(header: Dataset, frame: int, size: int, tolerance: float) -> Iterator[Reduced]:
+    """A grey frame at lower resolutions that are enough for a sample of `size` pixels a side, the lowest first.
+
+    Of JPEG 2000 at most two, whose values are on average no more than `tolerance` away from those that the whole frame
+    has. None at all where the codec cannot reduce, the picture is small, or the stream is not quite what the header
+    says.
+    """
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax not in JPEG2000TransferSyntaxes and syntax not in (JPEGBaseline8Bit, JPEGExtended12Bit):
+        return
+    ratio = max(whole_number(header, "Rows"), whole_number(header, "Columns")) / size
+    if ratio < 2 or whole_number(header, "SamplesPerPixel", 1) != 1:
+        return
+    stream = compressed_frame(header, frame)
+    _refuse_other_sizes(header, stream)
+    try:
+        if syntax in JPEG2000TransferSyntaxes:
+            lowest = min(int(np.log2(ratio / CELLS_OF_JPEG_2000)), int(tolerance / ROUNDING))
+            for level in range(lowest, max(0, lowest - 2), -1):
+                yield _reduced_jpeg_2000(header, stream, level)
+        else:
+            yield _reduced_jpeg(header, stream, jpeg_scale(ratio))
+    except (KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit):
+        raise
+    except BaseException:  # whatever it is, decoding the whole frame will say it
+        return
+
+
+def _reduced_jpeg_2000(header: Dataset, stream: bytes, level: int) -> Reduced:
+    """The low-pass band of a wavelet level; its filter has odd length, so cell k is centred on pixel k · 2**level."""
+    siz = _siz(stream)
+    bits, signed = whole_number(header, "BitsStored"), bool(whole_number(header, "PixelRepresentation"))
+    if siz is None or not siz.plain or (siz.bits, siz.signed) != (bits, signed) or bits > 16:
+        raise ValueError("the stream is not what the header says")
+    scale = 2**level
+    with Image.open(io.BytesIO(stream), formats=["JPEG2000"]) as image:
+        size = (-(-siz.columns // scale), -(-siz.rows // scale))
+        tile = image.tile[0]
+        arguments = cast("tuple[Any, ...]", tile.args)
+        # Pillow's own `reduce` rounds the size half up, and then cannot read what the codec rounds up.
+        image._size = size
+        image.tile = [tile._replace(extents=(0, 0, *size), args=(arguments[0], level, *arguments[2:]))]
+        image.load()
+        stored = np.asarray(image)
+    container = 8 if bits <= 8 else 16
+    stored = np.right_shift(stored, container - bits)  # Pillow fills the container's high bits
+    if signed:  # and stores signed values above the middle of the range
+        stored = stored.astype(np.int32) - 2 ** (bits - 1)
+    return Reduced(stored, scale, 0.5 - 0.5 / scale, aliases_below=ALIASES_BELOW)
+
+
+def _reduced_jpeg(header: Dataset, stream: bytes, scale: int) -> Reduced:
+    """Blocks of 8 × 8 pixels decoded to 4 × 4, 2 × 2 or 1 × 1 by a smaller inverse cosine transform."""
+    if scale == 1 or whole_number(header, "BitsStored") != 8 or whole_number(header, "PixelRepresentation"):
+        raise ValueError("nothing to leave out, or not plain 8 bits")
+    with Image.open(io.BytesIO(stream), formats=["JPEG"]) as image:
+        if image.mode != "L":
+            raise ValueError("not grey")
+        image.draft("L", (image.width // scale, image.height // scale))
+        return Reduced(np.asarray(image), scale)
+
+
+def jpeg_scale(ratio: float) -> int:
+    """The largest scale of JPEG's DCT for pictures whose side is `ratio` times that of the sample."""
+    return next((scale for scale, cells in CELLS_OF_JPEG.items() if ratio / scale >= cells), 1)
+
+
+# --------------------------------------------------------------------------------------------- decoders for pydicom
+
+DECODER_DEPENDENCIES = dict.fromkeys(
+    (JPEGExtended12Bit, HTJ2KDecoder.UID, HTJ2KLosslessDecoder.UID, HTJ2KLosslessRPCLDecoder.UID),
+    ("pillow>=11.1", "python-gdcm>=3.0.24"),
+)
+
+
+def is_available(syntax: str) -> bool:
+    """pydicom asks every module that holds decoders."""
+    return syntax in DECODER_DEPENDENCIES
+
+
+def decode_12_bit(stream: bytes, runner: DecodeRunner) -> bytes:
+    """JPEG Extended of 12 bits by GDCM, which pydicom passes over; its values equal those of DCMTK."""
+    import gdcm
+
+    if runner.bits_stored == 8:
+        raise NotImplementedError
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(stream)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((runner.columns, runner.rows, 1))
+    image.SetDataElement(element)
+    kind = gdcm.PhotometricInterpretation.GetPIType(runner.photometric_interpretation)
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(kind))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(runner.transfer_syntax))))
+    bits = runner.bits_stored
+    image.SetPixelFormat(
+        gdcm.PixelFormat(runner.samples_per_pixel, runner.bits_allocated, bits, bits - 1, runner.pixel_representation)
+    )
+    content: bytes = image.GetBuffer().encode("utf-8", "surrogateescape")
+    return content
+
+
+def decode_htj2k(stream: bytes, runner: DecodeRunner) -> bytes:
+    """HTJ2K by Pillow, whose OpenJPEG reads it too."""
+    return bytes(pillow._decode_frame(stream, runner))
+
+
+def _add_decoders() -> None:
+    JPEGExtended12BitDecoder.add_plugin("gdcm_12_bit", (__name__, decode_12_bit.__name__))
+    for decoder in (HTJ2KDecoder, HTJ2KLosslessDecoder, HTJ2KLosslessRPCLDecoder):
+        decoder.add_plugin("pillow_htj2k", (__name__, decode_htj2k.__name__))
+
+
+_add_decoders()

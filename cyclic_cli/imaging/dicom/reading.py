@@ -1,0 +1,294 @@
+"""DICOM files: read the way a viewer shows them, and radiographs written. The only package that knows pydicom.
+
+From stored value to grey level in [0, 1], in the order of the standard (PS3.3 C.11, PS3.4 N.2):
+
+1. decode a frame by the first decoder that manages; YBR becomes RGB; bits outside Bits Stored are dropped (PS3.5 8.1.1)
+2. find the padding: Pixel Padding Value up to Pixel Padding Range Limit, in stored values (PS3.3 C.7.5.1.1.2); those of
+   float pixel data have attributes of their own (C.7.6.24)
+3. modality transform: Modality LUT, else Rescale Slope and Intercept (PS3.3 C.11.1); for enhanced images of this frame
+4. values of interest: what `--window` asks for; by itself the VOI LUT, else the first window (LINEAR, LINEAR_EXACT or
+   SIGMOID, PS3.3 C.11.2), for enhanced images of this frame; else the range from the 0.5th to the 99.5th percentile of
+   what is not padding
+5. clip to [0, 1]
+6. polarity: Presentation LUT Shape (PS3.3 C.11.6), else MONOCHROME1, turns grey over, once and after the window;
+   where the two contradict one another the shape holds, as in DCMTK
+7. padding becomes black
+8. PALETTE COLOR goes through its tables; colour skips 2 to 7 and becomes luminance (ITU-R BT.601)
+
+A small sample of a large film does not need all of it. Where the header or the user states a window that is a straight
+line, and there is no padding, JPEG and JPEG 2000 leave out resolution while they decode; all else is decoded whole and
+averaged after step 7. A frame that turns out to be clipped much where it changes much is decoded whole all the same,
+since averages of clipped values are not clipped averages; one with sharp edges is decoded at a higher resolution. So a
+sample stays within half a grey level on average, and four at the 99.9th percentile, of what `exact` gives: decoded
+whole, and nothing averaged.
+
+What is unusual: nothing of the header leaves this package but an allow-list (`Facts`), of it only terms that the
+standard defines, and the identities that `identity.Keyer` turns into keys. pydicom's own warnings quote values
+from the header, so they are silenced here. What is written depends on no clock, host or chance.
+
+    decoding.py    step 1: stored values of one frame, whole or reduced
+    rendering.py   steps 2 to 8
+    header.py      what of a header may be kept, and whom it names
+    writing.py     radiographs of the demo's phantoms
+"""
+
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pydicom
+import pydicom.config
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from cyclic_cli.config import Preprocessing, check_frames
+from cyclic_cli.errors import InputError, Rejected, Skipped
+from cyclic_cli.imaging.dicom.decoding import Reduced, decode, frame_bits, is_encapsulated, reductions
+from cyclic_cli.imaging.dicom.header import Facts, Identities, facts_of, identities_of, whole_number
+from cyclic_cli.imaging.dicom.rendering import MEAN_BOUND, Rendering, clips_little, is_smooth
+from cyclic_cli.imaging.dicom.structured_report import text_of
+
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+LARGEST_SIDE = 2**14  # pixels; the letterbox of a longer strip would fill the memory
+LARGEST_FRAME = LARGEST_SIDE**2  # samples; the largest film of this field has about 2**25
+CELLS = 3  # fewest cells per pixel of a sample, along a side, that are left to the antialiased resize
+SMALLEST_FRAGMENT = 16  # bytes of a compressed frame with its item header
+
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+PIXEL_TAGS = {(0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009)}
+
+NOT_IMAGES = {
+    "1.2.840.10008.1.3.10": "DICOMDIR",
+    "1.2.840.10008.5.1.4.1.1.66.4": "segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.5": "surface segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "label map segmentation",
+    "1.2.840.10008.5.1.4.1.1.66": "raw data object",
+    "1.2.840.10008.5.1.4.1.1.66.1": "spatial registration",
+}
+"""SOP classes that are valid and hold no image to learn from (PS3.4 B.5), with what they are."""
+NOT_IMAGE_FAMILIES = {
+    "1.2.840.10008.5.1.4.1.1.11.": "presentation state",
+    "1.2.840.10008.5.1.4.1.1.88.": "structured report",
+    "1.2.840.10008.5.1.4.1.1.9.": "waveform",
+    "1.2.840.10008.5.1.4.1.1.104.": "encapsulated document",
+    "1.2.840.10008.5.1.4.1.1.481.": "radiotherapy object",
+}
+
+
+def looks_like_dicom(head: bytes) -> bool:
+    """Whether a file's first 132 bytes are DICOM: marked after a preamble, or a data set that starts without one."""
+    if head[128:132] == b"DICM":
+        return True
+    little = head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00"
+    big = head[:2] in (b"\x00\x02", b"\x00\x08") and head[2:3] == b"\x00"
+    explicit = head[4:6].isalpha() and head[4:6].isupper()  # a value representation such as UL or CS
+    implicit = len(head) >= 8 and int.from_bytes(head[4:8], "little") < 256  # the length of a short first element
+    return (little or big) and (explicit or (little and implicit))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A frame as a viewer shows it, perhaps at a lower resolution.
+
+    `pixels` (H', W') are float32 in [0, 1], 0 black. Cell k lies on the pixels of the original, along either axis, from
+    (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`. `facts` tell the size of the original.
+    """
+
+    pixels: np.ndarray
+    facts: Facts
+    scale: int = 1
+    edge: float = 0.0
+
+
+class Film:
+    """A DICOM file whose header is read.
+
+    Args:
+        content: The file.
+        preprocessing: Which frames, and how they are shown.
+        allow_burned_in: Take images that say that text is burned into them.
+
+    Raises:
+        Skipped: a valid object without an image to learn from.
+        Rejected: broken_header, no_pixels, too_large, broken_pixels, no_frame or burned_in.
+    """
+
+    def __init__(self, content: bytes, preprocessing: Preprocessing, allow_burned_in: bool = False) -> None:
+        self.identities = Identities()
+        self._preprocessing = preprocessing
+        with self._careful():
+            self._header = _parse(content)
+            self.identities = identities_of(self._header)
+            _refuse_what_is_no_image(self._header)
+            if str(self._header.get("BurnedInAnnotation") or "").strip().upper() == "YES" and not allow_burned_in:
+                raise Rejected("burned_in")
+            self.frames = select_frames(_frame_count(self._header), preprocessing.frames)
+
+    def shown(self, frame: int) -> Shown:
+        """A frame as a viewer would show it.
+
+        Raises:
+            Rejected: no_decoder, broken_pixels, blank or broken_header.
+        """
+        with self._careful():
+            rendering = Rendering(self._header, frame, self._preprocessing.window)
+            height, width = (whole_number(self._header, name) for name in ("Rows", "Columns"))
+            facts = facts_of(self._header, (height, width))
+            chosen = self._reduced(rendering, frame) or Reduced(decode(self._header, frame), 1)
+            factor = cell_factor(chosen.stored, self._preprocessing)
+            pixels = rendering.shown(chosen.stored, factor)
+            return Shown(pixels, facts, chosen.scale * factor, chosen.edge / factor)
+
+    def _reduced(self, rendering: Rendering, frame: int) -> Reduced | None:
+        """The frame at the lowest resolution that keeps the bound; None where only the whole frame does."""
+        line, size = rendering.straight, self._preprocessing.size
+        if self._preprocessing.exact or line is None:
+            return None
+        for reduced in reductions(self._header, frame, size, MEAN_BOUND / 255 / max(abs(line.slope), 1e-9)):
+            if not clips_little(line, reduced.stored):
+                return None
+            if max(reduced.stored.shape) >= reduced.aliases_below * size or is_smooth(line, reduced.stored):
+                return reduced
+        return None
+
+    @contextmanager
+    def _careful(self) -> Iterator[None]:
+        """Nothing on the terminal, and every error an InputError that knows whom the header names."""
+        with _quiet():
+            try:
+                yield
+            except InputError as error:
+                error.identities = self.identities
+                raise
+            except Exception as error:  # attributes are parsed when they are first read, and may be anything
+                wrong = Rejected("broken_header", f"an attribute is missing or wrong ({type(error).__name__})")
+                wrong.identities = self.identities
+                raise wrong from error
+
+
+def cell_factor(stored: np.ndarray, preprocessing: Preprocessing) -> int:
+    """How many pixels a side the cells have over which a picture (H, W) or (H, W, 3) is averaged before its resize."""
+    return 1 if preprocessing.exact else max(1, max(stored.shape[:2]) // (CELLS * preprocessing.size))
+
+
+def select_frames(count: int, wanted: str) -> list[int]:
+    """The frames, from 0, that a `--frames` setting picks out of `count`. Raises Rejected where there are too few."""
+    choice = check_frames(wanted)
+    count = max(1, count)
+    if choice == "all":
+        return list(range(count))
+    if isinstance(choice, int):
+        if choice > count:
+            raise Rejected("no_frame", f"frame {choice} is asked for, and there are {count}")
+        return [choice - 1]
+    return [0 if choice == "first" else count // 2]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep decoders' complaints off the terminal: C libraries write them straight to file descriptor 2."""
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
+        warnings.simplefilter("ignore")
+        sys.stderr.flush()
+        kept = os.dup(2)
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _parse(content: bytes) -> Dataset:
+    """The header, with pixel data that are a view of the content."""
+    stream = io.BytesIO(content)
+    try:
+        header = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
+        if not _attach_pixels(header, content, stream.tell()):
+            header = pydicom.dcmread(io.BytesIO(content), force=True)
+    except Exception as error:  # a damaged file makes the parser raise almost anything
+        raise Rejected("broken_header", f"the file cannot be parsed ({type(error).__name__})") from error
+    if "TransferSyntaxUID" not in header.file_meta:  # no file meta: it is what the parser found it to be
+        implicit, little = header.original_encoding
+        header.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        )
+    if "Rows" in header:  # pydicom asks for what old files leave out where there is one likely value
+        colour = header.get("SamplesPerPixel", 1) == 3
+        usual: dict[str, object] = {"SamplesPerPixel": 1, "PixelRepresentation": 0, "PlanarConfiguration": 0}
+        usual |= {"PhotometricInterpretation": "RGB" if colour else "MONOCHROME2"}
+        usual |= {"BitsStored": header.get("BitsAllocated")}
+        for name, value in usual.items():
+            if header.get(name) is None:
+                setattr(header, name, value)
+    return header
+
+
+def _attach_pixels(header: Dataset, content: bytes, place: int) -> bool:
+    """Put the element of pixel data at a place of the content into a header. False where none is found there."""
+    implicit, little = header.original_encoding
+    order: Literal["little", "big"] = "little" if little else "big"
+    group, element = (int.from_bytes(content[place + at : place + at + 2], order) for at in (0, 2))
+    deflated = header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+    if deflated or (group, element) not in PIXEL_TAGS:
+        return False
+    representation = "OW" if implicit else content[place + 4 : place + 6].decode("latin-1")
+    begin = place + (8 if implicit else 12)
+    length = int.from_bytes(content[begin - 4 : begin], order)
+    end = _end_of_fragments(content, begin) if length == 0xFFFFFFFF else begin + length
+    if representation not in ("OB", "OW", "OF", "OD", "UN") or end is None:
+        return False
+    view = content[begin:end] if length == 0xFFFFFFFF else memoryview(content)[begin:end]
+    header[group, element] = DataElement((group, element), representation, view, already_converted=True)
+    return True
+
+
+def _end_of_fragments(content: bytes, place: int) -> int | None:
+    """Where the items of encapsulated pixel data end (PS3.5 A.4). None where they are cut short."""
+    while content[place : place + 4] == b"\xfe\xff\x00\xe0":
+        place += 8 + int.from_bytes(content[place + 4 : place + 8], "little")
+    return place if content[place : place + 4] == b"\xfe\xff\xdd\xe0" else None
+
+
+def _refuse_what_is_no_image(header: Dataset) -> None:
+    sop_class = str(header.get("SOPClassUID", "") or header.file_meta.get("MediaStorageSOPClassUID", ""))
+    if sop_class in NOT_IMAGES:
+        raise Skipped(NOT_IMAGES[sop_class])
+    for family, kind in NOT_IMAGE_FAMILIES.items():
+        if sop_class.startswith(family) and sop_class != "1.2.840.10008.5.1.4.1.1.481.1":  # RT Image is a film
+            raise Skipped(kind, text_of(header) if kind == "structured report" else "")
+    if not any(name in header for name in PIXELS):
+        raise Rejected("no_pixels")
+    rows, columns, samples = (whole_number(header, name) for name in ("Rows", "Columns", "SamplesPerPixel"))
+    if rows < 1 or columns < 1:
+        raise Rejected("broken_header", "Rows or Columns is missing or zero")
+    if max(rows, columns) > LARGEST_SIDE or rows * columns * max(1, samples) > LARGEST_FRAME:
+        raise Rejected("too_large", f"{columns}×{rows} pixels are declared; a side has at most {LARGEST_SIDE}")
+
+
+def _frame_count(header: Dataset) -> int:
+    """How many frames a header declares. Raises Rejected where the pixel data cannot hold as many."""
+    count = max(1, whole_number(header, "NumberOfFrames", 1))
+    name = next(name for name in PIXELS if name in header)
+    there = len(header[name].value or b"")
+    if is_encapsulated(header):
+        if count > 1 and count * SMALLEST_FRAGMENT > there:
+            raise Rejected("broken_pixels", f"{count} frames are declared in {there} bytes")
+    elif count * frame_bits(header) > 8 * there:
+        raise Rejected("broken_pixels", f"the pixel data are cut short: {there} bytes")
+    return count

@@ -1,0 +1,139 @@
+"""A checkpoint at work, by torch: scans and texts to embeddings, scans to reconstructions.
+
+`onnx_model.py` does the same without torch, with what `cyclic export` made of a checkpoint.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cyclic_cli import registry
+from cyclic_cli.config import Preprocessing, build
+from cyclic_cli.distributed import resolve, use_available_threads, use_whole_float32
+from cyclic_cli.errors import CyclicError
+from cyclic_cli.imaging.readers import as_float
+from cyclic_cli.models._joint import Reconstructing, rebuild
+from cyclic_cli.storage.checkpoint import read_checkpoint
+from cyclic_cli.text_encoders._vocabulary import padded
+
+BATCHES = {"cpu": 16, "cuda": 256}  # that embedding is fastest with, or nearly so
+CELLS = 4  # of a side, that a spatial code is averaged over
+
+
+class TorchModel:
+    """A checkpoint, rebuilt with torch on the CPU or on CUDA."""
+
+    def __init__(self, path: Path, device: str = "auto") -> None:
+        """Raises CyclicError when the checkpoint is damaged, does not fit its architecture, or CUDA is not there."""
+        use_available_threads()
+        use_whole_float32()
+        self.path = path
+        self._device = torch.device(resolve(device, "32")[0])
+        self.checkpoint = read_checkpoint(path)
+        self.preprocessing: Preprocessing = self.checkpoint.preprocessing
+        self.fingerprint = self.checkpoint.fingerprint
+        self.is_joint = self.architecture == "joint"
+        module = self._module()
+        weights = {name: torch.from_numpy(value) for name, value in self.checkpoint.weights.items()}
+        try:
+            if any(weights[name].dtype != known.dtype for name, known in module.state_dict().items()):
+                raise ValueError("numbers of another kind")  # torch would convert them
+            module.load_state_dict(weights)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise CyclicError(f"{path} does not fit the architecture it names.", "Train the model again.") from error
+        self.module = module.to(self._device).eval()
+        self.batch = BATCHES[self._device.type]
+
+    def _module(self) -> Any:
+        description = self.checkpoint.architecture
+        if self.is_joint:
+            return rebuild(description, str(self.path))
+        architecture = registry.load("models", description["name"], "architecture")
+        try:
+            config = build(architecture.Config, description["config"], str(self.path))
+            return architecture.Model(config, tuple(description["image_shape"]))
+        except ValueError as error:
+            raise CyclicError(
+                f"{self.path} does not fit the architecture it names.", "Train the model again."
+            ) from error
+
+    @property
+    def architecture(self) -> str:
+        """The name of it; joint for several modalities."""
+        return str(self.checkpoint.architecture["name"])
+
+    @property
+    def modalities(self) -> list[str]:
+        """What the model encodes."""
+        return self.module.modalities if self.is_joint else ["image"]
+
+    @property
+    def has_decoders(self) -> bool:
+        """Whether it was trained to decode what it encodes."""
+        return not self.is_joint or bool(self.checkpoint.architecture["config"].get("decoders"))
+
+    def require(self, *modalities: str, decoders: bool = False) -> None:
+        """Raise CyclicError when the model lacks a modality, or was trained without decoders."""
+        for name in modalities:
+            if name not in self.modalities:
+                raise CyclicError(
+                    f"{self.path} has no {name} side.", "Take a model trained with a joint --objective, such as cyclic."
+                )
+        if decoders and not self.has_decoders:
+            raise CyclicError(
+                f"{self.path} was trained without decoders.",
+                "Train with reconstruction and translation among the objectives, as --objective cyclic has.",
+            )
+
+    def placed(self, value: Tensor) -> Tensor:
+        """A tensor on the device of the model."""
+        return value.to(self._device)
+
+    def images(self, fitted: np.ndarray) -> Tensor:
+        """Images (N, C, H, W) uint8 or uint16 as the model takes them."""
+        return self.placed(torch.from_numpy(as_float(fitted)))
+
+    def texts(self, texts: list[str]) -> Tensor:
+        """Texts (N) as the model takes them: tokens (N, L)."""
+        tower = self.module.towers["text"]
+        tokens = tower.vocabulary.encode(texts, tower.limit)
+        return self.placed(torch.from_numpy(padded(tokens, tower.limit)))
+
+    def embed(self, name: str, value: Tensor) -> np.ndarray:
+        """Embeddings (N, D) float32 of unit norm of values of a modality, as its `Values` load them.
+
+        Of an autoencoder it is the code, a spatial one averaged over a grid of 4×4 cells.
+        """
+        with torch.inference_mode():
+            if self.is_joint:
+                embeddings = self.module.embed(name, self.placed(value))
+            else:
+                embeddings = embedding_of(self.module.encode(self.placed(value)))
+            found: np.ndarray = embeddings.float().cpu().numpy()
+        return found
+
+    def embed_images(self, fitted: np.ndarray) -> np.ndarray:
+        """Embeddings (N, D) float32 of unit norm of images (N, C, H, W) uint8 or uint16."""
+        return self.embed("image", self.images(fitted))
+
+    def embed_texts(self, texts: list[str]) -> np.ndarray:
+        """Embeddings (N, D) float32 of unit norm of texts (N). Raises CyclicError without a side for texts."""
+        self.require("text")
+        return self.embed("text", self.texts(texts))
+
+    def reconstruct(self, fitted: np.ndarray) -> np.ndarray:
+        """Images (N, C, H, W) uint8 or uint16 → reconstructions (N, C, H, W) float32 in [0, 1]."""
+        with torch.inference_mode():
+            model = Reconstructing(self.module) if self.is_joint else self.module
+            output: np.ndarray = model(self.images(fitted))["reconstruction"].float().clamp(0, 1).cpu().numpy()
+        return output
+
+
+def embedding_of(code: Tensor) -> Tensor:
+    """The embedding (N, D), of unit norm, that codes (N, D) or (N, C, h, w) of an autoencoder stand for."""
+    pooled = functional.adaptive_avg_pool2d(code, CELLS) if code.dim() == 4 else code
+    return functional.normalize(pooled.flatten(1), dim=1)

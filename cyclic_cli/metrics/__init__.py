@@ -1,0 +1,1 @@
+"""Figures: reconstruction error, retrieval, probes, generated text."""

@@ -1,0 +1,1 @@
+"""`cyclic prepare`: files and reports become a dataset. Nothing here loads torch."""

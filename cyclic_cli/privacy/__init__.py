@@ -1,0 +1,1 @@
+"""Keyed hashes in place of identities, and what is cut out of reports."""

@@ -1,0 +1,1 @@
+"""`cyclic search`: the nearest cases of a file of embeddings."""

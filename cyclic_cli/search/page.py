@@ -1,0 +1,122 @@
+"""What `cyclic search` found as one page that needs nothing else: the query and the cases, with their reports.
+
+Pictures are those of the data set, or read again from the files that were embedded. Words of a report that differ
+from the query's own are marked.
+"""
+
+import base64
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cyclic_cli.errors import InputError
+from cyclic_cli.events import Note, Report, silent
+from cyclic_cli.imaging import readers
+from cyclic_cli.imaging.readers import as_png
+from cyclic_cli.metrics.generated_text import differing
+from cyclic_cli.storage.dataset import StoredDataset
+from cyclic_cli.storage.files import write_text
+
+if TYPE_CHECKING:
+    from cyclic_cli.search.task import Query, SearchSummary
+    from cyclic_cli.storage.embeddings import EmbeddingFile
+
+TEMPLATE = "search.html"
+LARGEST = 512  # pixels of a picture's side
+FINDING = 0.5  # a label above it, or a text, is named
+
+
+def write_page(
+    path: Path,
+    query: "Query",
+    found: "SearchSummary",
+    file: "EmbeddingFile",
+    dataset: Path | None,
+    where: str | None = None,
+    report: Report = silent,
+) -> None:
+    """Write the page.
+
+    Args:
+        path: An `.html` file.
+        query: What was looked for.
+        found: What was found.
+        file: Where.
+        dataset: Of the pictures and reports, where they are not in the file; None: files are read again.
+        where: The condition that the cases fulfil.
+        report: Gets a Note when there are no pictures.
+
+    Raises:
+        CyclicError: the page cannot be written.
+    """
+    import jinja2
+
+    stored = StoredDataset(dataset) if dataset else None
+    keys = [query.key, *(answer.key for answer in found.results)]
+    samples = stored.samples_of(keys, ["has_image", "shard", "row", "has_text", "text"]) if stored else {}
+    pictures = _Pictures(file, stored, samples)
+    own = samples.get(query.key, {"has_text": False})
+    text = query.text or (own["text"] if own["has_text"] else None)
+    base = text or (found.results[0].text if found.results else None) or ""
+    shown_query = {
+        "kind": query.kind, "findings": findings(query.labels),
+        "words": [(text, False)] if text else [],
+        "picture": pictures.of(query.key, query.source) if query.kind == "image" else "",
+    }  # fmt: skip
+    answers = [
+        {
+            "key": answer.key, "patient": answer.patient, "split": answer.split, "similarity": answer.similarity,
+            "findings": findings(answer.labels),
+            "picture": pictures.of(answer.key, "" if file.facts.dataset else answer.source),
+            "words": differing(answer.text, base) if answer.text else [],
+        }
+        for answer in found.results
+    ]  # fmt: skip
+    if not any(answer["picture"] for answer in answers):
+        report(Note("no picture is at hand: name the --dataset" if dataset is None else "no picture is at hand", True))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cyclic_cli", "assets"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template(TEMPLATE).render(
+        query=shown_query, answers=answers, among=found.among, distinct=found.distinct, where=where or "",
+        file=file.path.name, model=found.model[:8], base="the query" if text else "the first case's report",
+    )  # fmt: skip
+    write_text(path, page)
+
+
+def findings(labels: dict[str, Any]) -> list[str]:
+    """The labels of a case that say something, in words."""
+    said = []
+    for name, value in labels.items():
+        if isinstance(value, str) and value:
+            said.append(f"{name}: {value}")
+        elif isinstance(value, int | float) and value > FINDING:
+            said.append(name.replace("_", " "))
+    return said
+
+
+class _Pictures:
+    """The pictures of cases, as base64 of a PNG; empty where there is none."""
+
+    def __init__(self, file: "EmbeddingFile", stored: StoredDataset | None, samples: dict[str, dict[str, Any]]) -> None:
+        """`samples` are rows of the index of `stored`, by their keys."""
+        self.preprocessing, self.stored = file.facts.preprocessing, stored
+        self.places = {key: (one["shard"], one["row"]) for key, one in samples.items() if one["has_image"]}
+
+    def of(self, key: str, source: str) -> str:
+        """The picture of a case; `source` is a file to read where the data set lacks it, or empty."""
+        if self.stored and key in self.places:
+            shard, row = self.places[key]
+            pixels = self.stored.images(np.array([shard]), np.array([row]))[0, 0]
+        else:
+            try:
+                picture = readers.read(readers.content_of(Path(source)), self.preprocessing) if source else None
+            except InputError:
+                picture = None
+            if picture is None:
+                return ""
+            pixels = readers.fit(picture, self.preprocessing)[0]
+        step = max(1, -(-max(pixels.shape) // LARGEST))
+        grey = np.rint(readers.as_float(pixels[::step, ::step]) * 255).astype(np.uint8)
+        return base64.b64encode(as_png(grey)).decode()

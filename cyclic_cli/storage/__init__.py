@@ -1,0 +1,1 @@
+"""The formats on disk. Nothing else knows them."""

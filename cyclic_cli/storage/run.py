@@ -1,0 +1,180 @@
+"""A training run on disk: a folder.
+
+model.safetensors          the best checkpoint by validation
+config.yaml                every setting, filled in
+metrics.jsonl              a line every few steps and every epoch
+summary.json               the figures of a finished run
+state/step-00000120/       model.safetensors (the last weights), optimizer.safetensors, progress.json
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cyclic_cli.errors import CyclicError
+from cyclic_cli.storage.checkpoint import (
+    CHECKPOINT_FORMAT,
+    Checkpoint,
+    facts_of,
+    fingerprint_of,
+    read_checkpoint,
+    write_checkpoint,
+)
+from cyclic_cli.storage.files import (
+    LEASE,
+    checksum,
+    holds_more_than_drafts,
+    read_tensors,
+    write_tensors,
+    write_text,
+    writing,
+)
+from cyclic_cli.storage.lease import SILENCE, hold
+
+STATES_KEPT = 2  # the newest saved state and the one before it
+
+
+class RunFolder:
+    """A training run on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.best = folder / "model.safetensors"
+        self.config = folder / "config.yaml"
+        self.metrics = folder / "metrics.jsonl"
+        self.summary = folder / "summary.json"
+
+    def exists(self) -> bool:
+        """Whether there is anything at all under the run's name."""
+        return self.folder.exists() and (
+            not self.folder.is_dir() or any(path.name != LEASE for path in self.folder.iterdir())
+        )
+
+    def states(self) -> list[Path]:
+        """The saved states, oldest first."""
+        return sorted((self.folder / "state").glob("step-*"))
+
+    def save_state(
+        self, step: int, checkpoint: Checkpoint, optimizer: dict[str, np.ndarray], progress: dict[str, Any]
+    ) -> None:
+        """Save all that resuming needs as one folder that appears whole; older ones but the last are removed."""
+        final = self.folder / "state" / f"step-{step:08d}"
+        draft, past = (final.with_name(f".{final.name}.{os.getpid()}{part}.tmp") for part in ("", ".past"))
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            write_checkpoint(draft / "model.safetensors", checkpoint)
+            header = {"format": CHECKPOINT_FORMAT, "fingerprint": fingerprint_of({}, optimizer)}
+            write_tensors(draft / "optimizer.safetensors", optimizer, {"cyclic": json.dumps(header)})
+            write_text(draft / "progress.json", json.dumps({"progress": progress, "checksum": checksum(progress)}))
+            if final.exists():  # the same step, saved again after the validation that follows it
+                os.replace(final, past)
+            os.replace(draft, final)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(past, ignore_errors=True)
+        states = self.states()
+        earlier = [state for state in states if state.name <= final.name]
+        for old in set(states) - set(earlier[-STATES_KEPT:]):  # later ones were damaged, and passed over
+            shutil.rmtree(old)
+
+    def load_state(self, state: Path) -> tuple[Checkpoint, dict[str, np.ndarray], dict[str, Any]]:
+        """A saved state: checkpoint, optimizer tensors, progress. Raises CyclicError when any of them is damaged."""
+        try:
+            saved = json.loads((state / "progress.json").read_text(encoding="utf-8"))
+            optimizer, header = read_tensors(state / "optimizer.safetensors")
+            fingerprint = json.loads(header["cyclic"])["fingerprint"]
+            if saved["checksum"] != checksum(saved["progress"]) or fingerprint != fingerprint_of({}, optimizer):
+                raise ValueError("another checksum")
+            checkpoint = read_checkpoint(state / "model.safetensors")
+        except (OSError, ValueError, KeyError, TypeError, CyclicError) as error:
+            raise CyclicError(f"The saved state {state} is damaged.", "The one before it can be used.") from error
+        return checkpoint, optimizer, saved["progress"]
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Hold the run's folder alone, for as long as the block runs. Raises CyclicError while another process does.
+
+        A process of another host may have been ended a moment ago, and this be its successor: it is waited for.
+        """
+        with ExitStack() as held:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                work = f"The run {self.folder} is being trained"
+                held.enter_context(hold(self.folder / LEASE, work, patience=1.5 * SILENCE))
+                self._sweep()
+            yield
+
+    def _sweep(self) -> None:
+        """Remove what kills left behind; only for who is alone."""
+        for draft in self.folder.glob(".*.tmp"):
+            draft.unlink(missing_ok=True)
+        for draft in (self.folder / "state").glob(".*.tmp"):
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def is_foreign(self) -> bool:
+        """Whether the folder holds something, and that is no run."""
+        return (
+            self.exists()
+            and not self.config.exists()
+            and (not self.folder.is_dir() or holds_more_than_drafts(self.folder))
+        )
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Mark the run as finished."""
+        write_text(self.summary, json.dumps(summary))
+
+    def read_summary(self) -> dict[str, Any]:
+        """The summary of a finished run. Raises CyclicError when it, or the model it speaks of, is damaged or gone."""
+        read_checkpoint(self.best)
+        try:
+            return dict(json.loads(self.summary.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CyclicError(
+                f"{self.summary} is damaged.", "Remove it; the run then ends again from its state."
+            ) from error
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`. Raises CyclicError when the disk is full or the file cannot be written."""
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def metrics_size(self) -> int:
+        """Bytes of `metrics.jsonl`, the place to cut it back to when a state is resumed."""
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
+
+    def cut_metrics(self, size: int) -> None:
+        """Drop what an attempt wrote after the state that is resumed was saved."""
+        if self.metrics_size() > size:
+            os.truncate(self.metrics, size)
+
+    def point_latest(self) -> None:
+        """Let `runs/latest` name this run; only in a folder called `runs`, so that no other folder gets a link."""
+        if self.folder.absolute().parent.name != "runs":
+            return
+        link = self.folder.absolute().parent / "latest"
+        if link.exists() and not link.is_symlink():
+            return  # somebody's own folder
+        draft = link.with_name(f".latest.{os.getpid()}.tmp")
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(self.folder.name)
+        os.replace(draft, link)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What `cyclic info` shows of a run. Raises CyclicError when its checkpoint is damaged."""
+    run = RunFolder(path)
+    states = [state.name for state in run.states()]
+    checkpoint = facts_of(run.best) if run.best.exists() else None
+    return {
+        "kind": "run",
+        "path": str(path),
+        "finished": run.summary.exists(),
+        "states": states,
+        "checkpoint": checkpoint,
+    }

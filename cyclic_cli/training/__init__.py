@@ -1,0 +1,1 @@
+"""`cyclic train`: a dataset becomes a run."""

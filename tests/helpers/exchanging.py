@@ -1,0 +1,106 @@
+"""Exchanges between processes that torchrun starts, against one that has everything; for `test_distributed`."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cyclic_cli import distributed
+from cyclic_cli.distributed import Ranks
+from cyclic_cli.errors import CyclicError
+from cyclic_cli.training.gradients import Gradients, Plan
+
+PLAN = Plan(
+    device="cpu", precision="32", processes=3, sharded=False,
+    threads=1, parallel="operations", side_by_side=1, micro_batch=64,
+    memory_format="contiguous", fuse=False, keep_memory=False, compile=False,
+)  # fmt: skip
+
+
+class Network(nn.Module):
+    """Two layers, one of which no loss reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.unused = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"code": self.layer(image.flatten(1)), "unused": self.unused(image.flatten(1))}
+
+
+def contrast(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+    """A loss of whole batches: every code against every image."""
+    codes = nn.functional.normalize(outputs["code"], dim=1)
+    images = nn.functional.normalize(batch["image"].flatten(1)[:, :4], dim=1)
+    return nn.functional.cross_entropy(codes @ images.T / 0.1, torch.arange(len(codes)))
+
+
+def square(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+    return (outputs["code"] - batch["image"].flatten(1)[:, :4]).square().mean()
+
+
+OBJECTIVES = {
+    "contrast": SimpleNamespace(loss=contrast, PER_SAMPLE=False),
+    "square": SimpleNamespace(loss=square, PER_SAMPLE=True),
+}
+WEIGHTS = {"contrast": 0.7, "square": 0.3}
+
+
+def check_gradients(ranks: Ranks, samples: int) -> None:
+    images = torch.rand(samples, 1, 2, 3, generator=torch.Generator().manual_seed(1))
+    network = Network()
+    model = ranks.fabric.setup_module(network)
+    gradients = Gradients(
+        ranks,
+        model,
+        OBJECTIVES,
+        WEIGHTS,
+        PLAN,
+        lambda chosen, epoch: ({"image": images[chosen]}, {}),  # type: ignore[arg-type]
+    )
+    values = torch.tensor(list(gradients(np.arange(samples), 0).values()), dtype=torch.float64)
+    alone = Network()
+    outputs, batch = alone(images), {"image": images}
+    losses = [contrast(outputs, batch), square(outputs, batch)]
+    (0.7 * losses[0] + 0.3 * losses[1]).backward()
+    torch.testing.assert_close(ranks.summed(values), torch.stack(losses).detach().double(), rtol=1e-6, atol=1e-7)
+    for found, wanted in zip(network.layer.parameters(), alone.layer.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-5, atol=1e-7)
+
+
+def check_gathering(ranks: Ranks) -> None:
+    whole = torch.rand(5, 2, generator=torch.Generator().manual_seed(2))
+    own = whole[ranks.part(np.arange(5))].requires_grad_()
+    together = ranks.gathered(own, 5)
+    assert torch.equal(together.detach(), whole)
+    (together * torch.arange(10.0).view(5, 2)).sum().backward()
+    wanted = 3 * torch.arange(10.0).view(5, 2)[ranks.part(np.arange(5))]  # what each of three processes derives
+    assert torch.equal(own.grad, wanted)  # type: ignore[arg-type]
+
+
+def check_decisions(ranks: Ranks) -> None:
+    assert ranks.agreed(lambda: f"of {ranks.rank}") == "of 0"
+
+    def refuse() -> None:
+        raise CyclicError("No.", "A way out.")
+
+    with pytest.raises(CyclicError, match=r"^No\.$") as caught:
+        ranks.agreed(refuse)
+    assert caught.value.hint == "A way out."
+
+
+def main() -> None:
+    ranks = distributed.launch("cpu", "32")
+    assert ranks.world == 3
+    check_gathering(ranks)
+    check_decisions(ranks)
+    for samples in (7, 3, 2, 1):  # uneven, even, fewer than processes
+        check_gradients(ranks, samples)
+    sys.stdout.write(f"rank{ranks.rank}\n")
+
+
+main()

@@ -1,0 +1,292 @@
+"""Formats told by content, depth, orientation, letterbox."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.makers import make_dicom, make_png, smooth_image
+from PIL import Image
+
+from cyclic_cli.config import Preprocessing
+from cyclic_cli.errors import REASONS, Rejected, Terminated
+from cyclic_cli.imaging import nifti, readers
+from cyclic_cli.imaging.dicom.header import Facts, Identities
+
+
+def read(path: Path, **settings: Any) -> readers.Picture:
+    """The first selected frame."""
+    return readers.read(readers.content_of(path), Preprocessing(**settings))
+
+
+def picture_of(pixels: np.ndarray) -> readers.Picture:
+    return readers.Picture(pixels, Facts(height=pixels.shape[0], width=pixels.shape[1]), Identities())
+
+
+GREY = smooth_image(1, 60, 80)
+
+
+def test_png_and_tiff_of_8_and_16_bits_and_jpeg_read_alike(tmp_path: Path) -> None:
+    deep = GREY.astype(np.uint16) * 257
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    Image.fromarray(deep).save(tmp_path / "b.png")
+    Image.fromarray(deep).save(tmp_path / "c.tif")
+    Image.fromarray(GREY).save(tmp_path / "d.tiff")
+    Image.fromarray(np.stack([GREY] * 3, -1)).save(tmp_path / "e.png")
+    for name in "a.png b.png c.tif d.tiff e.png".split():
+        np.testing.assert_allclose(read(tmp_path / name).pixels, GREY / 255, atol=1e-6, err_msg=name)
+    Image.fromarray(GREY).save(tmp_path / "f.jpg", quality=95)
+    assert np.abs(read(tmp_path / "f.jpg").pixels - GREY / 255).mean() < 0.01
+
+
+def test_a_16_bit_ramp_stays_monotone(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 4096).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    assert (np.diff(read(tmp_path / "ramp.png").pixels.ravel()) > 0).all()
+
+
+def test_the_content_tells_the_format_not_the_name(tmp_path: Path) -> None:
+    assert readers.file_format((make_dicom(tmp_path / "film.jpg", GREY, bits=8)).read_bytes()) == "dicom"
+    make_png(tmp_path / "x.png", GREY).rename(tmp_path / "x.dcm")
+    assert readers.file_format((tmp_path / "x.dcm").read_bytes()) == "png"
+
+
+def test_a_dicom_preamble_may_be_a_tiff_header(tmp_path: Path) -> None:
+    path = make_dicom(tmp_path / "x.dcm", GREY, bits=8)
+    path.write_bytes(b"II*\x00" + path.read_bytes()[4:])
+    assert readers.file_format((path).read_bytes()) == "dicom"
+
+
+def test_white_is_zero_is_turned_at_any_depth(tmp_path: Path) -> None:
+    for pixels in (GREY, GREY.astype(np.uint16) * 257):
+        Image.fromarray(pixels).save(tmp_path / "x.tif", tiffinfo={262: 0})
+        turned = read(tmp_path / "x.tif").pixels
+        stored = np.asarray(Image.open(tmp_path / "x.tif")).astype(np.float64) / np.iinfo(pixels.dtype).max
+        expected = stored if pixels.dtype == np.uint8 else 1 - stored  # Pillow turns the first itself
+        np.testing.assert_allclose(turned, expected, atol=1e-6)
+        assert abs(np.corrcoef(turned.ravel(), GREY.ravel())[0, 1]) > 0.999
+
+
+def test_of_several_pages_the_middle_one_is_read(tmp_path: Path) -> None:
+    pages = [Image.fromarray(smooth_image(number, 30, 30)) for number in range(3)]
+    pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
+    np.testing.assert_allclose(read(tmp_path / "x.tif").pixels, np.asarray(pages[1]) / 255, atol=1e-6)
+
+
+def test_exif_turns_the_picture_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(GREY).save(tmp_path / "x.png", exif=exif)
+    np.testing.assert_allclose(read(tmp_path / "x.png").pixels, np.rot90(GREY, -1) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"Dear colleague, ...", "unknown_format"),
+        (b"\x89PNG\r\n\x1a\n" + b"nothing else", "broken_pixels"),
+        (b"\xff\xd8\xff\xe0 cut", "broken_pixels"),
+        (None, "missing"),
+    ],
+)
+def test_what_cannot_be_read_has_a_reason(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "x"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(Rejected) as caught:
+        read(path)
+    assert caught.value.reason == reason
+    assert reason in REASONS
+
+
+def test_a_reader_that_fails_unforeseen_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """As decoders written in Rust raise it."""
+
+    def failing_with(error: BaseException) -> Callable[..., readers.Scan]:
+        def open_it(*_: Any) -> readers.Scan:
+            raise error
+
+        return open_it
+
+    path = make_png(tmp_path / "x.png", GREY)
+    for error, reason in ((MemoryError(), "too_large"), (Panic(), "unexpected")):
+        monkeypatch.setitem(readers.READERS, "png", failing_with(error))
+        with pytest.raises(Rejected) as caught:
+            read(path)
+        assert caught.value.reason == reason
+    monkeypatch.setitem(readers.READERS, "png", failing_with(Terminated()))
+    with pytest.raises(Terminated):
+        read(path)
+
+
+def test_half_an_image_is_not_used(tmp_path: Path) -> None:
+    for suffix in ("png", "jpg", "tif"):
+        path = tmp_path / f"x.{suffix}"
+        Image.fromarray(GREY).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+        with pytest.raises(Rejected):
+            read(path)
+
+
+def test_a_blank_image_is_not_used(tmp_path: Path) -> None:
+    with pytest.raises(Rejected) as caught:
+        read(make_png(tmp_path / "x.png", np.zeros((9, 9), np.uint8)))
+    assert caught.value.reason == "blank"
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (80, 60), (50, 50), (301, 200), (7, 300)], ids=str)
+def test_fit_is_pillows_antialiased_resize_of_the_letterboxed_square(shape: tuple[int, int]) -> None:
+    picture = smooth_image(2, *shape).astype(np.float32) / 255
+    side = max(shape)
+    square = Image.new("F", (side, side), 0.0)
+    square.paste(Image.fromarray(picture), ((side - shape[1]) // 2, (side - shape[0]) // 2))
+    expected = np.asarray(square.resize((32, 32), Image.Resampling.BILINEAR)) * 255
+    fitted = readers.fit(picture_of(picture), Preprocessing(size=32))
+    assert fitted.shape == (1, 32, 32)
+    assert fitted.dtype == np.uint8
+    np.testing.assert_allclose(fitted[0], expected, atol=0.5001)
+    deep = readers.fit(picture_of(picture), Preprocessing(size=32, bits=16))
+    np.testing.assert_allclose(deep[0] / 257, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (80, 60), (50, 50), (301, 200)], ids=str)
+def test_the_image_area_holds_no_letterbox_and_all_else_does(shape: tuple[int, int]) -> None:
+    fitted = readers.fit(picture_of(np.ones(shape, np.float32)), Preprocessing(size=32))[0]
+    rows, columns = readers.image_area(*shape, 32)
+    inner = (slice(rows.start + 1, rows.stop - 1), slice(columns.start + 1, columns.stop - 1))
+    assert (fitted[inner] == 255).all()
+    assert fitted[rows, columns].min() > 100  # the edge itself is blended by the antialiasing
+    outside = fitted.copy()
+    outside[max(0, rows.start - 2) : rows.stop + 2, max(0, columns.start - 2) : columns.stop + 2] = 0
+    assert outside.max() == 0
+
+
+@pytest.mark.parametrize("window", ["full", "percentile"])
+def test_plain_pictures_are_stretched_only_when_asked(tmp_path: Path, window: str) -> None:
+    dull = GREY // 3 + 40
+    path = make_png(tmp_path / "x.png", dull)
+    np.testing.assert_allclose(read(path).pixels, dull / 255, atol=1e-6)
+    np.testing.assert_allclose(read(path, window="lung").pixels, dull / 255, atol=1e-6)
+    low, high = (dull.min(), dull.max()) if window == "full" else np.percentile(dull, (0.5, 99.5))
+    np.testing.assert_allclose(read(path, window=window).pixels, np.clip((dull - low) / (high - low), 0, 1), atol=1e-6)
+
+
+def test_pages_are_frames(tmp_path: Path) -> None:
+    pages = [Image.fromarray(smooth_image(number, 30, 30)) for number in range(3)]
+    pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
+    scan = readers.open_scan((tmp_path / "x.tif").read_bytes(), Preprocessing(frames="all"))
+    assert scan.frames == [0, 1, 2]
+    for frame in scan.frames:
+        np.testing.assert_allclose(scan.picture(frame).pixels, np.asarray(pages[frame]) / 255, atol=1e-6)
+
+
+def test_a_turned_jpeg_is_turned_before_it_is_reduced(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide = Image.fromarray(smooth_image(4, 500, 800))
+    wide.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    picture = read(tmp_path / "a.jpg", size=64)
+    assert (picture.facts.height, picture.facts.width) == (800, 500)
+    upright = readers.fit(read(tmp_path / "a.jpg", size=64, exact=True), Preprocessing(size=64))
+    assert np.abs(readers.fit(picture, Preprocessing(size=64)).astype(int) - upright).max() <= 2
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (301, 200), (7, 300), (223, 225)], ids=str)
+@pytest.mark.parametrize(("scale", "edge"), [(3, 0.0), (4, 0.375), (2, 0.25)])
+def test_a_reduced_picture_fills_the_same_area(shape: tuple[int, int], scale: int, edge: float) -> None:
+    """White stays white up to the letterbox, however the cells lie; so nothing is moved, stretched or cut."""
+    facts = Facts(height=shape[0], width=shape[1])
+    counts = [int(np.ceil((length / scale) + edge - 1e-9)) for length in shape]
+    reduced = readers.Picture(np.ones(counts, np.float32), facts, Identities(), 0, scale, edge)
+    whole = picture_of(np.ones(shape, np.float32))
+    fitted = [readers.fit(picture, Preprocessing(size=32, bits=16))[0] / 65535 for picture in (reduced, whole)]
+    np.testing.assert_allclose(fitted[0], fitted[1], atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------ NIfTI
+
+
+def volume(shape: tuple[int, ...] = (20, 24, 9)) -> np.ndarray:
+    """Values in the order right to left, anterior to posterior, feet to head: none equals a neighbour's."""
+    return np.random.default_rng(0).integers(-1000, 1000, shape).astype(np.int16)
+
+
+def make_nifti(path: Path, values: np.ndarray, affine: np.ndarray, slope: float = 1.0, kind: str = "1") -> Path:
+    nibabel = pytest.importorskip("nibabel")
+    made = (nibabel.Nifti1Image if kind == "1" else nibabel.Nifti2Image)(values, affine)
+    made.header.set_slope_inter(slope, 0)
+    made.to_filename(path)
+    return path
+
+
+ORIENTATIONS = {  # how stored axes run → what turns (x to the left, y to the back, z up) into that order
+    "LPS": (np.diag([-1.0, -1.5, 3, 1]), lambda values: values),
+    "RAS": (np.diag([1.0, 1.5, 3, 1]), lambda values: values[::-1, ::-1]),
+    "LPI": (np.diag([-1.0, -1.5, -3, 1]), lambda values: values[:, :, ::-1]),
+    "SRA": (
+        np.array([[0, 1.0, 0, 0], [0, 0, 1.5, 0], [3.0, 0, 0, 0], [0, 0, 0, 1]]),
+        lambda values: values[::-1, ::-1].transpose(2, 0, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("kind", ["1", "2"])
+def test_a_volume_shows_its_slices_as_a_viewer_does(tmp_path: Path, name: str, orientation: str, kind: str) -> None:
+    """Row 0 is anterior and column 0 the patient's right, however the axes are stored."""
+    values = volume()
+    affine, stored = ORIENTATIONS[orientation]
+    path = make_nifti(tmp_path / name, np.ascontiguousarray(stored(values)), affine, kind=kind)
+    assert readers.file_format(path.read_bytes()) == "nifti"
+    scan = readers.open_scan(path.read_bytes(), Preprocessing(frames="all", window="full"))
+    assert scan.frames == list(range(9))
+    for frame in (0, 4, 8):
+        expected = values[:, :, frame].T.astype(float)
+        expected = (expected - expected.min()) / (expected.max() - expected.min())
+        picture = scan.picture(frame)
+        np.testing.assert_allclose(picture.pixels, expected, atol=1e-6)
+        assert picture.facts.pixel_spacing == 1.5
+
+
+def test_a_volume_is_scaled_and_windowed(tmp_path: Path) -> None:
+    values = volume((20, 24, 9, 2))
+    path = make_nifti(tmp_path / "x.nii", values, ORIENTATIONS["LPS"][0], slope=0.5)
+    expected = np.clip((values[:, :, 4, 0].T * 0.5 - 39.5) / 399 + 0.5, 0, 1)
+    np.testing.assert_allclose(read(path, window="40/400").pixels, expected, atol=1e-6)
+    low, high = np.percentile(values[:, :, 4, 0] * 0.5, (0.5, 99.5))
+    expected = np.clip((values[:, :, 4, 0].T * 0.5 - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(read(path).pixels, expected, atol=1e-5)
+
+
+def test_damaged_volumes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_nifti(tmp_path / "x.nii", volume(), ORIENTATIONS["LPS"][0])
+    whole = path.read_bytes()
+    flat = make_nifti(tmp_path / "y.nii", volume((20, 24)), ORIENTATIONS["LPS"][0]).read_bytes()
+    packed = make_nifti(tmp_path / "z.nii.gz", volume(), ORIENTATIONS["LPS"][0]).read_bytes()
+    for content, reason in (
+        (whole[: len(whole) // 2], "broken_pixels"),
+        (whole[:360], "broken_pixels"),
+        (flat, "broken_header"),
+        (packed[: len(packed) // 2], "broken_header"),
+    ):
+        with pytest.raises(Rejected) as caught:
+            readers.read(content, Preprocessing())
+        assert caught.value.reason == reason
+    monkeypatch.setattr(nifti, "LARGEST_VOLUME", 1000)
+    with pytest.raises(Rejected) as caught:
+        readers.read(packed, Preprocessing())
+    assert caught.value.reason == "too_large"
+
+
+def test_without_nibabel_the_way_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = (348).to_bytes(4, "little") + bytes(340) + b"n+1\0" + bytes(100)
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(Rejected) as caught:
+        readers.read(content, Preprocessing())
+    assert caught.value.reason == "no_decoder"
+    assert "cyclic-cli[nifti]" in caught.value.message

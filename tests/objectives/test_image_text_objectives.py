@@ -1,0 +1,293 @@
+"""The objectives of joint models against loops by hand, other libraries, and finite differences."""
+
+import math
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cyclic_cli.data.mixture import ALONE
+from cyclic_cli.models._joint import OUTPUTS
+from cyclic_cli.registry import names
+
+JOINT = [name for name in names("objectives") if name not in ("absolute", "divergence", "similarity")]
+OF_EMBEDDINGS = [name for name in JOINT if import_module(f"cyclic_cli.objectives.{name}").NEEDS[0] == "embedding"]
+
+
+def loss_of(name: str, outputs: dict[str, Any], batch: dict[str, Any], **settings: float) -> Tensor:
+    return import_module(f"cyclic_cli.objectives.{name}").loss(outputs, batch, **settings)
+
+
+def a_batch(modalities: str = "ab", paired: int = 4, alone: int = 5, seed: int = 0) -> tuple[dict, dict]:
+    """Random embeddings of unit norm of some modalities, float64, and what belongs together."""
+    generator = torch.Generator().manual_seed(seed)
+    outputs: dict[str, Any] = {
+        "embedding": {}, "scale": torch.tensor(8.0, dtype=torch.float64),
+        "bias": torch.tensor(-3.0, dtype=torch.float64), "latent_cycle": {}, "half_latent_cycle": {},
+    }  # fmt: skip
+    batch: dict[str, Any] = {"sample": {}, "content": {}, "step": 3}
+    for number, name in enumerate(modalities):
+        count = paired + alone + number  # as many more alone in each
+        rows = torch.randn(count, 6, generator=generator, dtype=torch.float64)
+        outputs["embedding"][name] = functional.normalize(rows, dim=1)
+        own = torch.full((count - paired,), ALONE)
+        order = torch.randperm(paired, generator=generator)
+        batch["sample"][name] = torch.cat([own[:2], 10 + order, own[2:]])  # pairs stand anywhere
+        batch["content"][name] = torch.arange(count) + 100 * number
+    for a in modalities:
+        for b in modalities.replace(a, ""):
+            rows = torch.randn(outputs["embedding"][a].shape, generator=generator, dtype=torch.float64)
+            outputs["latent_cycle"][a, b] = outputs["half_latent_cycle"][a, b] = functional.normalize(rows, dim=1)
+    return outputs, batch
+
+
+def paired_rows(outputs: dict, batch: dict, a: str, b: str) -> list[tuple[Tensor, Tensor, int, int]]:
+    """Each pair of two modalities by a loop: embeddings and contents."""
+    found = []
+    for i, sample in enumerate(batch["sample"][a].tolist()):
+        for j, other in enumerate(batch["sample"][b].tolist()):
+            if sample == other != ALONE:
+                contents = batch["content"][a][i].item(), batch["content"][b][j].item()
+                found.append((outputs["embedding"][a][i], outputs["embedding"][b][j], *contents))
+    return found
+
+
+def alone_rows(outputs: dict, batch: dict, name: str) -> list[Tensor]:
+    rows = zip(outputs["embedding"][name], batch["sample"][name].tolist(), strict=True)
+    return [row for row, sample in rows if sample == ALONE]
+
+
+def softmax(values: list[float]) -> list[float]:
+    powers = [math.exp(value) for value in values]
+    return [power / sum(powers) for power in powers]
+
+
+def dot(one: Tensor, other: Tensor) -> float:
+    return float(one @ other)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_contrastive_is_the_softmax_over_partners_by_hand(repeated: bool) -> None:
+    outputs, batch = a_batch()
+    if repeated:  # the reports of two pairs are one
+        there = (batch["sample"]["b"] != ALONE).nonzero()[:2, 0]
+        batch["content"]["b"][there] = 7
+    rows = paired_rows(outputs, batch, "a", "b")
+    total = 0.0
+    for a, b, content_a, content_b in rows:
+        forth, back = softmax([8 * dot(a, row[1]) for row in rows]), softmax([8 * dot(row[0], b) for row in rows])
+        hits_b = [p for p, row in zip(forth, rows, strict=True) if row[3] == content_b]
+        hits_a = [p for p, row in zip(back, rows, strict=True) if row[2] == content_a]
+        total -= sum(math.log(p) for p in hits_b) / len(hits_b) + sum(math.log(p) for p in hits_a) / len(hits_a)
+    assert loss_of("contrastive", outputs, batch).item() == pytest.approx(total / (2 * len(rows)), rel=1e-5)
+
+
+def test_contrastive_without_repetitions_is_that_of_clip() -> None:
+    outputs, batch = a_batch()
+    rows = paired_rows(outputs, batch, "a", "b")
+    logits = 8 * torch.stack([row[0] for row in rows]) @ torch.stack([row[1] for row in rows]).T
+    own = torch.arange(len(rows))
+    expected = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+    assert loss_of("contrastive", outputs, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_sigmoid_judges_every_pair_by_itself(repeated: bool) -> None:
+    outputs, batch = a_batch()
+    if repeated:  # the reports of two pairs are one, and so are hits of both
+        there = (batch["sample"]["b"] != ALONE).nonzero()[:2, 0]
+        batch["content"]["b"][there] = 7
+    rows = paired_rows(outputs, batch, "a", "b")
+    total = sum(
+        math.log(1 + math.exp(-(1 if one[3] == other[3] else -1) * (8 * dot(one[0], other[1]) - 3)))
+        for one in rows
+        for other in rows
+    )
+    assert loss_of("sigmoid", outputs, batch).item() == pytest.approx(total / len(rows), rel=1e-5)
+
+
+def test_geometry_is_the_two_sums_of_its_paper() -> None:
+    outputs, batch = a_batch()
+    rows = paired_rows(outputs, batch, "a", "b")
+    total = sum(
+        (dot(one[0], other[0]) - dot(one[1], other[1])) ** 2 + (dot(one[0], other[1]) - dot(other[0], one[1])) ** 2
+        for one in rows
+        for other in rows
+    )
+    assert loss_of("geometry", outputs, batch).item() == pytest.approx(total / len(rows), rel=1e-5)
+
+
+def walks(outputs: dict, batch: dict, sharpness: float) -> Iterator[tuple[list[Tensor], list[Tensor], list, list]]:
+    """Both ways between the values alone of a and b: start, stop, and where soft steps lead from each."""
+    for a, b in (("a", "b"), ("b", "a")):
+        start, stop = alone_rows(outputs, batch, a), alone_rows(outputs, batch, b)
+        there = [softmax([sharpness * dot(one, other) for other in stop]) for one in start]
+        back = [softmax([sharpness * dot(other, one) for one in start]) for other in stop]
+        yield start, stop, there, back
+
+
+def test_neighbour_cycle_returns_by_way_of_the_soft_neighbour() -> None:
+    outputs, batch = a_batch()
+    losses = []
+    for start, stop, there, _ in walks(outputs, batch, 15):
+        for number, steps in enumerate(there):
+            neighbour = torch.stack([p * row for p, row in zip(steps, stop, strict=True)]).sum(0)
+            neighbour = neighbour / neighbour.norm()
+            returned = softmax([15 * dot(neighbour, one) for one in start])
+            losses.append(-math.log(returned[number]) / len(start) / 2)
+    assert loss_of("neighbour_cycle", outputs, batch).item() == pytest.approx(sum(losses), rel=1e-5)
+
+
+def test_walk_ends_where_likeness_says() -> None:
+    outputs, batch = a_batch()
+    losses = []
+    for start, _, there, back in walks(outputs, batch, 10):
+        for number, steps in enumerate(there):
+            ends = np.array(steps) @ np.array(back)
+            goal = np.array(softmax([20 * dot(start[number], one) for one in start]))
+            losses.append(float((goal * np.log(goal / ends)).sum()) / len(start) / 2)
+    assert loss_of("walk", outputs, batch).item() == pytest.approx(sum(losses), rel=1e-4)
+
+
+def test_visit_is_least_where_all_are_visited_alike() -> None:
+    outputs, batch = a_batch()
+    losses = []
+    for _, stop, there, _ in walks(outputs, batch, 10):
+        visited = np.array(there).mean(0) * len(stop)
+        losses.append(-np.log(visited).mean() / 2)
+    assert loss_of("visit", outputs, batch).item() == pytest.approx(sum(losses), rel=1e-5)
+    same = functional.normalize(torch.ones(9, 6, dtype=torch.float64), dim=1)
+    outputs["embedding"] = {"a": same, "b": torch.cat([same, same[:1]])}
+    assert loss_of("visit", outputs, batch).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_pseudo_pairs_take_the_partners_of_similar_samples() -> None:
+    outputs, batch = a_batch()
+    losses = []
+    for a, b in (("a", "b"), ("b", "a")):
+        rows, alone = paired_rows(outputs, batch, a, b), alone_rows(outputs, batch, a)
+        for one in alone:
+            shares = softmax([15 * dot(one, row[0]) for row in rows])
+            likely = softmax([8 * dot(one, row[1]) for row in rows])
+            losses += [-share * math.log(p) / len(alone) / 2 for share, p in zip(shares, likely, strict=True)]
+    assert loss_of("pseudo_pairs", outputs, batch).item() == pytest.approx(sum(losses), rel=1e-5)
+
+
+def test_discrepancy_is_the_mean_of_kernels_and_vanishes_for_equal_clouds() -> None:
+    outputs, batch = a_batch()
+    a, b = alone_rows(outputs, batch, "a"), alone_rows(outputs, batch, "b")
+
+    def kernel(one: list[Tensor], other: list[Tensor]) -> float:
+        return float(np.mean([[np.exp(t * (dot(x, y) - 1)) for t in (1, 4, 16)] for x in one for y in other]))
+
+    expected = kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)
+    assert loss_of("discrepancy", outputs, batch).item() == pytest.approx(expected, rel=1e-4)
+    outputs["embedding"]["b"][batch["sample"]["b"] == ALONE] = torch.stack([*a, a[0]])[: len(b)]
+    assert loss_of("discrepancy", outputs, batch).item() < 0.1 * expected
+
+
+def test_wasserstein_is_that_of_sorted_projections() -> None:
+    outputs, batch = a_batch(alone=6)
+    a = torch.stack(alone_rows(outputs, batch, "a")).float()
+    batch["sample"]["b"][(batch["sample"]["b"] == ALONE).nonzero()[-1]] = 99  # as many in b
+    b = torch.stack(alone_rows(outputs, batch, "b")).float()
+    along = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
+    along = along / along.norm(dim=0)
+    expected = ((a @ along).sort(0).values - (b @ along).sort(0).values).square().mean()
+    assert loss_of("wasserstein", outputs, batch).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_wasserstein_of_unequal_counts_is_that_of_repeated_values() -> None:
+    """A cloud is the same cloud when each of its values is there as many times: 5 and 6 values as 30 and 30."""
+    outputs, batch = a_batch(paired=0)
+    a, b = (torch.stack(alone_rows(outputs, batch, name)).float() for name in "ab")
+    along = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
+    along = along / along.norm(dim=0)
+    one, other = (cloud.repeat_interleave(30 // len(cloud), 0) @ along for cloud in (a, b))
+    expected = (one.sort(0).values - other.sort(0).values).square().mean()
+    assert (len(a), len(b)) == (5, 6)
+    assert loss_of("wasserstein", outputs, batch).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_latent_cycles_are_cosine_distances() -> None:
+    outputs, batch = a_batch()
+    distances = [
+        1 - np.mean([dot(one, other) for one, other in zip(outputs["embedding"][a], back, strict=True)])
+        for (a, _), back in outputs["latent_cycle"].items()
+    ]
+    for name in ("latent_cycle", "half_latent_cycle"):
+        assert loss_of(name, outputs, batch).item() == pytest.approx(np.mean(distances), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["translation", "data_cycle", "half_data_cycle", "code_cycle", "reconstruction"])
+def test_errors_are_averaged_over_samples_then_over_ways(name: str) -> None:
+    outputs, batch = a_batch()
+    outputs[name] = {("a", "b"): torch.tensor([1.0, 3.0]), ("b", "a"): torch.tensor([5.0]), ("a", "c"): torch.empty(0)}
+    assert loss_of(name, outputs, batch).item() == pytest.approx(3.5)
+
+
+@pytest.mark.parametrize("name", OF_EMBEDDINGS)
+def test_gradients_are_those_of_finite_differences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs, batch = a_batch()
+    monkeypatch.setattr(Tensor, "float", lambda value: value)  # the objectives compute in float32
+    output, key = ("half_latent_cycle", ("a", "b")) if name == "half_latent_cycle" else ("embedding", "a")
+    leaf = outputs[output][key].clone().requires_grad_()
+    given: list[Tensor] = []  # what takes no gradient by intent, such as the goal of a walk, stays as it was at first
+
+    def of(value: Tensor) -> Tensor:
+        left = iter(list(given))
+
+        def detach(taken: Tensor) -> Tensor:
+            given.extend([taken.data.clone()] if not known else [])
+            return next(left) if known else given[-1]
+
+        known = bool(given)
+        with monkeypatch.context() as patched:
+            patched.setattr(Tensor, "detach", detach)
+            return loss_of(name, {**outputs, output: {**outputs[output], key: value}}, batch)
+
+    assert torch.autograd.gradcheck(of, leaf, atol=1e-5, rtol=1e-3, eps=1e-6)
+    assert bool(given) == (name in ("walk", "pseudo_pairs", "half_latent_cycle"))
+
+
+def test_a_half_cycle_leaves_its_start_alone() -> None:
+    outputs, batch = a_batch()
+    outputs["embedding"] = {name: value.requires_grad_() for name, value in outputs["embedding"].items()}
+    for back in outputs["half_latent_cycle"].values():
+        back.requires_grad_()
+    loss_of("half_latent_cycle", outputs, batch).backward()
+    assert all(back.grad.any() for back in outputs["half_latent_cycle"].values())
+    assert not any(value.grad is not None and value.grad.any() for value in outputs["embedding"].values())
+
+
+@pytest.mark.parametrize("name", OF_EMBEDDINGS)
+def test_a_third_modality_brings_its_pairs(name: str) -> None:
+    """The loss of three modalities is the mean of those of each two, in batches of two."""
+    outputs, batch = a_batch("abc")
+    parts = []
+    for two in ("ab", "ac", "bc"):
+        some = {key: value for key, value in outputs.items() if key in ("scale", "bias")}
+        for key in ("embedding", "latent_cycle", "half_latent_cycle"):
+            some[key] = {n: v for n, v in outputs[key].items() if set(n) <= set(two)}
+        own = {key: {name: batch[key][name] for name in two} for key in ("sample", "content")}
+        parts.append(loss_of(name, some, {**own, "step": 3}).item())
+    assert loss_of(name, outputs, batch).item() == pytest.approx(np.mean(parts), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_without_anything_to_compare_the_loss_is_a_zero_with_a_gradient(name: str) -> None:
+    outputs, batch = a_batch(paired=0, alone=1)
+    outputs["embedding"] = {name: value.requires_grad_() for name, value in outputs["embedding"].items()}
+    batch["sample"] = {"a": torch.tensor([ALONE]), "b": torch.tensor([ALONE, ALONE])}
+    for need in import_module(f"cyclic_cli.objectives.{name}").NEEDS:
+        assert need in OUTPUTS
+        if need not in ("embedding", "scale", "bias"):
+            outputs[need] = {}
+    loss = loss_of(name, outputs, batch)
+    assert loss.item() == 0
+    loss.backward()

@@ -1,0 +1,339 @@
+"""Shards and the processes that write them: whatever a file does to its decoder costs that file alone, and whatever
+kills the work costs the file at hand."""
+
+import fcntl
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+from helpers.makers import contents, make_dicom, make_png, smooth_image
+
+from cyclic_cli.config import Preprocessing
+from cyclic_cli.prepare.shards import DECODERS, ShardJob, write_shard
+from cyclic_cli.storage.dataset import StoredDataset
+from cyclic_cli.storage.dataset_draft import DatasetDraft
+
+PREPARE = [sys.executable, "-m", "cyclic_cli", "prepare", "files", "--already-deidentified", "--size", "32", "--json"]
+
+READER = """
+import os, sys, time
+if sys.argv[0] == "-m":  # a decoder process, and no other
+    from cyclic_cli import images
+    original = images.READERS["png"]
+    def reader(content, *rest):
+        with open({log!r}, "a") as log:
+            log.write(str(len(content)) + chr(10))
+        {deed}
+        return original(content, *rest)
+    images.READERS["png"] = reader
+"""
+EVIL = "if content.endswith(b'evil'): "
+
+
+@pytest.fixture
+def reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`change(deed)`: decoder processes do a deed whenever they read a PNG. The log has a line for every file read."""
+    log = tmp_path / "log"
+    log.write_text("")
+
+    def change(deed: str) -> Path:
+        (tmp_path / "site").mkdir(exist_ok=True)
+        (tmp_path / "site" / "sitecustomize.py").write_text(READER.format(log=str(log), deed=deed))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+        return log
+
+    return change  # type: ignore[return-value]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PREPARE, *words], capture_output=True, text=True, timeout=120, check=False)
+
+
+def some_files(count: int, evil: int | None = None) -> None:
+    for number in range(count):
+        path = make_png(Path(f"files/{number:03}.png"), smooth_image(number, 24, 20))
+        if number == evil:
+            path.write_bytes(path.read_bytes() + b"evil")
+
+
+@pytest.mark.parametrize(
+    ("deed", "reason", "words"),
+    [
+        (EVIL + "os.abort()", "crashed", "SIGABRT"),
+        (EVIL + "os._exit(3)", "crashed", "exit code 3"),
+        (EVIL + "os.kill(os.getpid(), 9)", "crashed", "killed"),  # as the kernel does where memory is short
+        (EVIL + "time.sleep(1000)", "timeout", "within 2 s"),
+        (EVIL + "bytearray(10**12)", "too_large", "memory"),
+        (EVIL + "bytearray(2**33)", "too_large", "memory"),
+        (EVIL + "raise SystemError", "unexpected", "SystemError"),
+        ("os.write(1, b'999999 nonsense'); os.write(2, b'noise')" if os.name else "", None, ""),
+    ],
+)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_file_that_breaks_its_decoder_costs_that_file(
+    reading: object, deed: str, reason: str | None, words: str, workers: str
+) -> None:
+    some_files(70, evil=33)  # two shards
+    reading(deed)  # type: ignore[operator]
+    ran = run("--out", "ds", "--workers", workers, "--time-limit", "2")
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout)
+    assert said["rejected_by_reason"] == ({reason: 1} if reason else {})
+    assert said["used"] == 70 - bool(reason)
+    assert "noise" not in ran.stderr
+    if reason:
+        (line,) = [json.loads(line) for line in Path("ds/rejected.jsonl").read_text().splitlines()]
+        assert (line["source"], line["reason"]) == ("033.png", reason)
+        assert words in line["detail"]
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_change_no_byte_and_no_file_is_read_twice(kills: int, reading: object) -> None:
+    """What was finished when the work was killed is not done again: only the files at hand are."""
+    some_files(150)
+    log = reading("time.sleep(0.01)")  # type: ignore[operator]
+    start = time.monotonic()
+    assert run("--out", "whole", "--workers", "2").returncode == 0
+    whole = time.monotonic() - start
+    assert len(log.read_text().split()) == 150
+    log.write_text("")
+    generator = random.Random(0)
+    done = runs = 0
+    command = [*PREPARE, "--out", "killed", "--workers", "2", "-q"]
+    while done < kills:
+        killed = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+        try:
+            killed.wait(generator.uniform(0.2, whole))
+        except subprocess.TimeoutExpired:
+            os.killpg(killed.pid, signal.SIGKILL)
+            killed.wait()
+            done += 1
+        else:  # it was faster: that data set is whole
+            assert contents(Path("killed")) == contents(Path("whole"))
+            shutil.rmtree("killed")
+            runs += 1
+    assert run("--out", "killed").returncode == 0
+    assert contents(Path("killed")) == contents(Path("whole"))
+    assert 150 * (runs + 1) <= len(log.read_text().split()) <= 150 * (runs + 1) + 2 * kills
+
+
+def test_a_second_prepare_on_the_same_output_is_refused_while_one_runs(reading: object) -> None:
+    some_files(40)
+    log = reading("time.sleep(0.2)")  # type: ignore[operator]
+    first = subprocess.Popen([*PREPARE, "--out", "ds", "--workers", "1", "-q"], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    second = run("--out", "ds")
+    assert second.returncode == 1
+    assert "ds is being prepared by another process" in second.stderr
+    first.kill()
+    first.wait()
+    assert run("--out", "ds").returncode == 0  # the lease of the dead is taken over
+
+
+@pytest.mark.parametrize("deed", ["time.sleep(300)", "import re; re.match('(a+)+$', 'a' * 29 + 'b')"])
+def test_decoders_end_with_their_watcher(reading: object, deed: str) -> None:
+    """In C code too that keeps the interpreter to itself, as the search does, where no Python can see to it."""
+    some_files(10)
+    log = reading(deed)  # type: ignore[operator]
+    watcher = subprocess.Popen([*PREPARE, "--out", "ds", "--workers", "1", "-q"], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.1)
+    watcher.kill()
+    watcher.wait()
+    with Path("ds/.unfinished/rows-00000.part").open("rb") as rows:
+        deadline = time.monotonic() + 5
+        while not is_free(rows) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert is_free(rows)
+
+
+def is_free(file: BinaryIO) -> bool:
+    """Whether no process holds the lock of a shard."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def test_decoders_outlive_the_thread_that_asked_for_them(tmp_path: Path) -> None:
+    make_png(tmp_path / "a.png", smooth_image(1))
+    draft = DatasetDraft(tmp_path / "ds")
+    draft.begin({"settings": {}, "inputs": 2, "fingerprint": "x"})
+    started = []
+    for shard in range(2):
+        job = ShardJob(str(draft.folder), shard, [(0, str(tmp_path / "a.png"), "")], Preprocessing(), False, b"", 60.0)
+        thread = threading.Thread(target=write_shard, args=(job,))
+        thread.start()
+        thread.join()
+        time.sleep(0.2)  # in which a process would end with the thread
+        assert draft.is_done(shard)
+        started.append(set(DECODERS._all))
+    assert started[0] == started[1] != set()
+
+
+def test_sigterm_ends_at_once_and_the_same_command_continues(reading: object) -> None:
+    some_files(100)
+    log = reading("time.sleep(0.1)")  # type: ignore[operator]
+    running = subprocess.Popen(
+        [*PREPARE, "--out", "ds", "--workers", "2", "-q"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while len(log.read_text().split()) < 10 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.terminate()
+    assert running.wait(20) == 143
+    reading("pass")  # type: ignore[operator]
+    assert json.loads(run("--out", "ds").stdout)["used"] == 100
+    assert len(log.read_text().split()) <= 102
+
+
+def test_a_bomb_of_a_header_costs_no_memory_and_no_time() -> None:
+    for number in range(3):
+        make_png(Path(f"files/{number}.png"), smooth_image(number))
+    bomb = make_dicom(Path("files/bomb.dcm"), smooth_image(9)[:10, :10].copy(), bits=8, NumberOfFrames=9999)
+    content = bomb.read_bytes()
+    for tag in (b"\x28\x00\x10\x00US\x02\x00", b"\x28\x00\x11\x00US\x02\x00"):
+        at = content.index(tag) + len(tag)
+        content = content[:at] + b"\xff\xff" + content[at + 2 :]
+    bomb.write_bytes(content)
+    start = time.monotonic()
+    ran = run("--out", "ds")
+    assert json.loads(ran.stdout)["rejected"] == 1
+    assert time.monotonic() - start < 20
+
+
+def test_a_lower_limit_of_memory_is_respected() -> None:
+    """A cluster may not let a process hold as much as this program would allow it."""
+    some_files(3)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (2**31, 2**31))
+
+    ran = subprocess.run([*PREPARE, "--out", "ds"], capture_output=True, text=True, preexec_fn=limit, check=False)
+    assert json.loads(ran.stdout)["used"] == 3
+
+
+# ---------------------------------------------------------------------------------------------- the shard on disk
+
+
+def test_a_shard_continues_after_half_a_line_and_pixels_without_one(tmp_path: Path) -> None:
+    draft = DatasetDraft(tmp_path / "ds")
+    draft.begin({"settings": {}, "inputs": 4, "fingerprint": "x"})
+    images = [np.full((1, 4, 4), number, dtype=np.uint8) for number in range(4)]
+
+    def write(numbers: range) -> None:
+        with draft.shard(0, (1, 4, 4), 8) as shard:
+            for number in numbers:
+                if number not in shard.done:
+                    shard.append(number, [{"input": number, "row": 0}], [images[number]])
+            if numbers.stop == 4:
+                shard.finish()
+
+    write(range(2))
+    unfinished = tmp_path / "ds" / ".unfinished"
+    with (unfinished / "rows-00000.part").open("ab") as rows:
+        rows.write(b'{"input": 2, "ima')
+    with (unfinished / "rows-00000.pixels").open("ab") as pixels:
+        pixels.write(b"half an image")
+    write(range(4))
+    assert [row["row"] for row in draft.rows(0)] == [0, 1, 2, 3]
+    stored = np.frombuffer((tmp_path / "ds" / "images-00000.safetensors").read_bytes()[256:], np.uint8)
+    np.testing.assert_array_equal(stored.reshape(4, 1, 4, 4), np.stack(images))
+
+
+def test_a_shard_whose_pixels_are_shorter_than_its_rows_say_is_written_again_from_there(tmp_path: Path) -> None:
+    """As a machine that lost its power may leave it."""
+    draft = DatasetDraft(tmp_path / "ds")
+    draft.begin({"settings": {}, "inputs": 3, "fingerprint": "x"})
+    with draft.shard(0, (1, 4, 4), 8) as shard:
+        for number in range(3):
+            shard.append(number, [{"input": number, "row": 0}], [np.full((1, 4, 4), number, np.uint8)])
+    os.truncate(tmp_path / "ds" / ".unfinished" / "rows-00000.pixels", 256 + 20)
+    with draft.shard(0, (1, 4, 4), 8) as shard:
+        assert (shard.done, shard.images) == ({0}, 1)
+
+
+def test_who_waited_for_a_shard_finds_it_finished(tmp_path: Path) -> None:
+    """As a retry does while the first writer, believed dead, still has the shard."""
+    draft = DatasetDraft(tmp_path / "ds")
+    draft.begin({"settings": {}, "inputs": 3, "fingerprint": "x"})
+    found = []
+
+    def wait_for_it() -> None:
+        with draft.shard(0, (1, 4, 4), 8) as shard:
+            found.append((shard.done, shard.images))
+            shard.finish()
+
+    with draft.shard(0, (1, 4, 4), 8) as shard:
+        for number in range(3):
+            shard.append(number, [{"input": number, "row": 0}], [np.full((1, 4, 4), number, np.uint8)])
+        second = threading.Thread(target=wait_for_it)
+        second.start()
+        time.sleep(0.2)
+        shard.finish()
+        whole = contents(tmp_path / "ds")
+    second.join()
+    wait_for_it()  # one that comes later still
+    assert found == [({0, 1, 2}, 3)] * 2
+    after = contents(tmp_path / "ds")
+    assert {name: after[name] for name in whole} == whole
+
+
+def test_who_waited_for_a_shard_continues_it_where_it_was_begun_anew(tmp_path: Path) -> None:
+    draft = DatasetDraft(tmp_path / "ds")
+    draft.begin({"settings": {}, "inputs": 1, "fingerprint": "x"})
+
+    def wait_for_it() -> None:
+        with draft.shard(0, (1, 4, 4), 8) as shard:
+            shard.append(0, [{"input": 0, "row": 0}], [np.ones((1, 4, 4), np.uint8)])
+            shard.finish()
+
+    with draft.shard(0, (1, 4, 4), 8):
+        second = threading.Thread(target=wait_for_it)
+        second.start()
+        time.sleep(0.2)
+        (tmp_path / "ds/.unfinished/rows-00000.part").unlink()
+    second.join()
+    assert [row["input"] for row in draft.rows(0)] == [0]
+
+
+@pytest.mark.parametrize("line", [b"\0" * 50 + b"\n", b"{]\n", b"5\n", b'{"input": 1}\n', b"\xff\xfe\n"])
+def test_a_line_that_is_no_row_is_where_a_shard_goes_on(tmp_path: Path, line: bytes) -> None:
+    """As a machine that lost its power may leave it."""
+    draft = DatasetDraft(tmp_path / "ds")
+    draft.begin({"settings": {}, "inputs": 3, "fingerprint": "x"})
+    with draft.shard(0, (1, 4, 4), 8) as shard:
+        shard.append(0, [{"input": 0, "row": 0}], [np.ones((1, 4, 4), np.uint8)])
+    with (tmp_path / "ds" / ".unfinished" / "rows-00000.part").open("ab") as rows:
+        rows.write(line)
+    with draft.shard(0, (1, 4, 4), 8) as shard:
+        assert (shard.done, shard.images) == ({0}, 1)
+        shard.append(1, [{"input": 1, "row": 0}], [np.ones((1, 4, 4), np.uint8)])
+        shard.finish()
+    assert [row["row"] for row in draft.rows(0)] == [0, 1]
+
+
+def test_the_shards_of_a_data_set_are_read_by_safetensors(tiny_dataset: Path) -> None:
+    from safetensors.numpy import load_file
+
+    for path in sorted(tiny_dataset.glob("images-*")):
+        loaded = load_file(path)["images"]
+        shard = int(path.stem[-5:])
+        rows = np.arange(len(loaded))
+        np.testing.assert_array_equal(loaded, StoredDataset(tiny_dataset).images(np.full(len(loaded), shard), rows))
