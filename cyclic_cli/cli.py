@@ -90,7 +90,7 @@ def common(
 
 app.command()(demo)
 app.command()(prepare)
-app.command(short_help=f"Train a model ({', '.join(registry.names('models'))}) on a data set.")(train)
+app.command(short_help=f"Train a model ({', '.join(registry.names('models'))}) on a dataset.")(train)
 app.command()(reconstruct)
 app.command()(embed)
 app.command()(search)

@@ -42,7 +42,7 @@ JOINT_RECIPE = {
 }  # fmt: skip
 """Training defaults of joint models, as `RECIPE` is of an architecture."""
 UNIT = 0.02  # by which the norm of an embedding may differ from 1, where few bits made it
-DISTINCT = 0.3
+DIVERSITY = 0.3
 """λ of a search: how much the difference of reports counts beside the nearness to the query."""
 FLAGS = (
     "arch", "fraction", "paired_fraction", "epochs", "batch_size", "lr", "seed", "objective", "device", "precision",
@@ -56,7 +56,7 @@ Settings = TypeVar("Settings")
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a picture becomes a tensor; travels with every data set and every checkpoint."""
+    """How a picture becomes a tensor; travels with every dataset and every checkpoint."""
 
     size: int = 224  # pixels of a side, after the letterbox
     bits: int = 8  # stored per pixel: 8 or 16
@@ -73,7 +73,7 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """What decides the content of a data set."""
+    """What decides the content of a dataset."""
 
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)  # shares of the patients: train, val, test
@@ -155,7 +155,7 @@ class TrainConfig:
     weight_decay: float | None = None
     warmup: float | None = None  # share of the steps in which the learning rate rises
     gradient_clip: float = 1.0  # largest norm of the gradient
-    fitted_lr: float | None = None  # learning rate of what starts from the data (towers), as a share of `lr`
+    fitted_lr: float | None = None  # learning rate of what starts from the data (encoders), as a share of `lr`
     augment: float | None = None  # strength of small random movements and changes of contrast of training images
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda
@@ -222,6 +222,10 @@ class TrainConfig:
         return self.objective != "autoencode"
 
 
+RENAMED_SOURCES = {"start_from": "init_from"}
+"""What a run was made from, by its earlier name in `config.yaml` and in a checkpoint."""
+RENAMED_SETTINGS = {"tower": "encoder"}
+"""Settings of a modality, by their earlier names."""
 OPERATION = (
     "checkpoint_minutes", "checkpoint_steps", "devices", "strategy", "not_finite", "keep_memory", "tensorboard",
 )  # fmt: skip
@@ -284,6 +288,22 @@ def train_settings(values: dict[str, Any]) -> TrainConfig:
     return build(TrainConfig, ({"arch": JOINT_ARCH} if joint else {}) | values, "the run")
 
 
+def upgraded_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, under the names of today where an earlier version wrote them under others."""
+    tables = settings.get("modalities")
+    if not isinstance(tables, dict):
+        return settings
+    of_today = {
+        name: renamed(table, RENAMED_SETTINGS) if isinstance(table, dict) else table for name, table in tables.items()
+    }
+    return settings | {"modalities": of_today}
+
+
+def renamed(table: dict[Any, Any], names: dict[str, str]) -> dict[Any, Any]:
+    """A table with some of its `names` replaced."""
+    return {names.get(name, name): value for name, value in table.items()}
+
+
 def with_recipe(config: TrainConfig, recipe: dict[str, Any]) -> TrainConfig:
     """The settings with what was left open taken from a recipe."""
     recommended = {"fitted_lr": 1.0, "augment": 0.0, **recipe}
@@ -305,13 +325,13 @@ def read_run_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UsageError(f"The run file {path} is not a table.", "Write `name: value` lines.")
-    return values
+    return upgraded_settings(renamed(values, RENAMED_SOURCES))
 
 
 def assign(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """Lay `--set name=value` assignments over the `values` of a run; values are YAML.
 
-    `modalities.text.tower=bag` reaches into tables; one that the values lack is first the default's.
+    `modalities.text.encoder=bag` reaches into tables; one that the values lack is first the default's.
     """
     defaults = dataclasses.asdict(TrainConfig())
     merged = copy.deepcopy(values)
@@ -336,7 +356,7 @@ def assign(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
 
 
 def train_command(values: dict[str, Any], threads: int, processes: int, strategy: str) -> str:
-    """The shell command that trains with these settings; the data set stands in it as DATASET."""
+    """The shell command that trains with these settings; the dataset stands in it as DATASET."""
     words = ["cyclic", "train", "DATASET"]
     for name, value in values.items():
         text = yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()

@@ -40,7 +40,7 @@ AUTOENCODERS = "autoencoders"  # what `contrastive` may start from
 WITHOUT_RETURN = "cyclic without returning terms"
 CONTROLS = ("cca", "ridge")
 CHANCE = "random_r10"  # of a random ranking, under each rule
-HITS = ("strict", "same_text", "same_study", "same_patient", "same_findings")
+HITS = ("strict", "same_text", "same_study", "same_patient", "same_labels")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def train_and_evaluate(run: Run, options: argparse.Namespace) -> None:
         return
     start = []
     if run.method.endswith(AUTOENCODERS) and run.method != AUTOENCODERS:
-        start = ["--start-from", options.work / "runs-of-table" / Run(AUTOENCODERS, 1, run.seed).name]
+        start = ["--init-from", options.work / "runs-of-table" / Run(AUTOENCODERS, 1, run.seed).name]
     settings = [word for assignment in options.set for word in ("--set", assignment)]
     summary = cyclic(
         "train", options.dataset, "--objective", preset_of(run.method),
@@ -114,8 +114,8 @@ def train_and_evaluate(run: Run, options: argparse.Namespace) -> None:
     found = {}
     if run.method != AUTOENCODERS:
         train = ["--train", options.dataset] if options.test != options.dataset else []
-        controls = ["--controls"] if run.method == "contrastive" and run.seed == 0 else []
-        found = cyclic("evaluate", options.test, "--split", options.split, "--model", folder, *train, *controls)
+        baselines = ["--baselines"] if run.method == "contrastive" and run.seed == 0 else []
+        found = cyclic("evaluate", options.test, "--split", options.split, "--model", folder, *train, *baselines)
     draft = figures.with_suffix(".tmp")
     draft.write_text(json.dumps({"asked": asked(run, options), "summary": summary, "evaluation": found}))
     os.replace(draft, figures)
@@ -150,7 +150,7 @@ def scores(method: str, share: float, options: argparse.Namespace) -> list[float
 
 def control(name: str, share: float, options: argparse.Namespace) -> float:
     """The score of a closed form with as many pairs; NaN where it could not be fitted."""
-    found = read(Run("contrastive", share, 0), options)["evaluation"]["controls"].get(name)
+    found = read(Run("contrastive", share, 0), options)["evaluation"]["baselines"].get(name)
     return score(found, options) if found else math.nan
 
 
@@ -240,8 +240,8 @@ def read_options() -> argparse.Namespace:
     """The command line, checked, and what follows from it for all runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--test", type=Path, help="data set to measure on (default: the same)")
-    parser.add_argument("--split", default="test", help="its split; the data set's own val chose the best epochs")
+    parser.add_argument("--test", type=Path, help="dataset to measure on (default: the same)")
+    parser.add_argument("--split", default="test", help="its split; the dataset's own val chose the best epochs")
     parser.add_argument("--hit", default="same_text", choices=HITS, help="what a hit is")
     parser.add_argument("--work", type=Path, default=Path("few_pairs"))
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5, 1.0])
@@ -257,7 +257,7 @@ def read_options() -> argparse.Namespace:
         parser.error(f"{options.dataset} needs images and reports to train on.")
     if not StoredDataset(options.test).facts.counts.get("splits", {}).get(options.split):
         parser.error(f"{options.test} has nothing of a split {options.split!r}: see --split and --test.")
-    if options.hit == "same_findings" and not StoredDataset(options.test).facts.labels:
+    if options.hit == "same_labels" and not StoredDataset(options.test).facts.labels:
         parser.error(f"{options.test} has no labels, so nothing tells the same findings: see --hit.")
     options.is_complete = bool(np.all([np.asarray(there, bool) for there in rows.values()]))
     given = [word.removeprefix("batch_size=") for word in options.set if word.startswith("batch_size=")]

@@ -15,4 +15,4 @@ for seed in 0 2; do  # the second set is for the test: other patients of the sam
   cyclic prepare "$work/demo$seed" --out "$work/dataset$seed" --size 64 --already-deidentified \
     --split "$split/$((seed ? 0 : 10))/$((seed ? 100 : 10))"
 done
-exec python3 "$here/few_pairs.py" "$work/dataset0" --test "$work/dataset2" --hit same_findings --work "$work"
+exec python3 "$here/few_pairs.py" "$work/dataset0" --test "$work/dataset2" --hit same_labels --work "$work"

@@ -3,7 +3,7 @@
 # Usage: examples/train_default_model.sh FOLDER [TABLE] [WORK]
 #   FOLDER  images, de-identified (they are hashed without a secret, so that anyone gets the same split)
 #   TABLE   a CSV that names each image's patient, if the images do not
-#   WORK    where data set and run are kept (default: ./default-model); started again, finished parts are kept
+#   WORK    where dataset and run are kept (default: ./default-model); started again, finished parts are kept
 # Then: cp WORK/run/model.safetensors cyclic_cli/assets/default.safetensors; cp WORK/default.onnx cyclic_cli/assets; and
 # measure anew for the model card and `tests/packaged_embeddings.json`.
 set -euo pipefail

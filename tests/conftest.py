@@ -19,7 +19,7 @@ from cyclic_cli.prepare.task import prepare
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's folders, data set or model."""
+    """No test reads or writes the user's folders, dataset or model."""
     for name in ("CYCLIC_DATASET", "CYCLIC_MODEL", "CYCLIC_SALT", "SLURM_CPUS_PER_TASK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

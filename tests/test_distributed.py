@@ -114,7 +114,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(
     whole = cyclic(*words, "--out", tmp_path / "whole")
     for folder, same in ((run, False), (tmp_path / "whole", True)):
         last = max((folder / "state").iterdir()) / "model.safetensors"
-        assert cyclic("info", last, "--json").json["again_bit_for_bit"] is same
+        assert cyclic("info", last, "--json").json["reproduces_bit_for_bit"] is same
     assert rest.json["steps_executed"] + rest.json["resumed_from_step"] == whole.json["steps"]
     assert rest.json["val"]["psnr"] == pytest.approx(whole.json["val"]["psnr"], rel=1e-4)
     assert difference(run, tmp_path / "whole") < 1e-4

@@ -28,7 +28,7 @@ SOURCES = typer.Argument(
 Sources = Annotated[list[str], SOURCES]
 OptionalSources = Annotated[list[str] | None, SOURCES]
 Dataset = Annotated[
-    Path | None, typer.Argument(help="The data set.", show_default="$CYCLIC_DATASET, ./dataset, the demo's")
+    Path | None, typer.Argument(help="The dataset.", show_default="$CYCLIC_DATASET, ./dataset, the demo's")
 ]
 WHERE_MODELS_ARE = "$CYCLIC_MODEL, runs/latest, the package's"
 Checkpoint = Annotated[
@@ -119,7 +119,7 @@ def paths_of(sources: list[str], null: bool) -> list[Path]:
 
 
 def find_dataset(named: Path | None, report: Any) -> Path:
-    """The data set to use: the argument, `$CYCLIC_DATASET`, `./dataset`, else the demo's, made once."""
+    """The dataset to use: the argument, `$CYCLIC_DATASET`, `./dataset`, else the demo's, made once."""
     from cyclic_cli.storage.dataset import is_dataset
 
     if named is not None:
@@ -132,5 +132,5 @@ def find_dataset(named: Path | None, report: Any) -> Path:
     from cyclic_cli.prepare.task import demo_dataset
 
     folder = demo_dataset(report, settings.available_cpus())
-    report(Note(f"data set: the demo phantoms in {folder}"))
+    report(Note(f"dataset: the demo phantoms in {folder}"))
     return folder

@@ -72,7 +72,7 @@ def embed(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn images and texts into vectors: of a data set, of files, or of what is said here."""
+    """Turn images and texts into vectors: of a dataset, of files, or of what is said here."""
     from cyclic_cli import registry
     from cyclic_cli.config import is_main_process, place_among_processes
     from cyclic_cli.privacy.keys import Keyer, find_secret
@@ -82,7 +82,7 @@ def embed(
     if any(not one.strip() for one in text or []):
         raise UsageError("A --text is empty.", "Check the variable it comes from.")
     if not (sources or text or texts):
-        raise UsageError("There is nothing to embed.", "Name a data set, files, - for a list on stdin, or --text.")
+        raise UsageError("There is nothing to embed.", "Name a dataset, files, - for a list on stdin, or --text.")
     if place_among_processes()[1] > 1 and out is None:
         raise UsageError("Several processes have no one stdout.", "Name a file with --out.")
     if "-" in (sources or []) and "TORCHELASTIC_RUN_ID" in os.environ:
@@ -100,7 +100,7 @@ def embed(
             offers = []
             stored = [Path(source) for source in sources or [] if source and is_dataset(Path(source))]
             if stored and (len(sources or []) > 1 or text or texts):
-                raise UsageError("A data set is embedded by itself.", "Name nothing beside it.")
+                raise UsageError("A dataset is embedded by itself.", "Name nothing beside it.")
             if stored:
                 offers.append(task.of_dataset(stored[0], loaded, with_text, report))
             else:

@@ -20,17 +20,17 @@ def evaluate(
         Path | None,
         typer.Option(help="YAML with positive and negative wordings of labels, for zero-shot.", show_default=False),
     ] = None,
-    controls: Annotated[
-        bool, typer.Option("--controls", help="Measure closed-form methods too, fitted on the training part.")
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Measure closed-form methods too, fitted on the training part.")
     ] = False,
     paired_fraction: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Training pairs that controls may know.", show_default="the model's"),
+        typer.Option(min=0, max=1, help="Training pairs that baselines may know.", show_default="the model's"),
     ] = None,
     train: Annotated[
         Path | None,
         typer.Option(
-            help="Data set with the training part, for probes, controls and copied reports.", show_default="the same"
+            help="Dataset with the training part, for probes, baselines and copied reports.", show_default="the same"
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write the figures to.", show_default=False)] = None,
@@ -47,7 +47,7 @@ def evaluate(
         found = find_dataset(dataset, report)
         loaded = load_checkpoint(model, device, report)
         loaded.require("image")
-        figures = asdict(task.evaluate(found, loaded, split, prompts, controls, paired_fraction, train, report))
+        figures = asdict(task.evaluate(found, loaded, split, prompts, baselines, paired_fraction, train, report))
     if json:
         console.write_json(figures)
     else:
@@ -58,17 +58,28 @@ def evaluate(
         write_text(out, console.as_json(figures) + "\n")
 
 
-TABLES = ("retrieval", "controls", "neighbours", "probe", "zero_shot")  # figures that are shown as rows and columns
+TABLES = (
+    "retrieval",
+    "baselines",
+    "neighbours",
+    "linear_probe",
+    "knn",
+    "zero_shot",
+)  # figures that are shown as rows and columns
 
 
 def _show(figures: dict[str, Any]) -> None:
     from cyclic_cli.evaluation.baselines import MAPS
 
-    findings = figures["texts"].get("findings", {})
-    texts = {name: value for name, value in figures["texts"].items() if name != "findings"}
-    show("Evaluation", {name: value for name, value in figures.items() if name not in TABLES} | {"texts": texts}, False)
-    controls = figures["controls"]
-    fitted = {name: controls[name] for name in MAPS if name in controls}
+    findings = figures["generated_text"].get("findings", {})
+    texts = {name: value for name, value in figures["generated_text"].items() if name != "findings"}
+    show(
+        "Evaluation",
+        {name: value for name, value in figures.items() if name not in TABLES} | {"generated_text": texts},
+        False,
+    )
+    baselines = figures["baselines"]
+    fitted = {name: baselines[name] for name in MAPS if name in baselines}
     _columns(
         {"by": name, "from": way.replace("_", " "), "hit": protocol.replace("_", " "), **_recall(recall)}
         for name, ways in ({"the model": figures["retrieval"]} | fitted).items()
@@ -86,18 +97,18 @@ def _show(figures: dict[str, Any]) -> None:
         for label, one in found["precision"].items()
     )
     _columns(
-        {"label": label, "by": by, "of": name, **_probe(probe)}
-        for by, labels in (("the model", figures["probe"]), ("pca", controls.get("pca", {}).get("probe", {})))
-        for label, modalities in labels.items()
-        for name, probe in modalities.items()
+        {"label": label, "by": by, "of": name, **_probe(linear, found["knn"][label][name])}
+        for by, found in (("the model", figures), ("pca", baselines.get("pca", {})))
+        for label, modalities in found.get("linear_probe", {}).items()
+        for name, linear in modalities.items()
     )
     _columns({"written": finding, **_correctness(found)} for finding, found in findings.items())
     _columns({"zero-shot": label, **_auroc(score)} for label, score in figures["zero_shot"].items())
-    simple = {name: value for name, value in controls.items() if name not in fitted}
+    simple = {name: value for name, value in baselines.items() if name not in fitted}
     if "pca" in simple:
-        simple["pca"] = {name: value for name, value in simple["pca"].items() if name != "probe"}
+        simple["pca"] = {name: value for name, value in simple["pca"].items() if name not in TABLES}
     if simple:
-        show("Controls", simple, False)
+        show("Baselines", simple, False)
 
 
 def _columns(rows: Iterable[dict[str, str]]) -> None:
@@ -124,11 +135,11 @@ def _recall(recall: dict[str, Any]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _probe(probe: dict[str, Any]) -> dict[str, str]:
-    linear = probe["linear"] or {}
+def _probe(linear: dict[str, Any] | None, knn: float | None) -> dict[str, str]:
+    found = linear or {}
     return {
-        "linear": _percent(linear.get("accuracy")), "majority": _percent(linear.get("majority")),
-        "AUROC": _percent(linear.get("auroc")), "neighbours": _percent(probe["nearest_neighbours"]),
+        "linear probe": _percent(found.get("accuracy")), "AUROC": _percent(found.get("auroc")), "k-NN": _percent(knn),
+        "majority class": _percent(found.get("majority_class")),
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import typer
 from cyclic_cli import console
 from cyclic_cli.commands._options import Checkpoint, Json, Quiet, show
 
-PARTS = "autoencoder, encoder, decoder, image-tower, text-tower or all"
+PARTS = "autoencoder, encoder, decoder, image-encoder, text-encoder or all"
 
 
 def export(
@@ -23,7 +23,7 @@ def export(
     dataset: Annotated[
         Path | None,
         typer.Option(
-            help="Data set to check it with, and to take int8's ranges from.", show_default="phantoms, drawn for it"
+            help="Dataset to check it with, and to take int8's ranges from.", show_default="phantoms, drawn for it"
         ),
     ] = None,
     with_preprocessing: Annotated[

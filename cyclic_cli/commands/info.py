@@ -11,12 +11,12 @@ from cyclic_cli.errors import CyclicError
 
 def info(
     path: Annotated[
-        Path, typer.Argument(help="A data set, a run folder, a checkpoint, an .onnx file or embeddings (.parquet).")
+        Path, typer.Argument(help="A dataset, a run folder, a checkpoint, an .onnx file or embeddings (.parquet).")
     ],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what a data set, a run, a checkpoint, an exported model or a file of embeddings is."""
+    """Say what a dataset, a run, a checkpoint, an exported model or a file of embeddings is."""
     described = _describe(path)
     kind = described["kind"]
     show(f"{kind[0].upper()}{kind[1:]} {path}", described, json)
@@ -40,9 +40,9 @@ def _describe(path: Path) -> dict[str, Any]:
     if path.is_dir() and (path / "config.yaml").exists():
         return run.describe(path)
     if (path / ".unfinished").is_dir():
-        raise CyclicError(f"{path} is an unfinished data set.", "Repeat the `cyclic prepare` that began it.")
+        raise CyclicError(f"{path} is an unfinished dataset.", "Repeat the `cyclic prepare` that began it.")
     if path.is_dir() and not (path / "model.safetensors").exists():
         raise CyclicError(
-            f"{path} is neither a data set nor a run.", "Give a data set, a run folder or a .safetensors file."
+            f"{path} is neither a dataset nor a run.", "Give a dataset, a run folder or a .safetensors file."
         )
     return checkpoint.describe(checkpoint.find_checkpoint(path))

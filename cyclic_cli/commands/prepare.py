@@ -16,7 +16,7 @@ PIXELS, REPORTS, PATIENTS, LARGE = "Pixels", "Reports", "Patients and privacy", 
 
 def prepare(
     sources: Sources,
-    out: Annotated[Path, typer.Option(help="The data set's folder.")] = Path("dataset"),
+    out: Annotated[Path, typer.Option(help="The dataset's folder.")] = Path("dataset"),
     reports: Annotated[
         list[Path] | None,
         typer.Option(
@@ -106,14 +106,12 @@ def prepare(
     ] = None,
     paths: Annotated[
         bool,
-        typer.Option(
-            "--paths/--no-paths", help="Keep relative source paths in the data set.", rich_help_panel=PATIENTS
-        ),
+        typer.Option("--paths/--no-paths", help="Keep relative source paths in the dataset.", rich_help_panel=PATIENTS),
     ] = True,
     update: Annotated[
         bool,
         typer.Option(
-            "--update", help="Take the files into a finished data set; nobody's split moves.", rich_help_panel=LARGE
+            "--update", help="Take the files into a finished dataset; nobody's split moves.", rich_help_panel=LARGE
         ),
     ] = False,
     part: Annotated[
@@ -145,7 +143,7 @@ def prepare(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn images (DICOM, PNG, JPEG, TIFF, NIfTI) and their reports into a data set."""
+    """Turn images (DICOM, PNG, JPEG, TIFF, NIfTI) and their reports into a dataset."""
     from cyclic_cli.prepare import task
     from cyclic_cli.privacy.keys import parse_split
 
@@ -165,7 +163,7 @@ def prepare(
     if isinstance(summary, task.PartSummary):
         show(f"Part {summary.part}", asdict(summary), json)
         return
-    show("Data set", asdict(summary), json)
+    show("Dataset", asdict(summary), json)
     if not json and not quiet:
         if summary.rejected or summary.skipped:
             console.say(f"What was not used, and why, stands in {out / 'rejected.jsonl'}.")

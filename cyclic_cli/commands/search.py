@@ -8,7 +8,7 @@ import typer
 
 from cyclic_cli import console, registry
 from cyclic_cli.commands._options import BurnedIn, Device, Json, Model, Quiet
-from cyclic_cli.config import DISTINCT
+from cyclic_cli.config import DIVERSITY
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note
 
@@ -20,12 +20,12 @@ def search(
     query: Annotated[str, typer.Argument(help="An image file, a key of the file, or a text.")],
     file: Annotated[Path, typer.Option("--in", help="Embeddings, as a Parquet file of `cyclic embed`.")],
     count: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many cases.")] = 5,
-    distinct: Annotated[
+    diversity: Annotated[
         float,
         typer.Option(
             min=0, max=1, help="How much their reports shall differ from one another: 0 takes the nearest cases."
         ),
-    ] = DISTINCT,
+    ] = DIVERSITY,
     where: Annotated[
         str | None,
         typer.Option(help="A condition on columns, such as \"split == 'test' and nodule > 0\".", show_default=False),
@@ -39,7 +39,7 @@ def search(
     model: Model = None,
     dataset: Annotated[
         Path | None,
-        typer.Option(help="Data set of the file, for reports and pictures.", show_default="what the file holds"),
+        typer.Option(help="Dataset of the file, for reports and pictures.", show_default="what the file holds"),
     ] = None,
     index: Annotated[
         str, typer.Option(help="exact, or faiss: past a million vectors, by an index beside the file.")
@@ -70,7 +70,7 @@ def search(
         opened = EmbeddingFile(file)
         asked = task.query_of(query, opened, lambda: load_model(model, device, report), allow_burned_in, report)
         found = task.search(
-            asked, opened, count, where, kind, same_patient, distinct, dataset, index == "faiss", report
+            asked, opened, count, where, kind, same_patient, diversity, dataset, index == "faiss", report
         )
         if page:
             from cyclic_cli.search.page import write_page

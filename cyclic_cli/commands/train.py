@@ -40,7 +40,7 @@ def train(
     also: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A further data set whose images and reports have no partner; may be repeated.", show_default=False
+            help="A further dataset whose images and reports have no partner; may be repeated.", show_default=False
         ),
     ] = None,
     epochs: Annotated[
@@ -82,7 +82,7 @@ def train(
             show_default=False,
         ),
     ] = None,
-    start_from: Annotated[
+    init_from: Annotated[
         Path | None,
         typer.Option(help="A run or checkpoint of the same model, to begin with its weights.", show_default=False),
     ] = None,
@@ -93,7 +93,7 @@ def train(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model on a data set."""
+    """Train a model on a dataset."""
     flags = {
         "arch": arch, "fraction": fraction, "paired_fraction": paired_fraction, "epochs": epochs,
         "batch_size": batch_size, "lr": lr, "seed": seed, "objective": objective, "device": device,
@@ -110,7 +110,7 @@ def train(
 
         found = find_dataset(dataset, report)
         run = out or Path("runs") / task.default_run_name(run_settings)
-        summary = task.train(found, run, run_settings, resume, report, also or [], start_from)
+        summary = task.train(found, run, run_settings, resume, report, also or [], init_from)
     if settings.is_main_process():
         show("Run", asdict(summary), json)
         if not json and not quiet:

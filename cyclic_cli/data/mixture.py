@@ -54,7 +54,7 @@ def portable(modality: Modality) -> dict[str, Any]:
 
 
 class Pool:
-    """All values of one modality that a run may draw, of one data set or several."""
+    """All values of one modality that a run may draw, of one dataset or several."""
 
     def __init__(self, parts: Sequence[Any], names: np.ndarray) -> None:
         """`parts` are `Values`, see `modalities`; `names` (N,) are the keys of the samples they are of."""
@@ -192,7 +192,7 @@ def present_values(dataset: StoredDataset, modality: Modality, index: Any, facts
 
 @dataclass(frozen=True)
 class Source:
-    """The training part of a data set that a run draws from."""
+    """The training part of a dataset that a run draws from."""
 
     dataset: StoredDataset
     index: dict[str, np.ndarray]  # columns (S,), see `read_index`

@@ -115,7 +115,7 @@ class TextCodes:
         try:
             counts = self._words.fit_transform(texts)
         except ValueError:
-            raise CyclicError("The training reports share no word.", "Evaluate without --controls.") from None
+            raise CyclicError("The training reports share no word.", "Evaluate without --baselines.") from None
         self._svd = TruncatedSVD(min(self.dims, *counts.shape), random_state=0).fit(counts)
         self._scale = float(np.sqrt(max(self._svd.explained_variance_.sum(), 1e-12)))
         return self

@@ -4,10 +4,11 @@ reconstruction   errors of decoded images, and of each modality as a share of th
 retrieval        each two modalities, both ways, under every protocol of `retrieval`
 consistency      whether neighbours agree, and cycles return
 neighbours       what images near an image have in common with it, and how their reports differ, as `search` gives them
-probe            linear and nearest-neighbour classifiers of the labels, trained on the embeddings of the training part
+linear_probe     a linear classifier of each label, trained on the embeddings of the training part
+knn              a vote of the nearest training embeddings for each label
 zero_shot        labels from prompts alone
-texts            what a text tower writes of images
-controls         mean image, principal components, correlation and ridge maps in closed form (`--controls`)
+generated_text   what a text decoder writes of images
+baselines         mean image, principal components, correlation and ridge maps in closed form (`--baselines`)
 """
 
 from collections.abc import Mapping
@@ -33,11 +34,11 @@ from cyclic_cli.search import neighbours
 from cyclic_cli.storage.dataset import StoredDataset
 
 BATCH = 64
-PROBED = 20_000  # training samples, at most, that probes and controls learn from
+PROBED = 20_000  # training samples, at most, that probes and baselines learn from
 COMPARED = 5_000  # samples, at most, whose neighbours are compared: the work grows with the square
 NEIGHBOURS = 5  # of an image, as `search` gives them
 WRITTEN = 500  # samples, at most, that texts are written for
-CONTROL_DIMS = 128
+BASELINE_DIMS = 128
 FACTS = ("study", "height", "width")  # columns of the index read beside those of modalities
 
 
@@ -55,16 +56,17 @@ class Evaluation:
     ties: str = "worst case"  # how a hit ranks among equal similarities, see `retrieval`
     retrieval: dict[str, Any] = field(default_factory=dict)  # by from_to_to, by protocol
     consistency: dict[str, Any] = field(default_factory=dict)  # by from_to_to
-    neighbours: dict[str, Any] = field(default_factory=dict)  # nearest, and distinct
-    probe: dict[str, Any] = field(default_factory=dict)  # by label, by modality
+    neighbours: dict[str, Any] = field(default_factory=dict)  # nearest, and diverse
+    linear_probe: dict[str, Any] = field(default_factory=dict)  # by label, by modality
+    knn: dict[str, Any] = field(default_factory=dict)  # accuracy by label, by modality
     zero_shot: dict[str, Any] = field(default_factory=dict)  # by label
-    texts: dict[str, Any] = field(default_factory=dict)
-    controls: dict[str, Any] = field(default_factory=dict)
+    generated_text: dict[str, Any] = field(default_factory=dict)
+    baselines: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One split of a data set as a model sees it."""
+    """One split of a dataset as a model sees it."""
 
     index: dict[str, np.ndarray]  # columns (S,)
     labels: dict[str, np.ndarray]  # (S,) by column
@@ -86,27 +88,27 @@ def evaluate(
     model: TorchModel,
     split: str = "val",
     prompts: Path | None = None,
-    controls: bool = False,
+    baselines: bool = False,
     paired_fraction: float | None = None,
     trained_on: Path | None = None,
     report: Report = silent,
 ) -> Evaluation:
-    """Measure a model on a split of a data set.
+    """Measure a model on a split of a dataset.
 
     Args:
         dataset: Its folder.
         model: An autoencoder, or a joint model.
         split: train, val or test.
         prompts: A file of wordings for each label, see `probing.read_prompts`.
-        controls: Whether to fit simple methods on the training part, and measure them too.
-        paired_fraction: Of the training patients, whose pairs the controls may know; None: as the model was trained.
-        trained_on: Folder of the data set whose training part probes, controls and the search for copied reports look
+        baselines: Whether to fit simple methods on the training part, and measure them too.
+        paired_fraction: Of the training patients, whose pairs the baselines may know; None: as the model was trained.
+        trained_on: Folder of the dataset whose training part probes, baselines and the search for copied reports look
             at; None: the same.
         report: Gets Progress and Note events.
 
     Raises:
         UsageError: there is no such split; the prompts are no such file.
-        CyclicError: the split is empty; the model does not fit the data set.
+        CyclicError: the split is empty; the model does not fit the dataset.
     """
     registry.check(split, SPLITS, "split")
     wordings = probes.read_prompts(prompts) if prompts else {}
@@ -127,9 +129,9 @@ def evaluate(
         {"text": part.index["text"], "study": part.index["study"], "patient": part.index["patient"]}
         | ({"labels": labels} if labels is not None else {})
     )
-    train = _read_training(learned_from, model, report) if part.labels or controls else None
+    train = _read_training(learned_from, model, report) if part.labels or baselines else None
     if train and not len(train.index["sample"]):
-        report(Note(f"{learned_from.folder} has no training part, so no probes or controls: see --train.", True))
+        report(Note(f"{learned_from.folder} has no training part, so no probes or baselines: see --train.", True))
         train = None
     if paired_fraction is None:
         paired_fraction = _trained_on(model, "paired_fraction")
@@ -144,10 +146,10 @@ def evaluate(
         retrieval=_retrieval(part, groups),
         consistency=_consistency(part),
         neighbours=_neighbours(part, groups),
-        probe=_probe(train, part) if train else {},
+        **(_probes(train, part) if train else {}),
         zero_shot=_zero_shot(model, part, wordings),
-        texts=_texts(model, part, learned_from, report),
-        controls=_controls(train, part, groups, paired_fraction) if controls and train else {},
+        generated_text=_generated_text(model, part, learned_from, report),
+        baselines=_baselines(train, part, groups, paired_fraction) if baselines and train else {},
     )
 
 
@@ -210,7 +212,7 @@ def _reconstruction(model: TorchModel, part: Part, stored: StoredDataset, report
         found |= _image_errors(model, part, stored, report)
     if model.is_joint:
         shares = {name: _mean_error(model, name, values) for name, values in part.values.items() if len(values)}
-        found["share_of_constant"] = shares
+        found["relative_error"] = shares
     return found
 
 
@@ -239,7 +241,7 @@ def _mean_error(model: TorchModel, name: str, values: Any) -> float:
         for first in range(0, len(values), BATCH):
             value = model.placed(values.load(np.arange(first, min(first + BATCH, len(values)))))
             code = model.module.code(name, *model.module.parts(name, value))
-            total += float(model.module.towers[name].errors(code, value).sum())
+            total += float(model.module.encoders[name].errors(code, value).sum())
     return total / len(values)
 
 
@@ -279,7 +281,7 @@ def _consistency(part: Part) -> dict[str, Any]:
 
 
 def _neighbours(part: Part, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What `neighbours.worth` finds of images; reports are compared by their embeddings, else by their words."""
+    """What `neighbours.compare` finds of images; reports are compared by their embeddings, else by their words."""
     if "image" not in part.values:
         return {}
     there = np.flatnonzero(part.numbers["image"] != ALONE)[:COMPARED]
@@ -290,17 +292,17 @@ def _neighbours(part: Part, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
     elif told.any():
         reports = generated_text.alike(part.index["text"][there].tolist())
     different = {"reports": groups["same_text"][there]}
-    if "same_findings" in groups:
-        different["findings"] = groups["same_findings"][there]
+    if "same_labels" in groups:
+        different["labels"] = groups["same_labels"][there]
     labels = {name: values[there] for name, values in part.labels.items()}
-    return neighbours.worth(
+    return neighbours.compare(
         part.of("image", there), reports, part.index["patient"][there], labels, different, NEIGHBOURS
     )
 
 
-def _probe(train: Part, part: Part) -> dict[str, Any]:
-    """Classifiers of every label on the embeddings of every modality."""
-    found: dict[str, Any] = {}
+def _probes(train: Part, part: Part) -> dict[str, Any]:
+    """`linear_probe` and `knn`: classifiers of every label on the embeddings of every modality."""
+    found: dict[str, Any] = {"linear_probe": {}, "knn": {}}
     for label in part.labels.keys() & train.labels.keys():
         column = part.labels[label]
         for name in part.embeddings:
@@ -310,10 +312,8 @@ def _probe(train: Part, part: Part) -> dict[str, Any]:
             if not len(known) or not len(asked):
                 continue
             linear = probes.linear_probe(*learned, train.index["patient"][known], *tested)
-            neighbours = probes.nearest_neighbours(*learned, *tested)
-            found.setdefault(label, {})[name] = {
-                "linear": asdict(linear) if linear else None, "nearest_neighbours": neighbours,
-            }  # fmt: skip
+            found["linear_probe"].setdefault(label, {})[name] = asdict(linear) if linear else None
+            found["knn"].setdefault(label, {})[name] = probes.knn(*learned, *tested)
     return found
 
 
@@ -323,7 +323,7 @@ def _check_prompts(wordings: Mapping[str, Any], stored: StoredDataset) -> None:
     for label in wordings:
         if label not in kinds:
             has = f"It has {', '.join(kinds)}." if kinds else "It has none: see --label-column of prepare."
-            raise UsageError(f"The prompts name {label!r}, which is no label of the data set.", has)
+            raise UsageError(f"The prompts name {label!r}, which is no label of the dataset.", has)
         if kinds[label] == "string":
             raise UsageError(
                 f"{label!r} is a column of words; prompts need one of 0 and 1.",
@@ -343,32 +343,32 @@ def _zero_shot(model: TorchModel, part: Part, wordings: Mapping[str, Mapping[str
     return found
 
 
-def _texts(model: TorchModel, part: Part, learned_from: StoredDataset, report: Report) -> dict[str, Any]:
+def _generated_text(model: TorchModel, part: Part, learned_from: StoredDataset, report: Report) -> dict[str, Any]:
     """Scores of the texts that are written of images, greedily, and whether they are training reports."""
     import torch
 
     config = model.checkpoint.architecture["config"] if model.is_joint else {}
     if not config.get("decoders") or not {"image", "text"} <= set(part.values):
         return {}
-    tower = model.module.towers["text"]
+    encoder = model.module.encoders["text"]
     both = part.both("image", "text")[:WRITTEN]
-    if not tower.generates or not len(both):
+    if not encoder.generates or not len(both):
         return {}
     written: list[str] = []
     for first in range(0, len(both), BATCH):
         with torch.inference_mode():
             embeddings = torch.from_numpy(part.of("image", both[first : first + BATCH]))
-            written += tower.write(model.module.code("text", model.placed(embeddings)))
+            written += encoder.write(model.module.code("text", model.placed(embeddings)))
         report(Progress(len(written), len(both), "texts written"))
     true = part.index["text"][both].tolist()
     training = learned_from.rows(["text", "has_text"], "train")
     known = training["text"][training["has_text"].astype(bool)].tolist()
     trained_on = model.checkpoint.provenance
     if learned_from.facts.fingerprint != trained_on.get("dataset"):
-        report(Note("Copied reports are looked for in another data set than the model's: see --train.", True))
+        report(Note("Copied reports are looked for in another dataset than the model's: see --train.", True))
     elif trained_on.get("also"):
-        report(Note("Copied reports are not looked for in the data sets of --also: name one with --train.", True))
-    as_far_as_written = [tower.vocabulary.decode(one) for one in tower.vocabulary.encode(known, tower.limit)]
+        report(Note("Copied reports are not looked for in the datasets of --also: name one with --train.", True))
+    as_far_as_written = [encoder.vocabulary.decode(one) for one in encoder.vocabulary.encode(known, encoder.limit)]
     copied, _ = generated_text.copied(written, known + as_far_as_written)
     truth = {name: labels[both] for name, labels in part.labels.items()}
     read = generated_text.finding_scores(true, truth)  # how far the reader of findings can be trusted with such reports
@@ -383,7 +383,7 @@ def _texts(model: TorchModel, part: Part, learned_from: StoredDataset, report: R
     }  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------ controls
+# ------------------------------------------------------------------------------------------------------ baselines
 
 
 def _trained_on(model: TorchModel, name: str) -> float:
@@ -391,18 +391,18 @@ def _trained_on(model: TorchModel, name: str) -> float:
     return float(model.checkpoint.provenance.get("settings", {}).get(name, 1.0))
 
 
-def _controls(train: Part, part: Part, groups: Mapping[str, np.ndarray], paired_fraction: float) -> dict[str, Any]:
+def _baselines(train: Part, part: Part, groups: Mapping[str, np.ndarray], paired_fraction: float) -> dict[str, Any]:
     """What closed forms reach, fitted on the training part and on the pairs that the model knew."""
     found: dict[str, Any] = {"paired_fraction": paired_fraction}
     if "image" not in part.values or not len(part.values["image"]) or not len(train.values["image"]):
         return found
     known, asked = (some.values["image"].load(np.arange(len(some.values["image"]))).numpy() for some in (train, part))
     found["mean_image"] = {"mse": closed_form.mean_image_mse(known, asked)}
-    pca = closed_form.PrincipalComponents(CONTROL_DIMS).fit(known)
+    pca = closed_form.PrincipalComponents(BASELINE_DIMS).fit(known)
     codes = (
         replace(some, embeddings={"image": pca.transform(images)}) for some, images in ((train, known), (part, asked))
     )
-    found["pca"] = {"mse": pca.mse(asked), "dims": CONTROL_DIMS, "probe": _probe(*codes) if part.labels else {}}
+    found["pca"] = {"mse": pca.mse(asked), "dims": BASELINE_DIMS, **(_probes(*codes) if part.labels else {})}
     if "text" in part.values:
         found |= _maps(train, part, known, asked, groups, paired_fraction)
     return found
@@ -418,8 +418,8 @@ def _maps(
     patients = train.index["patient"][pairs]
     if len(set(patients.tolist())) < closed_form.FOLDS or not len(both):
         return {}
-    image_codes = closed_form.ImageCodes(CONTROL_DIMS).fit(known)
-    text_codes = closed_form.TextCodes(CONTROL_DIMS).fit(train.values["text"].texts.tolist())
+    image_codes = closed_form.ImageCodes(BASELINE_DIMS).fit(known)
+    text_codes = closed_form.TextCodes(BASELINE_DIMS).fit(train.values["text"].texts.tolist())
 
     def codes(of: Part, images: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         texts = of.index["text"][samples].tolist()

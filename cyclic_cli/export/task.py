@@ -43,10 +43,10 @@ LARGEST_ERROR = 1e-4  # of float32, absolute
 LOST = {"fp16": 0.1, "int8": 0.5}  # dB of PSNR, at most
 RECALL_LOST = 0.005  # of R@1, R@5 and R@10, at most, of fp16
 KEPT = 0.99  # share of the ten nearest neighbours that stay, at least, of fp16
-POOL = 1000  # samples of a data set, at most, that fewer bits are measured on
+POOL = 1000  # samples of a dataset, at most, that fewer bits are measured on
 SEED = 0
 PRECISIONS = ("float32", "fp16", "int8")
-OF_IMAGES = ("autoencoder", "encoder", "image-tower")  # parts that take images
+OF_IMAGES = ("autoencoder", "encoder", "image-encoder")  # parts that take images
 
 
 Values = dict[str, Tensor]  # of each modality, as its `Values` load them
@@ -82,7 +82,7 @@ class ExportSummary:
 # ------------------------------------------------------------------------------------------------------- modules
 
 
-class Encoder(nn.Module):
+class ImageEncoder(nn.Module):
     """Images (N, C, S, S) to their code, of a joint model the shared and the private part, and their embedding."""
 
     def __init__(self, model: TorchModel) -> None:
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes, as `Encoder` gives them, to images (N, C, S, S) in [0, 1]."""
+    """Codes, as `ImageEncoder` gives them, to images (N, C, S, S) in [0, 1]."""
 
     def __init__(self, model: TorchModel) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
     def forward(self, code: Tensor) -> Tensor:
         if self.is_joint:
             shared, private = torch.split(code, [self.model.embedding, self.model.private], 1)
-            image = self.model.towers["image"].decode(self.model.code("image", shared, private))
+            image = self.model.encoders["image"].decode(self.model.code("image", shared, private))
         else:
             image = self.model.decode(code)
         return image.clamp(0, 1)
@@ -118,14 +118,14 @@ class Autoencoder(nn.Module):
 
     def __init__(self, model: TorchModel) -> None:
         super().__init__()
-        self.encoder, self.decoder = Encoder(model), Decoder(model)
+        self.encoder, self.decoder = ImageEncoder(model), Decoder(model)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         code, embedding = self.encoder(image)
         return self.decoder(code), embedding
 
 
-class Tower(nn.Module):
+class ModalityEncoder(nn.Module):
     """Values of a modality, as its file's INPUTS, to their embedding."""
 
     def __init__(self, model: TorchModel, name: str, value: Callable[..., Tensor]) -> None:
@@ -143,30 +143,30 @@ class Tower(nn.Module):
 def part_names(model: TorchModel) -> list[str]:
     """The parts that a model can be exported as."""
     image = ["autoencoder", "encoder", "decoder"] if model.has_decoders else ["encoder"]
-    return [*(image if "image" in model.modalities else []), *(f"{name}-tower" for name in model.modalities)]
+    return [*(image if "image" in model.modalities else []), *(f"{name}-encoder" for name in model.modalities)]
 
 
 def part_of(name: str, model: TorchModel, examples: Values, calibration: Values) -> Part:
     """A part by its name. Raises CyclicError when there is no example of what it takes."""
-    modality = name.removesuffix("-tower") if name.endswith("-tower") else "image"
+    modality = name.removesuffix("-encoder") if name.endswith("-encoder") else "image"
     if modality not in examples or modality not in calibration:
-        raise CyclicError(f"There is no {modality} to check the export with.", "Name a data set that has some.")
+        raise CyclicError(f"There is no {modality} to check the export with.", "Name a dataset that has some.")
     batch = {0: "batch"}
     both = examples[modality], calibration[modality]
     if name == "decoder":
         with torch.no_grad():
-            codes, others = ((Encoder(model)(readers)[0],) for images in both)
+            codes, others = ((ImageEncoder(model)(images)[0],) for images in both)
         return Part(name, Decoder(model), ("code",), ("reconstruction",), codes, others, {"code": batch}, _like(*codes))
     if name in ("autoencoder", "encoder"):
-        module = Autoencoder(model) if name == "autoencoder" else Encoder(model)
+        module = Autoencoder(model) if name == "autoencoder" else ImageEncoder(model)
         outputs = ("reconstruction" if name == "autoencoder" else "code", "embedding")
         shown, others = ((images,) for images in both)
         return Part(name, module, ("image",), outputs, shown, others, {"image": batch}, _like(*shown))
     file = registry.load("modalities", modality, "modality")
     inputs = getattr(file, "INPUTS", {modality: batch})
     values, others = map(getattr(file, "inputs_of", lambda value: (value,)), both)
-    tower = Tower(model, modality, getattr(file, "value_of", lambda value: value))
-    return Part(name, tower, tuple(inputs), ("embedding",), values, others, dict(inputs), _like(*values))
+    encoder = ModalityEncoder(model, modality, getattr(file, "value_of", lambda value: value))
+    return Part(name, encoder, tuple(inputs), ("embedding",), values, others, dict(inputs), _like(*values))
 
 
 def _like(*examples: Tensor) -> Callable[[int], tuple[Tensor, ...]]:
@@ -191,7 +191,7 @@ def _like(*examples: Tensor) -> Callable[[int], tuple[Tensor, ...]]:
 def examples_of(model: TorchModel, dataset: Path | None, report: Report) -> tuple[Values, Values]:
     """Real values that parts are checked with, and others that int8 is calibrated on.
 
-    Of a data set those of its validation part, and of its training part; where one is missing the other serves for
+    Of a dataset those of its validation part, and of its training part; where one is missing the other serves for
     both. Without one phantoms, for both.
     """
     if dataset is None:
@@ -233,7 +233,7 @@ def _drawn_examples(model: TorchModel, report: Report) -> Values:
 
 
 def _stored_examples(model: TorchModel, dataset: StoredDataset, split: str) -> Values:
-    """The first values of a split of a data set, by modality; nothing of those that none has."""
+    """The first values of a split of a dataset, by modality; nothing of those that none has."""
     modalities, facts = modalities_of(model.checkpoint.architecture)
     index = read_index(dataset, modalities, split)
     found = {}
@@ -279,7 +279,7 @@ def _make_names_unique(graph: Any) -> None:
 
 def _dynamic(part: Part) -> Any:
     shapes = tuple(part.dynamic[name] for name in part.inputs)
-    return {"inputs": shapes} if isinstance(part.module, Tower) else shapes
+    return {"inputs": shapes} if isinstance(part.module, ModalityEncoder) else shapes
 
 
 def with_preprocessing(model: onnx.ModelProto, size: int, channels: int) -> onnx.ModelProto:
@@ -495,7 +495,7 @@ def export(
         change = summary.recall_change or 0.0
         if precision == "fp16" and abs(change) > max(RECALL_LOST, least):
             raise CyclicError(
-                f"The export of both towers failed its check: recall changes by {100 * change:.1f} "
+                f"The export of both encoders failed its check: recall changes by {100 * change:.1f} "
                 "points.", f"Its parts are kept as {out}/*{FAILED}; nothing was replaced."
             )  # fmt: skip
     for draft, file in zip(drafts, files.values(), strict=True):
@@ -537,7 +537,7 @@ def _recall_change(model: TorchModel, exported: OnnxModel, stored: StoredDataset
 def _description(name: str, model: TorchModel, preprocessing: bool, precision: str, licence: str) -> Description:
     architecture = dict(model.checkpoint.architecture)
     facts = architecture.pop("facts", {})
-    of_text = facts["text"] if name == "text-tower" else None
+    of_text = facts["text"] if name == "text-encoder" else None
     return Description(
         part=name,
         architecture=architecture,

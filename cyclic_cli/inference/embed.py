@@ -1,7 +1,7 @@
 """`cyclic embed`: images and texts → vectors, as they come.
 
     pieces    a few inputs or samples at a time: files are read by decoder processes as `prepare` reads them, samples of
-              a data set from its memory map, ahead of the network
+              a dataset from its memory map, ahead of the network
     vectors   a piece through the model
     parts     a fixed run of pieces each; written whole, in any order, by one process or several
     merge     the parts in order become the output
@@ -59,7 +59,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass
 class EmbedSummary:
-    """What `cyclic embed` did. inputs = used + skipped + rejected; a sample of a data set, or a text, is an input."""
+    """What `cyclic embed` did. inputs = used + skipped + rejected; a sample of a dataset, or a text, is an input."""
 
     output: str | None = None
     model: str = ""  # fingerprint
@@ -102,7 +102,7 @@ class Item:
     patient: str = ""
     study: str = ""
     split: str = ""
-    text: str | None = None  # the report, of an image too, where the data set has it
+    text: str | None = None  # the report, of an image too, where the dataset has it
     labels: dict[str, Any] = field(default_factory=dict)
 
 
@@ -132,7 +132,7 @@ class Offered:
 
 
 def of_dataset(folder: Path, model: "Model", with_text: bool, report: Report) -> Offered:
-    """The samples of a data set: images, and texts where the model has a side for them."""
+    """The samples of a dataset: images, and texts where the model has a side for them."""
     stored = StoredDataset(folder)
     check_fits(stored, model, report)
     columns = ["sample", "patient", "study", "split", "source", "has_image", "has_text", "shard", "row", "text"]

@@ -16,7 +16,7 @@ from cyclic_cli.storage import onnx_file
 if TYPE_CHECKING:
     from cyclic_cli.text_encoders._vocabulary import Vocabulary
 
-EMBED_IMAGES = ("image-tower", "encoder", "autoencoder")  # parts that can, those that do least beside it first
+EMBED_IMAGES = ("image-encoder", "encoder", "autoencoder")  # parts that can, those that do least beside it first
 EXPORT = "Export the whole of a model that has: cyclic export --part all."
 
 
@@ -49,8 +49,8 @@ class OnnxModel:
     @property
     def modalities(self) -> list[str]:
         """What the parts encode."""
-        towers = [part.removesuffix("-tower") for part in self._parts if part.endswith("-tower")]
-        return sorted({*towers, *(["image"] if self._parts.keys() & set(EMBED_IMAGES) else [])})
+        encoders = [part.removesuffix("-encoder") for part in self._parts if part.endswith("-encoder")]
+        return sorted({*encoders, *(["image"] if self._parts.keys() & set(EMBED_IMAGES) else [])})
 
     def require(self, *modalities: str, decoders: bool = False) -> None:
         """Raise CyclicError when the parts at hand lack a modality, or the way back from a code."""
@@ -71,10 +71,10 @@ class OnnxModel:
         from cyclic_cli.text_encoders._vocabulary import padded  # here: most models have no texts
 
         self.require("text")
-        encoded = self._vocabulary.encode(texts, int(self._parts["text-tower"][1].tokenizer["limit"]))
+        encoded = self._vocabulary.encode(texts, int(self._parts["text-encoder"][1].tokenizer["limit"]))
         tokens = padded(encoded, max(map(len, encoded)))
         values = {"input_ids": tokens, "attention_mask": (tokens != 0) * 1}
-        return self._embeddings("text-tower", values, len(texts))
+        return self._embeddings("text-encoder", values, len(texts))
 
     def reconstruct(self, fitted: np.ndarray) -> np.ndarray:
         """Images (N, C, H, W) uint8 or uint16 → reconstructions (N, C, H, W) float32 in [0, 1]."""
@@ -86,7 +86,7 @@ class OnnxModel:
     def _vocabulary(self) -> "Vocabulary":
         from cyclic_cli.text_encoders._vocabulary import Vocabulary
 
-        return Vocabulary.from_json(self._parts["text-tower"][1].tokenizer["vocabulary"])
+        return Vocabulary.from_json(self._parts["text-encoder"][1].tokenizer["vocabulary"])
 
     def _images(self, part: str, fitted: np.ndarray) -> np.ndarray:
         return fitted if self._parts[part][1].rendered else as_float(fitted)

@@ -287,22 +287,22 @@ def load_models(named: list[Path], device: str = "auto", report: Report = silent
         if differing:
             raise UsageError(
                 f"The models {first} and {name} see scans differently: {', '.join(differing)}.",
-                "Compare models that were trained on one data set.",
+                "Compare models that were trained on one dataset.",
             )
     return models
 
 
 def check_fits(stored: StoredDataset, model: "Model", report: Report = silent) -> None:
-    """Raise UsageError when a model takes images of another size than a data set has; say what else differs."""
+    """Raise UsageError when a model takes images of another size than a dataset has; say what else differs."""
     known, asked = asdict(stored.facts.preprocessing), asdict(model.preprocessing)
     if "image" in model.modalities and known["size"] != asked["size"]:
         raise UsageError(
-            f"The data set has images of {known['size']} pixels a side, the model takes {asked['size']}.",
+            f"The dataset has images of {known['size']} pixels a side, the model takes {asked['size']}.",
             f"Prepare it with --size {asked['size']}.",
         )
     differing = [f"{name} {known[name]} and {asked[name]}" for name in known if known[name] != asked[name]]
     if differing:
-        report(Note(f"data set and model see images differently: {', '.join(differing)}", warning=True))
+        report(Note(f"dataset and model see images differently: {', '.join(differing)}", warning=True))
 
 
 def _named_after(checkpoint: Path) -> Path:

@@ -99,9 +99,9 @@ class TorchModel:
 
     def texts(self, texts: list[str]) -> Tensor:
         """Texts (N) as the model takes them: tokens (N, L)."""
-        tower = self.module.towers["text"]
-        tokens = tower.vocabulary.encode(texts, tower.limit)
-        return self.placed(torch.from_numpy(padded(tokens, tower.limit)))
+        encoder = self.module.encoders["text"]
+        tokens = encoder.vocabulary.encode(texts, encoder.limit)
+        return self.placed(torch.from_numpy(padded(tokens, encoder.limit)))
 
     def embed(self, name: str, value: Tensor) -> np.ndarray:
         """Embeddings (N, D) float32 of unit norm of values of a modality, as its `Values` load them.

@@ -51,7 +51,7 @@ def write_texts(
 
     Args:
         sources: Files, folders and patterns, as `prepare` takes them.
-        model: A joint one with a text tower that writes.
+        model: A joint one with a text encoder that writes.
         summary: Counts up as scans are done.
         beams: Candidates kept at each token; 1 takes the likeliest token every time.
         length: Tokens, at most; None: as many as training texts had.
@@ -59,16 +59,16 @@ def write_texts(
         report: Gets Progress and Note events.
 
     Raises:
-        CyclicError: the model has no text side, no decoders, or a tower that cannot write.
+        CyclicError: the model has no text side, no decoders, or an encoder that cannot write.
     """
     import torch
 
     model.require("image", "text", decoders=True)
-    tower = model.module.towers["text"]
-    if not tower.generates:
+    encoder = model.module.encoders["text"]
+    if not encoder.generates:
         raise CyclicError(
-            f"The text tower of {model.path} knows words, not sentences.",
-            "Train with --set modalities.text.tower=transformer.",
+            f"The text encoder of {model.path} knows words, not sentences.",
+            "Train with --set modalities.text.encoder=transformer.",
         )
     report(Note(f"what is written is an {REMARK}"))
     inputs = expand(sources, Path("reconstructions"))
@@ -80,7 +80,7 @@ def write_texts(
             with torch.inference_mode():
                 image = model.images(np.stack([pixels for pixels, _ in read.values()]))
                 code = model.module.code("text", model.module.embed("image", image))
-                texts = tower.write(code, beams, length)
+                texts = encoder.write(code, beams, length)
             for number, text in zip(read, texts, strict=True):
                 summary.used += 1
                 yield Written(source=names[number], text=text)
@@ -116,7 +116,7 @@ def draw_texts(
     for first in range(0, len(texts), BATCH):
         with torch.inference_mode():
             embeddings = model.module.embed("text", model.texts(texts[first : first + BATCH]))
-            images = model.module.towers["image"].decode(model.module.code("image", embeddings))
+            images = model.module.encoders["image"].decode(model.module.code("image", embeddings))
         for path, pixels in zip(outputs[first:], images.float().clamp(0, 1).cpu().numpy(), strict=False):
             write_bytes(path, figures.drawing(pixels[0], REMARK))
             yield Drawn(output=printable(path))

@@ -26,7 +26,7 @@ class Probe:
     """How well a classifier that was fitted on training samples tells the labels of test samples; shares 0–1."""
 
     accuracy: float
-    majority: float  # accuracy of always giving the most frequent training label
+    majority_class: float  # accuracy of always giving the most frequent training label
     auroc: float | None  # one class against the rest, mean over the classes
     classes: int
     train: int  # samples with a label
@@ -56,7 +56,7 @@ def linear_probe(
     model = _logistic(_strength(train, train_labels, train_patients)).fit(train, train_labels)
     return Probe(
         accuracy=float(np.mean(model.predict(test) == test_labels)),
-        majority=float(np.mean(test_labels == classes[sizes.argmax()])),
+        majority_class=float(np.mean(test_labels == classes[sizes.argmax()])),
         auroc=_macro_auroc(test_labels, model.classes_, model.predict_proba(test)),
         classes=len(classes),
         train=len(train),
@@ -100,7 +100,7 @@ def _macro_auroc(labels: np.ndarray, classes: np.ndarray, probabilities: np.ndar
     return float(np.mean(known)) if known else None
 
 
-def nearest_neighbours(
+def knn(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, k: int = NEAREST
 ) -> float | None:
     """Accuracy of a vote of the k nearest training samples, each weighted by exp(cosine similarity / 0.07).

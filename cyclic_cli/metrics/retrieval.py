@@ -122,13 +122,13 @@ def protocols(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     Returns:
         `strict` (only its own partner), `same_text`, `same_study`, `same_patient`, and where there are labels
-        `same_findings`: all are equal, and missing in the same places; a sample without any is a group of its own.
+        `same_labels`: all are equal, and missing in the same places; a sample without any is a group of its own.
     """
     groups = {"strict": np.arange(len(columns["text"]))}
     groups |= {f"same_{name}": _numbered(columns[name].tolist()) for name in ("text", "study", "patient")}
     labels = columns.get("labels")
     if labels is not None and labels.size and not np.isnan(labels).all():
-        groups["same_findings"] = _numbered(
+        groups["same_labels"] = _numbered(
             place if np.isnan(row).all() else tuple(None if np.isnan(value) else value for value in row)
             for place, row in enumerate(labels)
         )
@@ -153,9 +153,9 @@ def consistency(a: np.ndarray, b: np.ndarray) -> dict[str, float] | None:
     Returns:
         None for fewer than two samples, else
 
-        - `neighbour_agreement`: the share of a sample's ten nearest in a that are among its ten nearest in b. Which
+        - `knn_overlap`: the share of a sample's ten nearest in a that are among its ten nearest in b. Which
           of equally near ones are the nearest is arbitrary;
-        - `return_rank` and `return_share`: from each sample of a to the nearest in b, its own partner or not, and
+        - `cycle_rank` and `cycle_r1`: from each sample of a to the nearest in b, its own partner or not, and
           back: the median rank of the sample among a by similarity to that one, and the share that it ranks first;
         - `asymmetry`: ‖S − Sᵀ‖² / ‖S‖² of the similarities S = a bᵀ, the term of CyCLIP (Goel et al., NeurIPS 2022)
           without its scale: 0 where S is symmetric, 2 where its two halves have nothing in common.
@@ -172,9 +172,9 @@ def consistency(a: np.ndarray, b: np.ndarray) -> dict[str, float] | None:
     product = (b.T @ a).astype(np.float64)  # tr(S S) = tr((bᵀa)²) and ‖S‖² = tr(aᵀa bᵀb) need no (N, N)
     size = np.sum((a.T @ a).astype(np.float64) * (b.T @ b))
     return {
-        "neighbour_agreement": shared / (len(a) * count),
-        "return_rank": float(np.median(ranks)),
-        "return_share": float(np.mean(ranks == 1)),
+        "knn_overlap": shared / (len(a) * count),
+        "cycle_rank": float(np.median(ranks)),
+        "cycle_r1": float(np.mean(ranks == 1)),
         "asymmetry": float(2 - 2 * np.sum(product * product.T) / size),
     }
 

@@ -1,4 +1,4 @@
-"""Image: pictures of a data set, encoded and decoded by an architecture of `models/`.
+"""Image: pictures of a dataset, encoded and decoded by an architecture of `models/`.
 
 The code is the architecture's, a spatial one flattened, in units of its spread over the training images.
 """
@@ -44,7 +44,7 @@ class Values:
     def __init__(
         self, dataset: StoredDataset, index: Mapping[str, np.ndarray], config: Config, facts: dict[str, Any]
     ) -> None:
-        """Raises UsageError when the data set's images have another shape than those the facts are of."""
+        """Raises UsageError when the dataset's images have another shape than those the facts are of."""
         if len(index["sample"]) and list(dataset.image_shape) != facts["image_shape"]:
             shapes = ["×".join(map(str, shape)) for shape in (dataset.image_shape, facts["image_shape"])]
             raise UsageError(
@@ -67,8 +67,8 @@ class Values:
         return moved(value, keys, self.config.augment, seed, epoch)
 
 
-class Tower(nn.Module):
-    """An architecture of `models/` as a tower."""
+class Encoder(nn.Module):
+    """An architecture of `models/` as an encoder."""
 
     fitted = True
     mean: Tensor  # (code,) of the codes of the training images

@@ -1,9 +1,9 @@
-"""Text: reports of a data set as tokens, encoded and decoded by one of `text_towers`.
+"""Text: reports of a dataset as tokens, encoded and decoded by one of `text_encoders`.
 
 What is unusual: the random numbers of a text, and the order it is drawn in, come from a hash of what it says, not of
 the sample it belongs to. Equal texts are one value, and permuting texts among samples changes nothing that training
 sees. In training some tokens are hidden from the encoder, but not from the decoder's error: they are negative there,
-and what is written is learned from whole texts. The code is the tower's, in units of its spread over the training
+and what is written is learned from whole texts. The code is the encoder's, in units of its spread over the training
 texts.
 """
 
@@ -34,8 +34,8 @@ INPUTS = {"input_ids": {0: "batch", 1: "length"}, "attention_mask": {0: "batch",
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    tower: str = "bag"
-    model: dict[str, Any] = field(default_factory=dict)  # the tower's own settings
+    encoder: str = "bag"
+    model: dict[str, Any] = field(default_factory=dict)  # the encoder's own settings
     vocabulary: int = 2048  # tokens, at most
     length: int = 128  # tokens of a text, at most; the rest is cut off
     dropout: float = 0.1  # share of the tokens that training hides from the encoder
@@ -61,11 +61,11 @@ def fit(dataset: StoredDataset, index: Mapping[str, np.ndarray], config: Config)
         nats: mean over texts of the nats a token that the frequencies take: the error of the best constant
         length: mean number of tokens of a text
         limit: the largest number
-        further: what the tower's own `fit` learned
+        further: what the encoder's own `fit` learned
 
     Tokens that the reports of less than `PATIENTS` patients have, such as single bytes, share one frequency.
     """
-    file, settings = _tower(config)
+    file, settings = _encoder(config)
     order = np.argsort(index["text"], kind="stable")  # so that sums of theirs are the same to the last bit
     texts, patients = index["text"][order].tolist(), index["patient"][order].tolist()
     vocabulary, further = file.fit(settings) if hasattr(file, "fit") else (None, {})
@@ -131,27 +131,27 @@ class Values:
         return torch.where(hidden, -value, value)
 
 
-class Tower(nn.Module):
-    """One of `text_towers` as a tower."""
+class Encoder(nn.Module):
+    """One of `text_encoders` as an encoder."""
 
     mean: Tensor  # (code,) of the codes of the training texts
     spread: Tensor  # () root mean square of their differences from it
 
     def __init__(self, config: Config, facts: dict[str, Any]) -> None:
-        """Raises UsageError when the tower cannot be made, CyclicError when the facts of a checkpoint are damaged."""
+        """Raises UsageError when the encoder cannot be made, CyclicError when the facts of a checkpoint are damaged."""
         super().__init__()
-        file, settings = _tower(config)
+        file, settings = _encoder(config)
         self.vocabulary = Vocabulary.from_json(facts.get("tokenizer", ""))
         _check(facts, self.vocabulary.size)
-        self.tower = file.Tower(settings, facts, self.vocabulary.size)
+        self.encoder = file.Encoder(settings, facts, self.vocabulary.size)
         self.generates, self.limit = bool(file.GENERATES), int(facts["limit"])
-        self.code, self.fitted = int(self.tower.code), bool(file.FITTED)
+        self.code, self.fitted = int(self.encoder.code), bool(file.FITTED)
         self.register_buffer("mean", torch.zeros(self.code))
         self.register_buffer("spread", torch.ones(()))
 
     @torch.no_grad()
     def initialise(self, values: Iterable[Tensor]) -> None:
-        """Start the tower from tokens (N, L), and take the measure of its codes."""
+        """Start the encoder from tokens (N, L), and take the measure of its codes."""
         kept: list[Tensor] = []
 
         def seen() -> Iterator[Tensor]:
@@ -161,33 +161,33 @@ class Tower(nn.Module):
                 yield batch
 
         stream = seen()
-        self.tower.initialise(stream)
-        deque(stream, maxlen=0)  # what the tower left
-        codes = torch.cat([self.tower.encode(batch) for batch in kept])
+        self.encoder.initialise(stream)
+        deque(stream, maxlen=0)  # what the encoder left
+        codes = torch.cat([self.encoder.encode(batch) for batch in kept])
         self.mean.copy_(codes.mean(0))
         self.spread.copy_((codes - self.mean).square().mean().sqrt().clamp(min=1e-6))
 
     def encode(self, value: Tensor) -> Tensor:
-        codes: Tensor = (self.tower.encode(value) - self.mean) / self.spread
+        codes: Tensor = (self.encoder.encode(value) - self.mean) / self.spread
         return codes
 
     def decode(self, code: Tensor) -> Tensor:
-        """What the tower makes of codes, see there."""
-        prediction: Tensor = self.tower.decode(self._own(code))
+        """What the encoder makes of codes, see there."""
+        prediction: Tensor = self.encoder.decode(self._own(code))
         return prediction
 
     def errors(self, code: Tensor, value: Tensor) -> Tensor:
         """Nats a token as a share of those of the tokens' frequencies; hidden tokens count like all others."""
-        errors: Tensor = self.tower.errors(self._own(code), value)
+        errors: Tensor = self.encoder.errors(self._own(code), value)
         return errors
 
     def drawn(self, code: Tensor) -> Tensor:
-        drawn: Tensor = self.tower.drawn(self._own(code))
+        drawn: Tensor = self.encoder.drawn(self._own(code))
         return drawn
 
     def write(self, code: Tensor, beams: int = 1, length: int | None = None) -> list[str]:
-        """The texts of codes (N, code), of at most `length` tokens, where the tower `generates`."""
-        found = self.tower.generate(self._own(code), beams, min(length or self.limit, self.limit))
+        """The texts of codes (N, code), of at most `length` tokens, where the encoder `generates`."""
+        found = self.encoder.generate(self._own(code), beams, min(length or self.limit, self.limit))
         return [self.vocabulary.decode(tokens) for tokens in found]
 
     def _own(self, code: Tensor) -> Tensor:
@@ -211,11 +211,11 @@ def portable(config: Config) -> Config:
 
 
 def _file(config: Config) -> ModuleType:
-    return registry.load("text_towers", config.tower, "text tower")
+    return registry.load("text_encoders", config.encoder, "text encoder")
 
 
-def _tower(config: Config) -> tuple[ModuleType, Any]:
-    """A tower's file and settings. Raises UsageError when there is no such tower, or it knows no such setting."""
+def _encoder(config: Config) -> tuple[ModuleType, Any]:
+    """An encoder's file and settings. Raises UsageError when there is no such encoder, or it knows no such setting."""
     file = _file(config)
     return file, build(file.Config, config.model, "modalities.text.model")
 

@@ -1,7 +1,7 @@
-"""The joint model: a tower for each modality, and one space that all of them are encoded into.
+"""The joint model: an encoder for each modality, and one space that all of them are encoded into.
 
-    value ─ tower.encode → code ─ head → embedding (unit norm, shared by all modalities), and a private part
-    value ← tower.decode ─ code ← expansion ─ embedding, and the private part, or zeros where it is not known
+    value ─ encoder.encode → code ─ head → embedding (unit norm, shared by all modalities), and a private part
+    value ← encoder.decode ─ code ← expansion ─ embedding, and the private part, or zeros where it is not known
 
 An image holds what no report says, a report what no image shows: the private part is what a cycle carries around
 for it, so that the embedding need not hide it. Nothing here knows how many modalities there are.
@@ -36,37 +36,37 @@ SCALE_LIMIT = math.log(100)  # of the logarithm of its inverse
 SIGMOID_BIAS = -10.0  # at the start, as in SigLIP
 PRIVATE_DROPOUT = 0.5  # share of values whose private part a reconstruction does without
 START_BATCH = 64
-START_VALUES = 10_000  # of each modality, at most, that its tower is started from
+START_VALUES = 10_000  # of each modality, at most, that its encoder is started from
 
 Outputs = dict[str, Any]  # of OUTPUTS: tensors by modality, or by (from, to)
 
 
 class JointModel(nn.Module):
-    """Towers into and out of one space."""
+    """Encoders into and out of one space."""
 
-    def __init__(self, towers: Mapping[str, Any], embedding: int, private: int) -> None:
+    def __init__(self, encoders: Mapping[str, Any], embedding: int, private: int) -> None:
         """
         Args:
-            towers: By modality, see `modalities`.
+            encoders: By modality, see `modalities`.
             embedding: Numbers of the shared part of a code.
             private: Numbers of the part that is the modality's own.
         """
         super().__init__()
         self.embedding, self.private = embedding, private
         self.decoded_share = 1.0  # of a batch, chosen at random, that is decoded for `reconstruction` and `translation`
-        self.towers: Any = nn.ModuleDict(towers)
+        self.encoders: Any = nn.ModuleDict(encoders)
         width = embedding + private
-        self.heads = nn.ModuleDict({name: nn.Linear(tower.code, width) for name, tower in towers.items()})
-        self.expansions = nn.ModuleDict({name: nn.Linear(width, tower.code) for name, tower in towers.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(encoder.code, width) for name, encoder in encoders.items()})
+        self.expansions = nn.ModuleDict({name: nn.Linear(width, encoder.code) for name, encoder in encoders.items()})
         self.log_scale = nn.Parameter(torch.tensor(-math.log(TEMPERATURE)))
         self.bias = nn.Parameter(torch.tensor(SIGMOID_BIAS))
 
     @property
     def modalities(self) -> list[str]:
-        return list(self.towers)
+        return list(self.encoders)
 
     def initialise(self, pools: Mapping[str, Pool], seed: int, tick: Callable[[str, int, int], None]) -> None:
-        """Start every tower from the training values; `tick` gets a modality, its values seen and those to see."""
+        """Start every encoder from the training values; `tick` gets a modality, its values seen and those to see."""
 
         def values(name: str) -> Iterator[Tensor]:
             done, total = 0, min(len(pools[name]), START_VALUES)
@@ -76,17 +76,17 @@ class JointModel(nn.Module):
                 done += len(batch)
             tick(name, total, total)
 
-        for name, tower in self.towers.items():
-            tower.initialise(values(name))
+        for name, encoder in self.encoders.items():
+            encoder.initialise(values(name))
 
     # ------------------------------------------------------------------------------------------ one value
 
     def parts(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
         """The embedding (N, embedding), of unit norm, and the private part (N, private) of values."""
-        return self.split(name, self.towers[name].encode(value))
+        return self.split(name, self.encoders[name].encode(value))
 
     def split(self, name: str, code: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of codes (N, code) of a modality's tower."""
+        """The same of codes (N, code) of a modality's encoder."""
         shared, private = self.heads[name](code).split([self.embedding, self.private], 1)
         return functional.normalize(shared, dim=1), private
 
@@ -126,16 +126,16 @@ class JointModel(nn.Module):
 
     def _codes(self, name: str, value: Tensor, alone: Tensor) -> Tensor:
         """Codes (N, code); those of values `alone` (N,) bool without a gradient where the encoder is fitted."""
-        tower = self.towers[name]
-        if not tower.fitted or not alone.any():
-            codes: Tensor = tower.encode(value)
+        encoder = self.encoders[name]
+        if not encoder.fitted or not alone.any():
+            codes: Tensor = encoder.encode(value)
             return codes
         paired = (~alone).nonzero()[:, 0]
         some = paired if len(paired) else alone.nonzero()[:1, 0]  # data-parallel training waits for every weight
-        known = tower.encode(value[some]).float()  # first: mixed precision may keep weights cast without a gradient
+        known = encoder.encode(value[some]).float()  # first: mixed precision may keep weights cast without a gradient
         with torch.no_grad():
-            codes = tower.encode(value[alone]).float()
-        codes = codes.new_zeros(len(value), tower.code).index_put((alone.nonzero()[:, 0],), codes)
+            codes = encoder.encode(value[alone]).float()
+        codes = codes.new_zeros(len(value), encoder.code).index_put((alone.nonzero()[:, 0],), codes)
         return codes.index_put((some,), known) if len(paired) else codes + 0 * known.sum()
 
 
@@ -170,7 +170,7 @@ class _Batch:
             places = self._decoded(name, torch.arange(len(shared), device=shared.device))
             kept = private[places] * (self.keep[name][places] >= PRIVATE_DROPOUT)[:, None]
             code = self.model.code(name, shared[places], kept)
-            errors[name] = self.model.towers[name].errors(code, self.values[name][places])
+            errors[name] = self.model.encoders[name].errors(code, self.values[name][places])
         return errors
 
     @cached_property
@@ -183,7 +183,7 @@ class _Batch:
                 some = self._decoded(a, of_a)
                 of_a, of_b = of_a[some], of_b[some]
                 code = self.model.code(b, self.parts[a][0][of_a])
-                errors[a, b] = self.model.towers[b].errors(code, self.values[b][of_b])
+                errors[a, b] = self.model.encoders[b].errors(code, self.values[b][of_b])
         return errors
 
     @cached_property
@@ -227,16 +227,16 @@ class _Batch:
         return self.model.split(name, self.model.code(name, embedding))[0]
 
     def _value(self, name: str, embedding: Tensor) -> Tensor:
-        return self.model.embed(name, self.model.towers[name].drawn(self.model.code(name, embedding)))
+        return self.model.embed(name, self.model.encoders[name].drawn(self.model.code(name, embedding)))
 
     def _fixed(self, name: str, embedding: Tensor) -> Tensor:
         with torch.no_grad():
-            drawn = self.model.towers[name].drawn(self.model.code(name, embedding))
+            drawn = self.model.encoders[name].drawn(self.model.code(name, embedding))
         return self.model.embed(name, drawn)
 
     def _returned(self, embeddings: dict[tuple[str, str], Tensor]) -> dict[tuple[str, str], Tensor]:
         return {
-            (a, b): self.model.towers[a].errors(self.model.code(a, embedding, self.parts[a][1]), self.values[a])
+            (a, b): self.model.encoders[a].errors(self.model.code(a, embedding, self.parts[a][1]), self.values[a])
             for (a, b), embedding in embeddings.items()
         }
 
@@ -251,7 +251,7 @@ class Reconstructing(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Return the reconstruction (N, C, H, W) of images, from embedding and private part."""
         code = self.joint.code("image", *self.joint.parts("image", image))
-        return {"reconstruction": self.joint.towers["image"].decode(code)}
+        return {"reconstruction": self.joint.encoders["image"].decode(code)}
 
 
 def linked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,9 +262,9 @@ def linked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def make_joint(modalities: Iterable[Modality], facts: Mapping[str, Any], embedding: int, private: int) -> JointModel:
-    """A joint model, not yet started. Raises UsageError when a tower cannot be made."""
-    towers = {one.name: one.file.Tower(one.config, facts[one.name]) for one in modalities}
-    return JointModel(towers, embedding, private)
+    """A joint model, not yet started. Raises UsageError when an encoder cannot be made."""
+    encoders = {one.name: one.file.Encoder(one.config, facts[one.name]) for one in modalities}
+    return JointModel(encoders, embedding, private)
 
 
 def rebuild(architecture: Mapping[str, Any], where: str) -> JointModel:

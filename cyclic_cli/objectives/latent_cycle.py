@@ -4,7 +4,7 @@
     e_n = embedding of a's n-th value
 
 over all N values of a, paired or not: no partner is needed (Zhu et al., CycleGAN, ICCV 2017, in the code). Text is
-drawn as numbers that a gradient passes through (see `text_towers`), so that the whole cycle learns.
+drawn as numbers that a gradient passes through (see `text_encoders`), so that the whole cycle learns.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A synthetic data set of chest radiographs with reports: `write_demo` draws it into a folder.
+"""A synthetic dataset of chest radiographs with reports: `write_demo` draws it into a folder.
 
 Unusual here: every patient, study and image has a random stream of its own, seeded by its place in the data
 set, so the files do not depend on the number of worker processes, and the first patients stay the same
@@ -26,7 +26,7 @@ from cyclic_cli.storage.files import write_text
 from cyclic_cli.workers import pool as workers_pool
 
 _BUILD, _PLAN, _STUDY, _REPORT, _VIEW, _NOISE, _FILE = range(7)
-"""What a random stream is for; the first number of its seed after the data set's own."""
+"""What a random stream is for; the first number of its seed after the dataset's own."""
 
 STUDY_PLANS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("PA",),),
@@ -53,7 +53,7 @@ class DemoSummary:
 
 @dataclass(frozen=True)
 class PatientTask:
-    """One patient's share of the data set: the views of each study."""
+    """One patient's share of the dataset: the views of each study."""
 
     folder: Path
     seed: int

@@ -56,15 +56,15 @@ CREATE INDEX reports_digest ON reports (digest);
 
 
 class Offer:
-    """The inputs and reports of one call of `cyclic prepare`, and of the data set that it updates.
+    """The inputs and reports of one call of `cyclic prepare`, and of the dataset that it updates.
 
     Args:
         sources: What the user named; see `sources.walk`.
         tables: Report tables the user named; None takes those that the layout finds in the sources.
-        out: The data set's folder, which is no input.
+        out: The dataset's folder, which is no input.
         config: Settings.
         keyer: Makes the keys.
-        known: The finished data set that is updated.
+        known: The finished dataset that is updated.
 
     Raises:
         CyclicError: a table cannot be read. UsageError: a table that would be misread, an unknown layout.
@@ -102,7 +102,7 @@ class Offer:
         self._take_side_cars()
 
     def request(self) -> dict[str, Any]:
-        """What was asked for: the same request finds its data set begun, or finished."""
+        """What was asked for: the same request finds its dataset begun, or finished."""
         (offered,) = self.db.execute("SELECT count(*) FROM found").fetchone()
         return {
             "settings": as_plain(self.config),
@@ -113,7 +113,7 @@ class Offer:
         }
 
     def has_reports(self) -> bool:
-        """Whether anything is said at all; a data set of texts alone is one too."""
+        """Whether anything is said at all; a dataset of texts alone is one too."""
         return self.db.execute("SELECT 1 FROM reports LIMIT 1").fetchone() is not None
 
     def run(self, first: int, length: int) -> list[tuple[int, str, str]]:
@@ -181,7 +181,7 @@ class Offer:
         return [Input(table, table.name, table.name) for table in named] + found
 
     def _take_known(self, known: StoredDataset) -> None:
-        """The inputs and reports of the data set that is updated."""
+        """The inputs and reports of the dataset that is updated."""
         for row in known.inputs():
             self.insert("inputs", {name: row[name] for name in _STORED}, "OR IGNORE")  # once for all its frames
             self.insert("frames", {"place": row["place"], **{name: row[name] for name in FRAME_COLUMNS}})
@@ -296,7 +296,7 @@ class Offer:
         return row | (self._image_of(report) if report.image else {})
 
     def _is_known(self, row: dict[str, Any]) -> bool:
-        """Whether the data set that is updated has the same row, about the same image."""
+        """Whether the dataset that is updated has the same row, about the same image."""
         known = """SELECT 1 FROM reports r LEFT JOIN inputs i USING (place)
                    WHERE r.digest = ? AND r.generation < ? AND (r.image IS NULL OR i.absolute = ?)"""
         return self.db.execute(known, (row["digest"], row["generation"], row.get("wanted"))).fetchone() is not None

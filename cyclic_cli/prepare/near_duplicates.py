@@ -15,7 +15,7 @@ NEAR = BANDS - 1  # bits
 NEIGHBOURS = 4  # with which a hash is compared in a band: among very many equal ones not every pair is named
 
 
-def look(image: np.ndarray) -> str:
+def perceptual_hash(image: np.ndarray) -> str:
     """The perceptual hash of an image (H, W), uint8 or uint16: 64 hexadecimal digits; empty where all is flat."""
     small = Image.fromarray((image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image)
     cells = np.asarray(small.resize((CELLS + 1, CELLS), Image.Resampling.BOX), dtype=np.int16)
@@ -23,18 +23,18 @@ def look(image: np.ndarray) -> str:
     return np.packbits(bits).tobytes().hex() if bits.any() else ""
 
 
-def near_duplicates(looks: Iterable[tuple[int, str]]) -> list[tuple[int, int, int]]:
+def near_duplicates(hashes: Iterable[tuple[int, str]]) -> list[tuple[int, int, int]]:
     """Pairs of images whose hashes differ in at most `NEAR` bits.
 
     Args:
-        looks: Number and hash of every image.
+        hashes: Number and hash of every image.
 
     Returns:
         The two numbers, in the order given, and the bits that differ; sorted.
     """
     numbers: list[int] = []
     content = bytearray()
-    for number, digits in looks:
+    for number, digits in hashes:
         if digits:
             numbers.append(number)
             content += bytes.fromhex(digits)

@@ -53,7 +53,7 @@ CREATE TABLE owners (place, number INTEGER, told, header, header_number, path, s
 CREATE TABLE said (place PRIMARY KEY, text) WITHOUT ROWID;
 CREATE TABLE tellers (number INTEGER, patient);
 CREATE TABLE words (patient, word, PRIMARY KEY (patient, word)) WITHOUT ROWID;
-CREATE TABLE samples ({", ".join(f'"{name}"' for name in INDEX_COLUMNS)}, place, named, line, labels, look);
+CREATE TABLE samples ({", ".join(f'"{name}"' for name in INDEX_COLUMNS)}, place, named, line, labels, perceptual_hash);
 """
 
 
@@ -376,13 +376,15 @@ class Join:
         kept = ", ".join(f'"{name}"' for name in _SAMPLE)
         self.db.executescript(
             f"""
-            CREATE TABLE used AS SELECT f.place, f.frame, f.content, f.look, o.patient, row_number() OVER same AS rank,
+            CREATE TABLE used AS SELECT f.place, f.frame, f.content, f.perceptual_hash, o.patient,
+                    row_number() OVER same AS rank,
                     first_value(f.place) OVER same AS of_place, first_value(o.patient) OVER same AS of_patient
                 FROM frames f JOIN owners o USING (place) LEFT JOIN said s USING (place)
                 WHERE f.status = 'used' AND NOT o.conflict
                 WINDOW same AS (PARTITION BY f.content ORDER BY o.patient, s.text IS NULL, f.sample, f.place, f.frame);
-            INSERT INTO samples ({kept}, split, place, named, line, labels, look)
-                SELECT {", ".join(map(_sample_column, _SAMPLE))}, o.split, f.place, o.named, o.line, o.labels, f.look
+            INSERT INTO samples ({kept}, split, place, named, line, labels, perceptual_hash)
+                SELECT {", ".join(map(_sample_column, _SAMPLE))}, o.split, f.place, o.named, o.line, o.labels,
+                    f.perceptual_hash
                 FROM used u JOIN frames f USING (place, frame) JOIN owners o USING (place) JOIN inputs i USING (place)
                 LEFT JOIN said s USING (place) WHERE u.rank = 1;
             CREATE INDEX samples_place ON samples (place);
@@ -565,7 +567,9 @@ class Join:
     def _near(self) -> list[tuple[int, int, int]]:
         """Pairs of samples, by their rows in `samples`, that look nearly the same, with their distance."""
         if self._near_pairs is None:
-            rows = self.db.execute("SELECT rowid, look FROM samples WHERE look IS NOT NULL ORDER BY sample, frame")
+            rows = self.db.execute(
+                "SELECT rowid, perceptual_hash FROM samples WHERE perceptual_hash IS NOT NULL ORDER BY sample, frame"
+            )
             self._near_pairs = near_duplicates(rows)
         return self._near_pairs
 

@@ -1,4 +1,4 @@
-"""One shard of a data set: a fixed run of inputs, decoded, fitted and written by a process that may die of any of them.
+"""One shard of a dataset: a fixed run of inputs, decoded, fitted and written by a process that may die of any of them.
 
 Decoders are C libraries fed with files from anywhere: they abort, loop and ask for absurd memory. So each shard has two
 sides. `write_shard` watches; it runs in a thread of the command, or on a worker of a cluster. A decoder process, which
@@ -35,7 +35,7 @@ from cyclic_cli.config import Preprocessing
 from cyclic_cli.errors import CyclicError, InputError, Rejected, Skipped
 from cyclic_cli.imaging import readers
 from cyclic_cli.imaging.dicom.header import Identities
-from cyclic_cli.prepare.near_duplicates import look
+from cyclic_cli.prepare.near_duplicates import perceptual_hash
 from cyclic_cli.prepare.sources import Input
 from cyclic_cli.privacy.keys import Keyer, names_nobody
 from cyclic_cli.privacy.scrub import fingerprints
@@ -55,7 +55,7 @@ OUTSIDE_SIGNALS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 class ShardJob:
     """What a shard is made of. The secret in it goes through pipes, and to a cluster's workers, never to a disk."""
 
-    folder: str  # of the data set
+    folder: str  # of the dataset
     shard: int
     inputs: list[tuple[int, str, str]]  # number, path, name within an archive
     preprocessing: Preprocessing
@@ -298,7 +298,7 @@ def _worth(
             part = (str(frame),) if len(scan.frames) > 1 else ()
             rows.append({
                 "input": number, "frame": frame, "status": "used", "row": len(fitted),
-                "sample": keyer.key("sample", digest, *part), "look": look(image[0]),
+                "sample": keyer.key("sample", digest, *part), "perceptual_hash": perceptual_hash(image[0]),
                 "content": hashlib.sha256(image.tobytes()).hexdigest()[:32], **asdict(picture.facts), **keys,
             })  # fmt: skip
             fitted.append(image)

@@ -1,13 +1,13 @@
-"""`cyclic prepare`: folders of images and their reports → a data set.
+"""`cyclic prepare`: folders of images and their reports → a dataset.
 
     offer     sources become a sorted list of inputs, tables and side-cars a list of reports
     shards    every fixed run of inputs is decoded, fitted and written by one process, which leaves rows of keys
     join      images meet their reports, duplicates are dropped, patients get their split
-    finish    the index is sorted and written; the data set is whole
+    finish    the index is sorted and written; the dataset is whole
 
 The same inputs give the same bytes, whatever the number of workers and however often the work was stopped: what is
 written depends on the sorted inputs alone. An array job writes the shards in parts, and joins them in a last call; a
-cluster runs the same function on other machines; an update adds shards to a data set and joins anew.
+cluster runs the same function on other machines; an update adds shards to a dataset and joins anew.
 """
 
 import os
@@ -82,7 +82,7 @@ class Work:
     cluster: str = ""  # address of a Dask scheduler whose workers decode instead
     part: tuple[int, int] | None = None  # (3, 10): write the third of ten parts of the shards, and do not join
     merge: bool = False  # join what the parts have written, and decode nothing
-    update: bool = False  # take the inputs into a finished data set
+    update: bool = False  # take the inputs into a finished dataset
     time_limit: float = TIME_LIMIT
 
 
@@ -95,11 +95,11 @@ def prepare(
     work: Work = Work(),
     report: Report = silent,
 ) -> PrepareSummary | PartSummary:
-    """Make a data set. Continues what the same inputs and settings left unfinished.
+    """Make a dataset. Continues what the same inputs and settings left unfinished.
 
     Args:
         sources: Files, folders (read recursively), glob patterns, zip archives, DICOMDIRs.
-        out: The data set's folder.
+        out: The dataset's folder.
         config: What decides its content.
         tables: Report tables; None takes those that the layout finds in the sources.
         salt_file: Holds the secret behind patient keys; see `identity.find_secret`.
@@ -137,7 +137,7 @@ def prepare(
 
 
 def demo_dataset(report: Report, workers: int) -> Path:
-    """The data set of demo phantoms in the user's cache folder, drawn and prepared on first use.
+    """The dataset of demo phantoms in the user's cache folder, drawn and prepared on first use.
 
     Raises:
         CyclicError: several processes of a launcher ask for it before it is there.
@@ -147,8 +147,8 @@ def demo_dataset(report: Report, workers: int) -> Path:
     folder = cache_folder() / f"demo-{version('cyclic-cli')}"
     if not is_dataset(folder / "dataset"):
         if local_processes()[0] > 1:
-            raise CyclicError("No data set is named or found.", "Name one: several processes draw no phantoms.")
-        report(Note(f"no data set is named or found: drawing the demo phantoms in {folder}, once"))
+            raise CyclicError("No dataset is named or found.", "Name one: several processes draw no phantoms.")
+        report(Note(f"no dataset is named or found: drawing the demo phantoms in {folder}, once"))
         if not (folder / "files" / "findings.csv").exists():
             phantom.write_demo(
                 folder / "files",
@@ -164,7 +164,7 @@ def demo_dataset(report: Report, workers: int) -> Path:
 
 
 def _to_update(out: Path, config: PrepareConfig, keyer: Keyer) -> StoredDataset | None:
-    """The finished data set in `out`, made with the same settings; None where there is none yet."""
+    """The finished dataset in `out`, made with the same settings; None where there is none yet."""
     if not is_dataset(out):
         return None
     known = StoredDataset(out)
@@ -185,7 +185,7 @@ def _already_done(out: Path, request: dict[str, Any], start: float) -> PrepareSu
     if facts.request != request:
         alike = differs_in_data_alone(facts.request, request)
         raise CyclicError(
-            f"{out} is a finished data set of another request: {difference(facts.request, request)}.",
+            f"{out} is a finished dataset of another request: {difference(facts.request, request)}.",
             "Add files to it with --update, or name another --out." if alike else "Name another --out.",
         )
     DatasetDraft(out).clear_finished()
@@ -194,7 +194,7 @@ def _already_done(out: Path, request: dict[str, Any], start: float) -> PrepareSu
 
 @contextmanager
 def _alone(draft: DatasetDraft, part: tuple[int, int] | None) -> Iterator[None]:
-    """Hold the data set, or one part of it, against other processes."""
+    """Hold the dataset, or one part of it, against other processes."""
     name = "part-{}-of-{}".format(*part) if part else "whole"
     _refuse_beside(draft, name, part)
     with lease.hold(draft.leases / name, f"{draft.folder} is being prepared"):

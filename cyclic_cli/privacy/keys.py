@@ -1,6 +1,6 @@
 """Who a sample belongs to, without saying who that is: keyed hashes, the secret behind them, and the split.
 
-Patient, study and sample keys are HMAC-SHA256 with a secret that never enters a data set, so nobody can find
+Patient, study and sample keys are HMAC-SHA256 with a secret that never enters a dataset, so nobody can find
 a patient by hashing the numbers of a hospital. Data that is de-identified already may be hashed with an
 empty secret; then everybody gets the same keys and the same split.
 
@@ -36,7 +36,7 @@ NOBODY = {
 }
 """What stands for a number that nobody gave (compared in upper case)."""
 SCHEME = 1
-"""Of keys and fingerprints; raised when either is made otherwise, so that data sets of both are not mixed."""
+"""Of keys and fingerprints; raised when either is made otherwise, so that datasets of both are not mixed."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Identities cut out of reports.
 
 Who reads a header is long gone when its report turns up, in another process. So what a header names travels as
-*fingerprints*: keyed hashes of its words, which stay with the data set and tell nobody anything.
+*fingerprints*: keyed hashes of its words, which stay with the dataset and tell nobody anything.
 
     word  a word of a name or a remark that is no ordinary word, or a number: cut wherever it stands
     part  an ordinary word of a name (Long, Rib): cut only where the text has more of the name around it, or a title

@@ -1,11 +1,11 @@
-"""The neighbours of a query: the nearest, or near ones whose reports differ; and what neighbours are worth."""
+"""The neighbours of a query: the nearest, or near ones whose reports differ; and what they have in common."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from cyclic_cli.config import DISTINCT
+from cyclic_cli.config import DIVERSITY
 
 NEAR = 20  # candidates for each answer that is wanted, among which reports are compared
 
@@ -76,7 +76,7 @@ def with_untold(vectors: np.ndarray, told: np.ndarray) -> np.ndarray:
     return rows
 
 
-def worth(
+def compare(
     embeddings: np.ndarray,
     reports: Any,
     patients: np.ndarray,
@@ -87,7 +87,7 @@ def worth(
     """What the neighbours of samples have in common with them, and with one another.
 
     Each sample asks for its `count` nearest among those of other patients, as they are (`nearest`) and spread over
-    different reports with `DISTINCT` (`distinct`).
+    different reports with `DIVERSITY` (`diverse`).
 
     Args:
         embeddings: (N, D) of unit norm.
@@ -98,11 +98,11 @@ def worth(
         count: Neighbours.
 
     Returns:
-        For `nearest` and `distinct`: `similarity`, its mean; `precision`, by label the share of neighbours that have
+        For `nearest` and `diverse`: `similarity`, its mean; `precision`, by label the share of neighbours that have
         the sample's own value, over samples and neighbours where it is known, and `chance`, the same of any others;
         `different`, by group the mean number of different ones among the neighbours. Empty where nobody has enough.
     """
-    chosen: dict[str, list[np.ndarray]] = {"nearest": [], "distinct": []}
+    chosen: dict[str, list[np.ndarray]] = {"nearest": [], "diverse": []}
     asked = []
     for sample in range(len(embeddings)):
         near, numbers = nearest(embeddings[sample], [embeddings], count * NEAR, patients != patients[sample])
@@ -111,7 +111,7 @@ def worth(
         asked.append(sample)
         chosen["nearest"].append(numbers[:count])
         if reports is not None:
-            chosen["distinct"].append(numbers[spread(near, reports[numbers], count, DISTINCT)])
+            chosen["diverse"].append(numbers[spread(near, reports[numbers], count, DIVERSITY)])
     found = {}
     for way, rows in chosen.items():
         if rows:

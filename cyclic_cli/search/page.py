@@ -1,6 +1,6 @@
 """What `cyclic search` found as one page that needs nothing else: the query and the cases, with their reports.
 
-Pictures are those of the data set, or read again from the files that were embedded. Words of a report that differ
+Pictures are those of the dataset, or read again from the files that were embedded. Words of a report that differ
 from the query's own are marked.
 """
 
@@ -79,7 +79,7 @@ def write_page(
         loader=jinja2.PackageLoader("cyclic_cli", "assets"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template(TEMPLATE).render(
-        query=shown_query, answers=answers, among=found.among, distinct=found.distinct, where=where or "",
+        query=shown_query, answers=answers, among=found.among, diversity=found.diversity, where=where or "",
         file=file.path.name, model=found.model[:8], base="the query" if text else "the first case's report",
     )  # fmt: skip
     write_text(path, page)
@@ -105,7 +105,7 @@ class _Pictures:
         self.places = {key: (one["shard"], one["row"]) for key, one in samples.items() if one["has_image"]}
 
     def of(self, key: str, source: str) -> str:
-        """The picture of a case; `source` is a file to read where the data set lacks it, or empty."""
+        """The picture of a case; `source` is a file to read where the dataset lacks it, or empty."""
         if self.stored and key in self.places:
             shard, row = self.places[key]
             pixels = self.stored.images(np.array([shard]), np.array([row]))[0, 0]

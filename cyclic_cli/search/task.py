@@ -2,7 +2,7 @@
 
     query     a text or an image through the model that made the file, or the vector of a key
     nearest   exact: blocks of the file times the query, straight from the Parquet file, the best so far are kept
-    distinct  among many near ones, one after another the one that is nearest to the query and whose report is least
+    diversity  among many near ones, one after another the one that is nearest to the query and whose report is least
               like those chosen before: maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998), with likeness
               to the query by images and likeness among answers by reports; shown nearest first
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cyclic_cli.config import DISTINCT, UNIT
+from cyclic_cli.config import DIVERSITY, UNIT
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Report, silent
 from cyclic_cli.inference import embed
@@ -72,7 +72,7 @@ class SearchSummary:
     query: str
     results: list[Answer]
     among: int  # cases that were looked through
-    distinct: float  # how much their reports were made to differ; 0: they are the nearest
+    diversity: float  # how much their reports were made to differ; 0: they are the nearest
     model: str  # fingerprint
     index: str  # the file
 
@@ -150,7 +150,7 @@ def of_key(key: str, file: EmbeddingFile) -> Query | None:
 
 
 def _case(row: dict[str, Any], file: EmbeddingFile) -> dict[str, Any]:
-    """What is known of a row's case, by the names of `Query`; a data set's paths are relative to where it was made."""
+    """What is known of a row's case, by the names of `Query`; a dataset's paths are relative to where it was made."""
     return {
         "key": row["key"], "patient": row["patient"] or "", "source": "" if file.facts.dataset else row["source"] or "",
         "text": row.get("text"), "labels": {name: row[name] for name in file.facts.labels},
@@ -206,7 +206,7 @@ def search(
     where: str | None = None,
     kind: str | None = None,
     same_patient: bool = False,
-    distinct: float = DISTINCT,
+    diversity: float = DIVERSITY,
     dataset: Path | None = None,
     approximate: bool = False,
     report: Report = silent,
@@ -220,14 +220,14 @@ def search(
         where: A condition on the columns of the file.
         kind: Rows to look among: image or text; None: images, where the file has some.
         same_patient: Whether cases of the query's own patient may be found; the query itself never is.
-        distinct: From 0, the nearest ones, to 1, those whose reports differ most.
+        diversity: From 0, the nearest ones, to 1, those whose reports differ most.
         dataset: Where reports stand, if not in the file.
         approximate: Whether to search by an index of faiss, which is made beside the file where there is none.
         report: Gets Note events.
 
     Raises:
         UsageError: the condition is none.
-        CyclicError: the query has other dimensions than the file; nothing is left to look among; another data set.
+        CyclicError: the query has other dimensions than the file; nothing is left to look among; another dataset.
     """
     if query.vector.shape != (file.facts.dimensions,):
         raise CyclicError(
@@ -235,20 +235,20 @@ def search(
             "Search with the model that made the file.",
         )
     if dataset is not None and StoredDataset(dataset).facts.fingerprint != file.facts.dataset:
-        raise CyclicError(f"{file.path} is of another data set than {dataset}.", "Name the one that was embedded.")
+        raise CyclicError(f"{file.path} is of another dataset than {dataset}.", "Name the one that was embedded.")
     wanted, allowed = _allowed(query, file, where, kind, same_patient)
-    similarity, numbers = _nearest(query, file, count * NEAR if distinct else count, allowed, approximate, report)
+    similarity, numbers = _nearest(query, file, count * NEAR if diversity else count, allowed, approximate, report)
     if np.abs(similarity).max(initial=0) > 1 + UNIT:
         raise CyclicError(f"{file.path} has vectors that are not of unit norm.", AGAIN)
     rows = file.rows(numbers)
     texts = _reports(rows, file, dataset)
     order, said = np.arange(min(count, len(numbers))), None
-    if distinct:
+    if diversity:
         said = _report_vectors(rows, texts, file)
         if said is None:
             report(Note("no report is known, so the nearest ones are shown: name --dataset, or embed --with-text"))
         else:
-            order = np.sort(spread(similarity, said, count, distinct))
+            order = np.sort(spread(similarity, said, count, diversity))
     results = [
         Answer(
             key=rows[place]["key"], patient=rows[place]["patient"] or "", similarity=float(similarity[place]),
@@ -258,7 +258,7 @@ def search(
         for place in order.tolist()
     ]  # fmt: skip
     return SearchSummary(
-        query=query.name, results=results, among=int(allowed.sum()), distinct=0.0 if said is None else distinct,
+        query=query.name, results=results, among=int(allowed.sum()), diversity=0.0 if said is None else diversity,
         model=file.facts.model, index=str(file.path),
     )  # fmt: skip
 
@@ -293,7 +293,7 @@ def _nearest(
 
 
 def _reports(rows: list[dict[str, Any]], file: EmbeddingFile, dataset: Path | None) -> list[str | None]:
-    """The report of each row: of the file, else of the data set."""
+    """The report of each row: of the file, else of the dataset."""
     if "text" in file.schema.names:
         return [row["text"] for row in rows]
     if dataset is None:

@@ -2,17 +2,18 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cyclic_cli.config import Preprocessing, as_plain, build, train_command
+from cyclic_cli.config import RENAMED_SOURCES, Preprocessing, as_plain, build, renamed, train_command, upgraded_settings
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.files import checksum, read_tensors, refuse_newer, write_tensors
 
-CHECKPOINT_FORMAT = 3  # 2 knew no joint models
+CHECKPOINT_FORMAT = 4  # 2 knew no image–text models, 3 had other names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Checkpoint:
     weights: dict[str, np.ndarray]
     architecture: dict[str, Any]  # name, config, image_shape
     preprocessing: Preprocessing
-    provenance: dict[str, Any]  # settings without paths, data set by fingerprint, versions, step, validation
+    provenance: dict[str, Any]  # settings without paths, dataset by fingerprint, versions, step, validation
     fingerprint: str = ""  # of weights and architecture; filled in by `write_checkpoint`
 
 
@@ -66,17 +67,38 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise CyclicError(f"{path} is damaged: its checksum is another.", "Copy or make it again.")
         if not all(np.isfinite(value).all() for value in weights.values() if value.dtype.kind == "f"):
             raise CyclicError(f"{path} holds weights that are not finite.", "Train it again, with a lower --lr.")
-        return Checkpoint(
+        checkpoint = Checkpoint(
             weights=weights,
             architecture=architecture,
             preprocessing=build(Preprocessing, description["preprocessing"], str(path)),
             provenance=dict(description["provenance"]),
             fingerprint=str(description["fingerprint"]),
         )
+        return checkpoint if version >= 4 else _upgraded(checkpoint)
     except (KeyError, ValueError, TypeError) as error:
         raise CyclicError(
             f"{path} is no checkpoint of cyclic.", "Give a run folder or its model.safetensors."
         ) from error
+
+
+def _upgraded(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint of an earlier format under the names of today. The fingerprint stays: embeddings refer to it."""
+    config, provenance = checkpoint.architecture["config"], checkpoint.provenance
+    provenance = renamed(provenance, RENAMED_SOURCES)
+    if "settings" in provenance:
+        provenance["settings"] = upgraded_settings(provenance["settings"])
+    return replace(
+        checkpoint,
+        weights={_tensor_name(name): value for name, value in checkpoint.weights.items()},
+        architecture=checkpoint.architecture | {"config": upgraded_settings(config)},
+        provenance=provenance,
+    )
+
+
+def _tensor_name(name: str) -> str:
+    """Today's name of a tensor: encoders were called towers, and a text encoder the tower of its tower."""
+    name = re.sub(r"^towers\.", "encoders.", name)
+    return re.sub(r"^encoders\.text\.tower\.", "encoders.text.encoder.", name)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -95,7 +117,7 @@ def find_checkpoint(path: Path) -> Path:
 def facts_of(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     parameters = sum(int(value.size) for value in checkpoint.weights.values())
-    again = _again(checkpoint.provenance)
+    command = _reproduce(checkpoint.provenance)
     architecture = {name: value for name, value in checkpoint.architecture.items() if name != "facts"}  # vocabularies
     return {
         "architecture": architecture,
@@ -104,13 +126,13 @@ def facts_of(path: Path) -> dict[str, Any]:
         "preprocessing": as_plain(checkpoint.preprocessing),
         "fingerprint": checkpoint.fingerprint,
         "provenance": checkpoint.provenance,
-        "again": again,
-        "again_bit_for_bit": again is not None and not checkpoint.provenance.get("environment_changed", False),
+        "reproduce": command,
+        "reproduces_bit_for_bit": command is not None and not checkpoint.provenance.get("environment_changed", False),
     }
 
 
-def _again(provenance: dict[str, Any]) -> str | None:
-    """The command that would make a checkpoint again, with its data set and environment; earlier versions lack some."""
+def _reproduce(provenance: dict[str, Any]) -> str | None:
+    """The command that reproduces a checkpoint from its dataset; None where an earlier version recorded too little."""
     settings, environment = provenance.get("settings"), provenance.get("environment")
     if not isinstance(settings, dict) or not isinstance(environment, dict):
         return None
@@ -119,7 +141,7 @@ def _again(provenance: dict[str, Any]) -> str | None:
         return None
     command = train_command(settings, threads, processes, str(environment.get("strategy", "auto")))
     further = ["--also DATASET" for _ in provenance.get("also", ())]
-    return " ".join([command, *further, *(["--start-from MODEL"] if "start_from" in provenance else [])])
+    return " ".join([command, *further, *(["--init-from MODEL"] if "init_from" in provenance else [])])
 
 
 def describe(path: Path) -> dict[str, Any]:

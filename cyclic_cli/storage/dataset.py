@@ -34,7 +34,7 @@ from cyclic_cli.storage.records import RECORD, chosen, map_records, records_of
 if TYPE_CHECKING:
     import pyarrow
 
-DATASET_FORMAT = 3
+DATASET_FORMAT = 4  # 2 had no records.npy, 3 other names of columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ FRAME_COLUMNS = {
     "instance": "string",
     "accession": "string",
     "words": "list of string",  # fingerprints of the identities in the header
-    "look": "string",  # perceptual hash
+    "perceptual_hash": "string",
     **{name: INDEX_COLUMNS[name] for name in ("sample", "shard", "row", "height", "width", "modality", "body_part")},
     **{name: INDEX_COLUMNS[name] for name in ("view", "sex", "age", "photometric", "bits", "pixel_spacing", "content")},
 }
@@ -137,14 +137,18 @@ def shard_name(shard: int) -> str:
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether a folder holds a whole data set; one that may not be looked into holds none."""
+    """Whether a folder holds a whole dataset; one that may not be looked into holds none."""
     with suppress(PermissionError):
         return (folder / "dataset.yaml").is_file()
     return False
 
 
+RENAMED_COLUMNS = {"perceptual_hash": "look"}
+"""Columns of `inputs.parquet`, and their names before format 4."""
+
+
 class StoredDataset:
-    """A finished data set, opened without reading its images or index.
+    """A finished dataset, opened without reading its images or index.
 
     Raises:
         CyclicError: there is none, it is unfinished, newer than this program, or damaged.
@@ -155,7 +159,7 @@ class StoredDataset:
         if not is_dataset(folder):
             unfinished = (folder / ".unfinished").exists()
             raise CyclicError(
-                f"{folder} holds no {'finished ' if unfinished else ''}data set.",
+                f"{folder} holds no {'finished ' if unfinished else ''}dataset.",
                 "Repeat the `cyclic prepare` that began it." if unfinished else "Make one with `cyclic prepare`.",
             )
         self.facts = self._read_facts(folder / "dataset.yaml")
@@ -168,7 +172,7 @@ class StoredDataset:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
             version = int(values["format"])
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-            raise CyclicError(f"{path} is damaged.", "Make the data set again.") from error
+            raise CyclicError(f"{path} is damaged.", "Make the dataset again.") from error
         refuse_newer(version, DATASET_FORMAT, path)
         return build(DatasetFacts, _upgraded(values, version), str(path))
 
@@ -188,7 +192,7 @@ class StoredDataset:
         except PermissionError:
             raise CyclicError(f"{self.folder / 'index.parquet'} may not be read.", "Check its permissions.") from None
         except (OSError, pa.ArrowException) as error:
-            raise CyclicError(f"{self.folder / 'index.parquet'} is damaged.", "Make the data set again.") from error
+            raise CyclicError(f"{self.folder / 'index.parquet'} is damaged.", "Make the dataset again.") from error
 
     def rows(self, columns: Iterable[str], split: str, fraction: float = 1.0) -> dict[str, np.ndarray]:
         """Columns (N,) of the index, of the samples of a split's first `fraction` of patients, in its order.
@@ -225,7 +229,9 @@ class StoredDataset:
 
     def inputs(self) -> Iterator[dict[str, Any]]:
         """What every frame of every input was worth: rows of `INPUT_COLUMNS`."""
-        return read_parquet(self.folder / "inputs.parquet", INPUT_COLUMNS)
+        stored = {RENAMED_COLUMNS.get(name, name) if self.facts.format < 4 else name: name for name in INPUT_COLUMNS}
+        for row in read_parquet(self.folder / "inputs.parquet", stored):
+            yield {stored[name]: value for name, value in row.items()}
 
     def reports(self) -> Iterator[dict[str, Any]]:
         """Every report: rows of `REPORT_COLUMNS`."""
@@ -246,7 +252,7 @@ class StoredDataset:
         try:
             return np.fromiter(records_of_index(self.folder / "index.parquet"), RECORD)
         except (ValueError, TypeError, OverflowError) as error:
-            raise CyclicError(f"{self.folder / 'index.parquet'} is damaged.", "Make the data set again.") from error
+            raise CyclicError(f"{self.folder / 'index.parquet'} is damaged.", "Make the dataset again.") from error
 
     def images(self, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Copy images out of the memory map.
@@ -324,11 +330,11 @@ def _map_images(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
                 raise ValueError("the header does not fit the file")
             return np.memmap(path, kind, "r", 8 + length + begin, shape)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CyclicError(f"{path} is missing or damaged.", "Make the data set again.") from error
+        raise CyclicError(f"{path} is missing or damaged.", "Make the dataset again.") from error
 
 
 def describe(path: Path) -> dict[str, Any]:
     """What `cyclic info` shows of a dataset. Raises CyclicError when it is damaged."""
     stored = StoredDataset(path)
     stored.check()
-    return {"kind": "data set", "path": str(path), **as_plain(stored.facts)}
+    return {"kind": "dataset", "path": str(path), **as_plain(stored.facts)}

@@ -11,12 +11,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cyclic_cli.config import as_plain
+from cyclic_cli.config import as_plain, renamed
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.dataset import (
     DATASET_FORMAT,
     INDEX_COLUMNS,
     INPUT_COLUMNS,
+    RENAMED_COLUMNS,
     REPORT_COLUMNS,
     DatasetFacts,
     StoredDataset,
@@ -35,9 +36,11 @@ from cyclic_cli.storage.files import (
 )
 from cyclic_cli.storage.records import write_records
 
+INPUT_NAMES = {old: new for new, old in RENAMED_COLUMNS.items()}  # of work that an earlier version left unfinished
+
 
 class DatasetDraft:
-    """A data set being written: shards and their rows, in any order, by any number of processes."""
+    """A dataset being written: shards and their rows, in any order, by any number of processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,7 +66,7 @@ class DatasetDraft:
         known = read_json(mark)
         if known | {"reports": ""} != request | {"reports": ""}:
             raise CyclicError(
-                f"{self.folder} holds an unfinished data set of another request: {difference(known, request)}.",
+                f"{self.folder} holds an unfinished dataset of another request: {difference(known, request)}.",
                 f"Repeat the command that began it, remove {self.unfinished}, or name another --out.",
             )
         if known != request:
@@ -81,22 +84,22 @@ class DatasetDraft:
             draft.unlink(missing_ok=True)
 
     def discard(self, shards: range) -> None:
-        """Take back an unfinished data set, or unfinished additions to one, that no input could be used for."""
+        """Take back an unfinished dataset, or unfinished additions to one, that no input could be used for."""
         for shard in shards:
             (self.folder / shard_name(shard)).unlink(missing_ok=True)
         self.sweep()
         self.clear()
-        with suppress(OSError):  # not empty: it holds something that is not ours, or a finished data set
+        with suppress(OSError):  # not empty: it holds something that is not ours, or a finished dataset
             self.folder.rmdir()
 
     def clear_finished(self) -> None:
-        """Remove what a kill left between the last file of a data set and the end."""
+        """Remove what a kill left between the last file of a dataset and the end."""
         mark = self.unfinished / "request.json"
         if mark.exists() and is_dataset(self.folder) and StoredDataset(self.folder).facts.request == read_json(mark):
             self.clear()
 
     def clear(self) -> None:
-        """Remove the rows of shards, which a whole data set no longer needs."""
+        """Remove the rows of shards, which a whole dataset no longer needs."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def is_done(self, shard: int) -> bool:
@@ -111,10 +114,11 @@ class DatasetDraft:
         """The rows of a shard's inputs, in order."""
         with self._rows_path(shard).open(encoding="utf-8") as lines:
             for line in lines:
-                yield from json.loads(line)["rows"]
+                for row in json.loads(line)["rows"]:
+                    yield renamed(row, INPUT_NAMES)
 
     def finish(self, facts: DatasetFacts, tables: Mapping[str, Iterable[dict[str, Any]]], texts: set[str]) -> None:
-        """Write the tables and, last, the facts; the data set is whole from then on.
+        """Write the tables and, last, the facts; the dataset is whole from then on.
 
         Args:
             facts: The content of `dataset.yaml`.

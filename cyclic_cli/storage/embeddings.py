@@ -46,7 +46,7 @@ class Facts:
     preprocessing: Preprocessing
     dimensions: int
     secret: str  # a check of the secret behind its keys, see `identity.Keyer.check`
-    dataset: str = ""  # fingerprint of the data set, where it is of one
+    dataset: str = ""  # fingerprint of the dataset, where it is of one
     labels: list[str] = field(default_factory=list)  # columns
 
 

@@ -115,7 +115,7 @@ def read_parquet(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(columns)):
                 yield from batch.to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise CyclicError(f"{path} is damaged.", "Make the data set again.") from error
+        raise CyclicError(f"{path} is damaged.", "Make the dataset again.") from error
 
 
 def _arrow_type(kind: str) -> Any:

@@ -31,7 +31,7 @@ def hold(path: Path, work: str, patience: float = 0.0) -> Iterator[None]:
 
     Args:
         path: The lease's file; its folder exists.
-        work: What the lease protects, for the error: "the data set x is being prepared".
+        work: What the lease protects, for the error: "the dataset x is being prepared".
         patience: Seconds to wait for a holder on another host, who may be a job that was just ended and began again.
 
     Raises:

@@ -7,7 +7,7 @@ preprocessing, tokenizer, fingerprint and licence. Inputs and outputs are called
     autoencoder           image                          reconstruction, embedding
     encoder               image                          code, embedding
     decoder               code                           reconstruction
-    MODALITY-tower        image; input_ids and           embedding
+    MODALITY-encoder        image; input_ids and           embedding
                           attention_mask; or MODALITY
 
 Images are (N, C, S, S) float32 in [0, 1]; with the preprocessing inside, (N, 1, H, W) uint8 of any size. Texts are
@@ -26,11 +26,11 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from cyclic_cli.config import Preprocessing, as_plain, build
+from cyclic_cli.config import Preprocessing, as_plain, build, upgraded_settings
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.files import checksum, refuse_newer, replacing
 
-FORMAT = 1
+FORMAT = 2  # 1 had other names of parts
 KEY = "cyclic"  # of the metadata
 OPSETS = ("", "ai.onnx", "ai.onnx.ml")  # the sets of operators that are ONNX's own
 LARGEST = 2**31 - 2**20  # bytes of a file with its weights inside: protobuf's limit, and room for the rest
@@ -188,11 +188,13 @@ def _described(model: onnx.ModelProto, path: Path) -> Description:
             raise CyclicError(f"{path} is damaged: the checksum of its metadata is another.", "Export it again.")
         if values.pop("weights") != _weights_checksum(model, path.parent):
             raise CyclicError(f"{path} is damaged: the checksum of its weights is another.", "Copy or export it again.")
-        del values["format"]
+        if values.pop("format") < 2:
+            values["part"] = values["part"].replace("-tower", "-encoder")
+            values["architecture"]["config"] = upgraded_settings(values["architecture"]["config"])
         values["preprocessing"] = build(Preprocessing, dict(values["preprocessing"]), str(path))
         description = build(Description, values, str(path))
         texts: dict[str, Any] = {"vocabulary": "", "limit": 1}
-        if description.part == "text-tower":
+        if description.part == "text-encoder":
             texts = description.tokenizer
         if not isinstance(description.architecture["name"], str) or not isinstance(texts["vocabulary"], str):
             raise ValueError("not the kind of thing")

@@ -1,4 +1,4 @@
-"""`records.npy`: what a training step needs of a data set's index, mapped into memory rather than read.
+"""`records.npy`: what a training step needs of a dataset's index, mapped into memory rather than read.
 
 A record of 40 bytes for each sample with an image, in the order of the index. Reading the index of 100 million
 samples takes a minute and tens of gigabytes in every process; a map opens at once, is shared by the processes of a

@@ -1,4 +1,4 @@
-"""What text towers that write sentences share: layers of a transformer, and a causal decoder of codes.
+"""What text encoders that write sentences share: layers of a transformer, and a causal decoder of codes.
 
 The decoder reads a code as a few vectors in front of the sentence (Li and Liang, "Prefix-Tuning", ACL 2021), START, and
 the tokens so far. Its last layer is the table of its first (Press and Wolf, EACL 2017) and starts at the frequencies of
@@ -115,7 +115,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def search(self, code: Tensor, beams: int, length: int) -> Tensor:
-        """Tokens (N, L), L at most `length` and the tower's limit, by beam search on the mean of their log-likelihoods.
+        """Tokens (N, L), L at most `length` and the encoder's limit, by beam search on their mean log-likelihood.
 
         With one beam the likeliest token follows each time.
         """
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
 
 
 class Writing(nn.Module):
-    """The half of a tower that writes: its `decoder`."""
+    """The half of an encoder that writes: its `decoder`."""
 
     decoder: Decoder
 

@@ -1,4 +1,4 @@
-"""Bag of tokens: which words a text has, not their order; for data sets too small to learn sentences from.
+"""Bag of tokens: which words a text has, not their order; for datasets too small to learn sentences from.
 
 Texts become log(1 + count) · log(1 / share of texts with the token), of unit norm, and their codes start as latent
 semantic analysis: projections on the singular vectors of the training texts of the largest values (Deerwester et al.,
@@ -34,7 +34,7 @@ OVERSAMPLED = 16  # directions, for the accuracy of the last ones
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-class Tower(nn.Module):
+class Encoder(nn.Module):
     """Linear maps into and out of a code, and what a hidden layer adds."""
 
     weights: Tensor  # (V,) inverse document frequencies

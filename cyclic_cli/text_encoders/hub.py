@@ -51,7 +51,7 @@ def fit(config: Config) -> tuple[Vocabulary, dict[str, Any]]:
     return vocabulary, {"model": plain, "before": before, "behind": behind}
 
 
-class Tower(Writing):
+class Encoder(Writing):
     """The pretrained encoder, and the decoder."""
 
     def __init__(self, config: Config, facts: Mapping[str, Any], vocabulary: int) -> None:
@@ -76,7 +76,7 @@ class Tower(Writing):
         weight: Tensor = self.encoder.get_input_embeddings().weight
         return weight
 
-    def train(self, mode: bool = True) -> Tower:
+    def train(self, mode: bool = True) -> Encoder:
         """The pretrained part never drops units: that would draw random numbers that no text owns."""
         super().train(mode)
         self.encoder.eval()
@@ -133,7 +133,7 @@ class Tower(Writing):
 def _folder(name: str) -> Path:
     if not name:
         raise UsageError(
-            "The text tower hub needs a pretrained model.", "Give --set modalities.text.model.folder=FOLDER."
+            "The text encoder hub needs a pretrained model.", "Give --set modalities.text.model.folder=FOLDER."
         )
     folder = Path(name)
     if not folder.is_dir():
@@ -150,7 +150,7 @@ def _library() -> Any:
         import transformers
     except ImportError:
         raise CyclicError(
-            "The text tower hub needs the transformers library.", "pip install 'cyclic-cli[hub]'."
+            "The text encoder hub needs the transformers library.", "pip install 'cyclic-cli[hub]'."
         ) from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -31,7 +31,7 @@ GENERATES = True
 FITTED = False
 
 
-class Tower(Writing):
+class Encoder(Writing):
     """Encoder and decoder."""
 
     def __init__(self, config: Config, facts: Mapping[str, Any], vocabulary: int) -> None:

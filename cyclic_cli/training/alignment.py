@@ -50,7 +50,7 @@ def filled_in(config: TrainConfig, samples: int) -> TrainConfig:
 
 
 class Alignment:
-    """The values of data sets, paired or alone, and the model that is to bring their modalities into one space."""
+    """The values of datasets, paired or alone, and the model that is to bring their modalities into one space."""
 
     def __init__(self, ranks: Ranks, datasets: Sequence[StoredDataset], config: TrainConfig) -> None:
         """
@@ -61,7 +61,7 @@ class Alignment:
 
         Raises:
             CyclicError: a modality has no training value.
-            UsageError: an objective or a tower does not fit.
+            UsageError: an objective or an encoder does not fit.
         """
         self.ranks, self.config = ranks, config
         self.dataset = datasets[0]
@@ -120,7 +120,7 @@ class Alignment:
         pools = ", ".join(f"{len(pool)} {name}s" for name, pool in self.mixture.pools.items())
         paired = len(self.mixture.paired)
         resting = "" if paired or not self._needing_pairs else f", without which rest: {', '.join(self._needing_pairs)}"
-        return f"the towers from {pools}; {paired} samples are paired{resting}"
+        return f"the encoders from {pools}; {paired} samples are paired{resting}"
 
     @property
     def _of_pairs(self) -> list[str]:
@@ -134,7 +134,7 @@ class Alignment:
         return [name for name in self.objectives if name in needing.union(self._of_pairs)]
 
     def initialise(self, tick: Tick) -> None:
-        """Start the towers from the training values."""
+        """Start the encoders from the training values."""
         self.module.initialise(
             self.mixture.pools, self.config.seed, lambda name, done, total: tick(done, total, f"{name}s of the start")
         )
@@ -142,11 +142,11 @@ class Alignment:
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Weights, which decay, and apart from them biases, norms and the scale of the contrast, which do not.
 
-        Those of towers, most of which start from all values, learn at a rate of their own.
+        Those of encoders, most of which start from all values, learn at a rate of their own.
         """
         groups = []
-        for of_towers, share in ((False, 1.0), (True, self.config.fitted_lr)):
-            some = [one for name, one in self.module.named_parameters() if name.startswith("towers.") == of_towers]
+        for of_encoders, share in ((False, 1.0), (True, self.config.fitted_lr)):
+            some = [one for name, one in self.module.named_parameters() if name.startswith("encoders.") == of_encoders]
             groups += [
                 {"params": [one for one in some if one.dim() > 1], "share": share},
                 {"params": [one for one in some if one.dim() <= 1], "share": share, "weight_decay": 0.0},

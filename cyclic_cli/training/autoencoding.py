@@ -43,7 +43,7 @@ def filled_in(config: TrainConfig) -> TrainConfig:
 
 
 class Autoencoding:
-    """The images of a data set, and the model that is to reconstruct them."""
+    """The images of a dataset, and the model that is to reconstruct them."""
 
     def __init__(self, ranks: Ranks, dataset: StoredDataset, config: TrainConfig) -> None:
         """Raises CyclicError without training images, UsageError when objectives or shapes do not fit the model."""
@@ -168,9 +168,9 @@ class Autoencoding:
 
 
 def nothing_to_train_on(dataset: StoredDataset, config: TrainConfig) -> CyclicError:
-    """The error of a data set whose training part, or the part asked for, has no image."""
+    """The error of a dataset whose training part, or the part asked for, has no image."""
     if not any(len(dataset.records(split)) for split in SPLITS):
-        return CyclicError("The data set holds no images, only texts.", "Prepare images with them.")
+        return CyclicError("The dataset holds no images, only texts.", "Prepare images with them.")
     splits = ", ".join(f"{name} {count}" for name, count in dataset.facts.counts.get("splits", {}).items())
     return CyclicError(
         f"No training image in the first {config.fraction:.3g} of the training patients (samples: {splits}).",

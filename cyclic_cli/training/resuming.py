@@ -17,7 +17,7 @@ from cyclic_cli.storage.checkpoint import Checkpoint
 from cyclic_cli.storage.run import RunFolder
 from cyclic_cli.training.checkpointing import RunProgress
 
-SOURCES = ("dataset", "also", "start_from")  # by their fingerprints
+SOURCES = ("dataset", "also", "init_from")  # by their fingerprints
 
 
 def check_resume(folder: RunFolder, resume: str) -> None:
@@ -67,7 +67,7 @@ def _shown(name: str, value: Any) -> str:
 
 
 def described(config: TrainConfig, fingerprints: dict[str, Any]) -> dict[str, Any]:
-    """The content of `config.yaml`: every setting, and the data sets by their fingerprints."""
+    """The content of `config.yaml`: every setting, and the datasets by their fingerprints."""
     return {**as_plain(config), **fingerprints}
 
 

@@ -1,4 +1,4 @@
-"""`cyclic train`: trains a model on a data set and keeps it in a run folder.
+"""`cyclic train`: trains a model on a dataset and keeps it in a run folder.
 
     build      what is learned (an autoencoder, or modalities aligned), started from the data; the optimizer
     resume     the newest saved state, when there is one and it is asked for
@@ -86,18 +86,18 @@ def train(
     resume: str = "never",
     report: Report = silent,
     also: Sequence[Path] = (),
-    start_from: Path | None = None,
+    init_from: Path | None = None,
 ) -> TrainSummary:
     """Train a model, or go on where a run was stopped.
 
     Args:
-        dataset: A data set's folder.
+        dataset: A dataset's folder.
         run: The run's folder.
         config: What decides the run.
         resume: never (the run must not exist), auto (continue where there is state, else start), must.
         report: Gets Step, Epoch and Note events.
-        also: Further data sets, whose images and reports a joint run takes as values without a partner.
-        start_from: A checkpoint of the same model, whose weights the run begins with.
+        also: Further datasets, whose images and reports a joint run takes as values without a partner.
+        init_from: A checkpoint of the same model, whose weights the run begins with.
 
     Raises:
         CyclicError: the run exists, has no state to resume, or was another run; there is no training data; the
@@ -108,7 +108,7 @@ def train(
     sources = Sources(
         StoredDataset(dataset),
         tuple(StoredDataset(folder) for folder in also),
-        read_checkpoint(find_checkpoint(start_from)) if start_from else None,
+        read_checkpoint(find_checkpoint(init_from)) if init_from else None,
     )
     config = _filled_in(as_before(config, folder) if resume != "never" else config, sources.dataset)
     with stop_signals() as stop, ExitStack() as held:
@@ -172,14 +172,14 @@ class Sources:
         if self.also:
             found["also"] = [dataset.facts.fingerprint for dataset in self.also]
         if self.start:
-            found["start_from"] = self.start.fingerprint
+            found["init_from"] = self.start.fingerprint
         return found
 
 
 def _learner(ranks: Ranks, sources: Sources, config: TrainConfig) -> Autoencoding | Alignment:
     if config.is_joint:
         if sources.dataset.facts.fingerprint in {one.facts.fingerprint for one in sources.also}:
-            raise UsageError("--also names the training data set itself.", "Leave it out, or name another.")
+            raise UsageError("--also names the training dataset itself.", "Leave it out, or name another.")
         return Alignment(ranks, [sources.dataset, *sources.also], config)
     for asked, flag in ((sources.also, "--also"), (config.paired_fraction < 1, "--paired-fraction")):
         if asked:

@@ -1,4 +1,4 @@
-"""Data larger than the memory allowed: a data set of any size, and a control group of Linux that limits memory."""
+"""Data larger than the memory allowed: a dataset of any size, and a control group of Linux that limits memory."""
 
 import os
 import time
@@ -23,7 +23,7 @@ VERSIONS = {
 
 
 def write_dataset(folder: Path, images: np.ndarray, count: int) -> None:
-    """Write a data set of `count` images that repeats `images` (N, C, S, S) uint8 or uint16, and uncache its pages."""
+    """Write a dataset of `count` images that repeats `images` (N, C, S, S) uint8 or uint16, and uncache its pages."""
     draft = DatasetDraft(folder)
     draft.begin({})
     shape, bits = images.shape[1:], 8 * images.itemsize

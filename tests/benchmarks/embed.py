@@ -7,8 +7,8 @@ Without `--model` those are the packaged ones, by torch and by ONNX Runtime, and
 Files are drawn phantoms as DICOM and as JPEG of 1,500 pixels, `--images` of them.
 
 In turns, `--rounds` times: the encoder alone in a loop over tensors in memory, in batches as long as a piece of embed;
-`embed` of the prepared data set into a Parquet file; reading of the files alone, by as many processes; `embed` of the
-files. Start-up and loading of the model do not count. A figure is the median of the rounds' ratios: of the data set to
+`embed` of the prepared dataset into a Parquet file; reading of the files alone, by as many processes; `embed` of the
+files. Start-up and loading of the model do not count. A figure is the median of the rounds' ratios: of the dataset to
 the loop, of the files to 1 / (1 / reading + 1 / loop), with `--device cuda` to reading alone.
 
 Memory: `embed` of a list on stdin, of 1,000 and of 100,000 names of the same files, in a process of its own each; the
@@ -114,14 +114,14 @@ def measure(path: Path, device: str, dataset: Path, folders: dict[str, Path], ro
         def run(value: torch.Tensor) -> object:
             return model.embed("image", value)
 
-    ratios: dict[str, list[float]] = {kind: [] for kind in ("data set", *folders)}
+    ratios: dict[str, list[float]] = {kind: [] for kind in ("dataset", *folders)}
     rates: dict[str, list[float]] = {kind: [] for kind in ("loop", *ratios)}
     for _ in range(rounds):
         loop = rate(len(fitted), lambda: [run(value) for value in values])
         found = rate(len(fitted), lambda: embedded(embed.of_dataset(dataset, model, False, print), model, work))
         rates["loop"].append(loop)
-        rates["data set"].append(found)
-        ratios["data set"].append(found / loop)
+        rates["dataset"].append(found)
+        ratios["dataset"].append(found / loop)
         for kind, folder in folders.items():
             count = sum(file.suffix in (".dcm", ".jpg") for file in folder.rglob("*"))
 

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/export.py RUN... [--dataset DIR] [--rounds 5] [--skip-int8]      minutes a model
 
-`RUN` is a run folder or checkpoint. Every part is exported as `cyclic export` does, checked with the data set (or drawn
+`RUN` is a run folder or checkpoint. Every part is exported as `cyclic export` does, checked with the dataset (or drawn
 phantoms); an int8 part that fails its check is measured too, and marked. Speed: the part alone on real inputs in
 batches of 16, torch and the two files in turns; the median of `--rounds`, in values a second.
 """

@@ -1,10 +1,10 @@
-"""What a data set of a hundred million images asks of one process: time to open it, memory, pages, order of an epoch.
+"""What a dataset of a hundred million images asks of one process: time to open it, memory, pages, order of an epoch.
 
     python tests/benchmarks/scale.py --work DIR [--samples 100000000] [--images 20000]
 
-DIR receives a data set whose index has that many samples, 40 bytes each, and a few shards of real size: their pixels
+DIR receives a dataset whose index has that many samples, 40 bytes each, and a few shards of real size: their pixels
 are zero, but every page of them is a page of its own to be read. The samples share these shards, so the images are a
-stand-in; records, order and page faults are not. A second process then opens the data set and takes batches of 64 as
+stand-in; records, order and page faults are not. A second process then opens the dataset and takes batches of 64 as
 training does. It says how long that took and what memory the process holds of its own (anonymous) and shares (mapped).
 With `--cold` the pages are dropped from the page cache first, as far as this user may.
 """
@@ -34,7 +34,7 @@ CHUNK = 1_000_000  # records that are made at once
 
 
 def make(folder: Path, samples: int, images: int) -> None:
-    """Write the data set, unless it is there."""
+    """Write the dataset, unless it is there."""
     if (folder / "dataset.yaml").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ micro-batches that run side by side in threads the mean over the threads counts,
 one is time outside the network. Forward is the model and the objectives, the optimizer its step with the clipping of
 gradients; everything else is what is left of the time between the second step and the last.
 
-Memory. A data set of 16 bits that is ten times larger than `--limit` is written and dropped from the page cache.
+Memory. A dataset of 16 bits that is ten times larger than `--limit` is written and dropped from the page cache.
 `cyclic train` trains an epoch on it in a control group with that limit, which counts the cached pages of the memory map
 (Linux; a group inside the one that this process runs in, where one may be made; else without a limit, and said so). Its
 own memory (RssAnon, no pages of files) is read after every step.
@@ -67,8 +67,8 @@ FILM_SIDE, FILMS = 1500, 8  # pixels of the longer side of a drawn film; differe
 GOALS = {"conv": (6.0, 7.0)}  # times the loop in memory, and the one that decodes
 GOAL = 2.0  # times the loop in memory, every other architecture
 NETWORK, OUTSIDE_GOAL = ("forward", "backward", "optimizer"), 0.05  # the rest of a step should be below that share
-SOURCES = 64  # images that the data set of --memory repeats
-TIMES = 10  # a data set is so many times larger than the memory allowed
+SOURCES = 64  # images that the dataset of --memory repeats
+TIMES = 10  # a dataset is so many times larger than the memory allowed
 talk = Console(stderr=True)
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
@@ -244,7 +244,7 @@ def profile(bench: Bench) -> None:
 
 
 def memory(bench: Bench, limit: int) -> None:
-    """Train in `limit` MiB on a data set `TIMES` times as large, which repeats images of the task's."""
+    """Train in `limit` MiB on a dataset `TIMES` times as large, which repeats images of the task's."""
     dataset = bench.work / "large"
     images = (bench.task.samples().images(np.arange(SOURCES)).numpy() * (2**16 - 1)).astype(np.uint16)
     count = int(TIMES * limit * 2**20 // images[0].nbytes)
@@ -262,7 +262,7 @@ def memory(bench: Bench, limit: int) -> None:
     tenth = max(1, len(megabytes) // 10)
     early, late = megabytes[:tenth].max(), megabytes[-tenth:].max()
     read = f"{found['read_mib']:.0f} MiB read from disk"
-    console.print(f"{bench.task.arch}, data set of {TIMES * limit} MiB, {count} images; {read}")
+    console.print(f"{bench.task.arch}, dataset of {TIMES * limit} MiB, {count} images; {read}")
     if peak is None:
         console.print("no control group may be made here: the limit could not be tested")
     else:
@@ -278,7 +278,7 @@ def memory(bench: Bench, limit: int) -> None:
 
 
 def find_images(options: argparse.Namespace, work: Path) -> tuple[Path, str]:
-    """The prepared data set, and the folder of the files that the decoding loop reads."""
+    """The prepared dataset, and the folder of the files that the decoding loop reads."""
     source = options.files
     if not source and not options.dataset:
         source = work / "films"
@@ -313,7 +313,7 @@ def draw_films(folder: Path, count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of `cyclic train`, beside other loops on the same images.")
     parser.add_argument("--arch", default="conv", choices=registry.names("models"))
-    parser.add_argument("--dataset", type=Path, help="a prepared data set")
+    parser.add_argument("--dataset", type=Path, help="a prepared dataset")
     parser.add_argument("--files", type=Path, help="folder of the image files that the decoding loop reads")
     parser.add_argument("--images", type=int, default=1536, help="images that a contender trains on, after its warm-up")
     parser.add_argument("--size", type=int, default=224, help="pixels of a side, where images are prepared here")

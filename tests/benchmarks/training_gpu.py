@@ -3,7 +3,7 @@
     python tests/benchmarks/training_gpu.py                   conv and residual at 224 pixels, some minutes
     python tests/benchmarks/training_gpu.py --device cpu --size 64 --images 320     does it run? measures no GPU
 
-Images: drawn films, prepared at `--size`, repeated to a data set of `--images` (8 bits). `cyclic train` is the real
+Images: drawn films, prepared at `--size`, repeated to a dataset of `--images` (8 bits). `cyclic train` is the real
 command in bfloat16 with `--batch-size` and otherwise its defaults, one epoch; its rate is the `images_per_second` of
 its summary (data, augmentation and logging in it; not start-up, first step and validation). The plain loop is that of
 `training_loops.py`, float32, NCHW, with the tensors in the machine's memory and each batch copied to the card. Both run
@@ -52,7 +52,7 @@ def peak_of(name: str) -> float | None:
 
 
 def write_images(work: Path, size: int, count: int) -> Path:
-    """A data set of `count` images (1, size, size) uint8 that repeats drawn ones."""
+    """A dataset of `count` images (1, size, size) uint8 that repeats drawn ones."""
     talk.print("drawing and preparing films")
     draw_films(work / "films", SOURCES)
     prepare(work / "films", work / "few", size)
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and utilisation of `cyclic train` on a GPU.")
     parser.add_argument("--arch", action="append", choices=registry.names("models"), help="default: conv and residual")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--images", type=int, default=20_000, help="in the data set; at 224 pixels 1 GB")
+    parser.add_argument("--images", type=int, default=20_000, help="in the dataset; at 224 pixels 1 GB")
     parser.add_argument("--size", type=int, default=224, help="pixels of a side")
     parser.add_argument("--batch-size", type=int, default=64, help="of both loops")
     parser.add_argument("--peak", type=float, help="TFLOPS of the card in bfloat16")

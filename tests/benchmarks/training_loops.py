@@ -53,7 +53,7 @@ class Task:
     """What is trained on what."""
 
     arch: str
-    dataset: str  # folder of a prepared data set
+    dataset: str  # folder of a prepared dataset
     files: str = ""  # folder of image files
     images: int = 1536  # after the warm-up
     batch: int = 64

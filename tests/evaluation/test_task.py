@@ -35,7 +35,7 @@ def run(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = [
         *JOINT, paired_dataset, "--epochs", 80, "--out", out, "--set", f"objectives={WRITING}", "--set", "fitted_lr=1",
         "--set", "precision=32",
-        "--set", "modalities={image: {}, text: {tower: transformer, model: {width: 64, layers: 1}, vocabulary: 400}}",
+        "--set", "modalities={image: {}, text: {encoder: transformer, model: {width: 64, layers: 1}, vocabulary: 400}}",
     ]  # fmt: skip
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.stderr
@@ -43,7 +43,7 @@ def run(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_figures_are_those_of_embeddings_computed_by_hand(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
-    said = cyclic("evaluate", paired_dataset, "--model", run, "--controls", "--json")
+    said = cyclic("evaluate", paired_dataset, "--model", run, "--baselines", "--json")
     assert said.code == 0, said.err
     found = said.json
     stored, model = StoredDataset(paired_dataset), TorchModel(run / "model.safetensors")
@@ -71,15 +71,15 @@ def test_figures_are_those_of_embeddings_computed_by_hand(run: Path, paired_data
         "same_text",
         "same_study",
         "same_patient",
-        "same_findings",
+        "same_labels",
     }
     assert found["samples"] == len(index["sample"])
-    assert found["probe"]["disc"]["image"]["linear"]["auroc"] > 0.9
-    assert found["controls"]["cca"]["image_to_text"]["same_text"]["r10"] > same_text["random_r10"]
+    assert found["linear_probe"]["disc"]["image"]["auroc"] > 0.9
+    assert found["baselines"]["cca"]["image_to_text"]["same_text"]["r10"] > same_text["random_r10"]
     pixels = there["image"][0].load(np.arange(len(there["image"][0]))).numpy()
     train = present_values(stored, modalities[0], read_index(stored, modalities, "train"), facts["image"])[0]
     mean = train.load(np.arange(len(train))).numpy().mean(0)
-    assert found["controls"]["mean_image"]["mse"] == pytest.approx(np.square(pixels - mean).mean(), rel=1e-4)
+    assert found["baselines"]["mean_image"]["mse"] == pytest.approx(np.square(pixels - mean).mean(), rel=1e-4)
 
 
 def test_reconstruction_errors_are_those_of_reconstruct(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
@@ -88,16 +88,16 @@ def test_reconstruction_errors_are_those_of_reconstruct(run: Path, paired_datase
     said = cyclic("reconstruct", *[paired_dataset.parent / "files" / path for path in rows], "--model", run, "--json")
     for figure in ("mse", "psnr", "ssim"):
         assert found[figure] == pytest.approx(np.mean([line[figure] for line in said.lines]), rel=1e-4)
-    assert found["share_of_constant"]["image"] < 0.7
-    assert found["share_of_constant"]["text"] < 0.3
+    assert found["relative_error"]["image"] < 0.7
+    assert found["relative_error"]["text"] < 0.3
 
 
 def test_an_autoencoder_is_evaluated_too(paired_dataset: Path, cyclic: Cyclic) -> None:
     cyclic("train", paired_dataset, "--arch", "linear", "--epochs", 1, "--out", "plain", "--quiet")
-    found = cyclic("evaluate", paired_dataset, "--model", "plain", "--controls", "--json").json
-    assert found["reconstruction"]["mse"] < found["controls"]["mean_image"]["mse"]
+    found = cyclic("evaluate", paired_dataset, "--model", "plain", "--baselines", "--json").json
+    assert found["reconstruction"]["mse"] < found["baselines"]["mean_image"]["mse"]
     assert found["retrieval"] == {}
-    assert found["probe"]["disc"]["image"]["nearest_neighbours"] is not None
+    assert found["knn"]["disc"]["image"] is not None
     shown = cyclic("evaluate", paired_dataset, "--model", "plain")
     assert shown.code == 0
     assert "neighbours" in shown.out
@@ -132,13 +132,13 @@ def test_a_copy_that_ends_where_the_model_must_stop_is_one(
 ) -> None:
     known = StoredDataset(paired_dataset).rows(["text"], "train")["text"][0]
 
-    def write(tower: Any, code: Any) -> list[str]:
-        tower.limit = 3
-        cut = tower.vocabulary.decode(tower.vocabulary.encode([known], 3)[0])
+    def write(encoder: Any, code: Any) -> list[str]:
+        encoder.limit = 3
+        cut = encoder.vocabulary.decode(encoder.vocabulary.encode([known], 3)[0])
         assert 0 < len(cut) < len(known) - 1
         return [cut] * len(code)
 
-    monkeypatch.setattr("cyclic_cli.modalities.text.Tower.write", write)
+    monkeypatch.setattr("cyclic_cli.modalities.text.Encoder.write", write)
     assert cyclic("evaluate", paired_dataset, "--model", run, "--json").json["texts"]["copied_from_training"] == 1
 
 
@@ -163,14 +163,14 @@ def test_a_test_set_of_its_own_is_measured_against_the_training_part_of_another(
         "--split", "0/0/100", "--label-column", "disc", "--out", "pure",
     )  # fmt: skip
     assert prepared.code == 0, prepared.err
-    asked = ("evaluate", "pure", "--split", "test", "--model", run, "--controls", "--json")
+    asked = ("evaluate", "pure", "--split", "test", "--model", run, "--baselines", "--json")
     without, found = cyclic(*asked), cyclic(*asked, "--train", paired_dataset)
     assert "no training part" in without.err
-    assert without.json["probe"] == without.json["controls"] == {}
+    assert without.json["linear_probe"] == without.json["baselines"] == {}
     assert without.json["texts"]["copied_from_training"] is None
     assert found.code == 0, found.err
-    assert set(found.json["controls"]) >= {"mean_image", "pca", "cca", "ridge"}
-    assert found.json["probe"]["disc"]["image"]["linear"]["accuracy"] > 0.5
+    assert set(found.json["baselines"]) >= {"mean_image", "pca", "cca", "ridge"}
+    assert found.json["linear_probe"]["disc"]["image"]["accuracy"] > 0.5
     assert found.json["texts"]["copied_from_training"] > 0.3
 
 

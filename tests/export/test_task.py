@@ -73,7 +73,7 @@ def joint(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 CASES = [
     (name, part)
     for name in registry.names("models")
-    for part in ("autoencoder", "encoder", "decoder", "image-tower")
+    for part in ("autoencoder", "encoder", "decoder", "image-encoder")
 ]  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_every_part_of_every_architecture_does_what_the_checkpoint_does(
             "autoencoder": {"reconstruction", "embedding"},
             "encoder": {"code", "embedding"},
             "decoder": {"reconstruction"},
-            "image-tower": {"embedding"},
+            "image-encoder": {"embedding"},
         }[part]
     )
     for output, value in zip(outputs, found.run(outputs, fed), strict=True):
@@ -125,7 +125,7 @@ def test_all_parts_of_a_joint_model_embed_and_reconstruct_as_it_does(
 ) -> None:
     ran = cyclic("export", "--model", joint, "--part", "all", "--dataset", paired_dataset, "--json")
     assert ran.code == 0, ran.err
-    assert set(ran.json["parts"]) == {"autoencoder", "encoder", "decoder", "image-tower", "text-tower"}
+    assert set(ran.json["parts"]) == {"autoencoder", "encoder", "decoder", "image-encoder", "text-encoder"}
     exported, model = OnnxModel(Path("exported")), TorchModel(joint / "model.safetensors")
     pixels = np.stack([fitted(make_png(Path("a.png"), smooth_image(n)), model.preprocessing) for n in range(3)])
     texts = ["There is left disc.", "Lungs clear. Disc: no.", "What nobody ever wrote!"]
@@ -134,19 +134,19 @@ def test_all_parts_of_a_joint_model_embed_and_reconstruct_as_it_does(
     np.testing.assert_allclose(exported.reconstruct(pixels), model.reconstruct(pixels), atol=1e-5)
     assert exported.fingerprint == model.fingerprint
     assert exported.modalities == ["image", "text"]
-    said = cyclic("info", "exported/text-tower.onnx", "--json").json
+    said = cyclic("info", "exported/text-encoder.onnx", "--json").json
     assert said["inputs"] == {"input_ids": "batch × length int64", "attention_mask": "batch × length int64"}
     assert said["fingerprint"] == model.fingerprint
     assert "merges" not in json.dumps(said)
 
 
-def test_a_text_tower_needs_nothing_of_this_program(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
-    assert cyclic("export", "--model", joint, "--part", "text-tower", "--dataset", paired_dataset, "-q").code == 0
-    said = json.loads({entry.key: entry.value for entry in onnx.load("text-tower.onnx").metadata_props}["cyclic"])
+def test_a_text_encoder_needs_nothing_of_this_program(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+    assert cyclic("export", "--model", joint, "--part", "text-encoder", "--dataset", paired_dataset, "-q").code == 0
+    said = json.loads({entry.key: entry.value for entry in onnx.load("text-encoder.onnx").metadata_props}["cyclic"])
     library = tokenizers.Tokenizer.from_str(said["tokenizer"]["library"])
     texts = ["There IS left disc.", "What nobody ever wrote, é!"]
     wanted = [line["vector"] for text in texts for line in cyclic("embed", "--text", text, "--model", joint).lines]
-    session = onnxruntime.InferenceSession("text-tower.onnx")
+    session = onnxruntime.InferenceSession("text-encoder.onnx")
     for text, vector in zip(texts, wanted, strict=True):  # as README says
         tokens = [token + 3 for token in library.encode(text, add_special_tokens=False).ids] + [2]
         ids = np.array([tokens[: said["tokenizer"]["limit"]]])
@@ -155,8 +155,8 @@ def test_a_text_tower_needs_nothing_of_this_program(joint: Path, paired_dataset:
 
 
 def test_a_text_hidden_by_the_mask_is_not_read(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
-    assert cyclic("export", "--model", joint, "--part", "text-tower", "--dataset", paired_dataset, "-q").code == 0
-    found = onnxruntime.InferenceSession("text-tower.onnx")
+    assert cyclic("export", "--model", joint, "--part", "text-encoder", "--dataset", paired_dataset, "-q").code == 0
+    found = onnxruntime.InferenceSession("text-encoder.onnx")
     tokens = np.array([[5, 6, 7, 8]])
     masked = found.run(None, {"input_ids": tokens, "attention_mask": np.array([[1, 1, 0, 0]])})[0]
     short = found.run(None, {"input_ids": tokens[:, :2], "attention_mask": np.ones((1, 2), np.int64)})[0]
@@ -165,9 +165,9 @@ def test_a_text_hidden_by_the_mask_is_not_read(joint: Path, paired_dataset: Path
     assert np.abs(masked - whole).max() > 1e-3
 
 
-@pytest.mark.parametrize("tower", ["bag", pytest.param("transformer", marks=pytest.mark.slow)])
-def test_every_text_tower_is_exported(tower: str, paired_dataset: Path, cyclic: Cyclic) -> None:
-    settings = (f"modalities.text.tower={tower}", "model.latent=32", "embedding=16")
+@pytest.mark.parametrize("encoder", ["bag", pytest.param("transformer", marks=pytest.mark.slow)])
+def test_every_text_encoder_is_exported(encoder: str, paired_dataset: Path, cyclic: Cyclic) -> None:
+    settings = (f"modalities.text.encoder={encoder}", "model.latent=32", "embedding=16")
     words = ["train", paired_dataset, "--objective", "contrastive", "--arch", "linear", "--epochs", 1, "-q"]
     assert cyclic(*words, "--out", "run", *(word for one in settings for word in ("--set", one))).code == 0
     ran = cyclic("export", "--model", "run", "--part", "all", "--dataset", paired_dataset, "--json")
@@ -190,7 +190,7 @@ def test_values_within_a_graph_are_not_called_like_its_outputs(joint: Path, pair
 
     module, tokens = Table().eval(), torch.arange(64).reshape(32, 2) % 50
     part = task.Part(
-        "text-tower", module, ("input_ids",), ("embedding",), (tokens,), (tokens,), {"input_ids": {0: "batch"}},
+        "text-encoder", module, ("input_ids",), ("embedding",), (tokens,), (tokens,), {"input_ids": {0: "batch"}},
         lambda count: (tokens[:count],),
     )  # fmt: skip
     model = task.trace(part)
@@ -510,9 +510,9 @@ def test_what_is_no_onnx_file_is_refused(content: bytes, cyclic: Cyclic) -> None
 
 def test_what_a_model_lacks_is_said(checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic) -> None:
     words = ("export", "--model", checkpoints(QUICK), "--dataset", tiny_dataset)
-    ran = cyclic(*words, "--part", "text-tower")
+    ran = cyclic(*words, "--part", "text-encoder")
     assert ran.code == 2
-    assert "Known: autoencoder, encoder, decoder, image-tower, all." in ran.err
+    assert "Known: autoencoder, encoder, decoder, image-encoder, all." in ran.err
     assert cyclic(*words, "--part", "encoder", "-q").code == 0
     make_png(Path("a.png"), smooth_image(4))
     ran = cyclic("reconstruct", "a.png", "--model", "encoder.onnx")

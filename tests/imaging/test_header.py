@@ -17,7 +17,7 @@ from cyclic_cli.imaging.dicom.header import Facts, facts_of, identities_of
 
 
 def stored(data: Dataset, syntax: str = ExplicitVRLittleEndian) -> Dataset:
-    """A data set as it comes back from a file."""
+    """A dataset as it comes back from a file."""
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
     data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "2.25.7"

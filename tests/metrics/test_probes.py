@@ -57,9 +57,7 @@ def test_missing_labels_are_left_out(missing: float | None) -> None:
     kept, left = np.arange(240) % 3 > 0, np.arange(240) % 4 > 0
     found = probes.linear_probe(train, holes, patients, test, gaps)
     assert found == probes.linear_probe(train[kept], labels[kept], patients[kept], test[left], wanted[left])
-    assert probes.nearest_neighbours(train, holes, test, gaps) == probes.nearest_neighbours(
-        train[kept], labels[kept], test[left], wanted[left]
-    )
+    assert probes.knn(train, holes, test, gaps) == probes.knn(train[kept], labels[kept], test[left], wanted[left])
 
 
 def test_names_are_labels_too_and_unknown_ones_count_as_missed() -> None:
@@ -77,7 +75,7 @@ def test_a_single_class_gives_none() -> None:
     assert probes.linear_probe(train, one, patients, train, labels) is None
     assert probes.linear_probe(train, none, patients, train, labels) is None
     assert probes.linear_probe(train, labels, patients, train, one).auroc is None
-    assert probes.nearest_neighbours(train, one, train, labels) is None
+    assert probes.knn(train, one, train, labels) is None
     assert probes.auroc(one, train[:, 0], patients) is None
     assert probes.auroc(none, train[:, 0], patients) is None
 
@@ -89,7 +87,7 @@ def test_nearest_neighbours_vote_by_cosine() -> None:
     votes = np.zeros((90, 3))
     for row, near in enumerate(np.argsort(-similarity, axis=1)[:, :20]):
         np.add.at(votes[row], labels[near].astype(int), np.exp(similarity[row, near] / 0.07))
-    assert probes.nearest_neighbours(train, labels, test, wanted) == np.mean(votes.argmax(axis=1) == wanted)
+    assert probes.knn(train, labels, test, wanted) == np.mean(votes.argmax(axis=1) == wanted)
 
 
 def test_zero_shot_scores_by_hand() -> None:

@@ -99,10 +99,10 @@ def test_protocols_say_what_is_a_hit() -> None:
     }
     groups = {name: values.tolist() for name, values in retrieval.protocols(columns).items()}
     assert groups["strict"] == [0, 1, 2, 3]
-    assert groups["same_text"] == groups["same_study"] == groups["same_findings"] == [0, 0, 1, 2]
+    assert groups["same_text"] == groups["same_study"] == groups["same_labels"] == [0, 0, 1, 2]
     assert groups["same_patient"] == [0, 0, 0, 1]
     assert retrieval.repeated(np.array(groups["same_text"])) == 2
-    assert "same_findings" not in retrieval.protocols(columns | {"labels": np.zeros((4, 0))})
+    assert "same_labels" not in retrieval.protocols(columns | {"labels": np.zeros((4, 0))})
 
 
 @pytest.mark.parametrize("block", [retrieval.BLOCK, 130], ids=["whole", "blocks of two rows"])
@@ -114,16 +114,14 @@ def test_consistency_equals_whole_matrices(pairs: Pairs, block: int, monkeypatch
     seen = [s[:, s[i].argmax()] for i in range(60)]
     back = [1 + int((column > column[i]).sum()) for i, column in enumerate(seen)]
     found = retrieval.consistency(a, b)
-    assert found["neighbour_agreement"] == pytest.approx(
-        np.mean([len(one & two) / 10 for one, two in zip(*near, strict=True)])
-    )
-    assert (found["return_rank"], found["return_share"]) == (np.median(back), np.mean(np.array(back) == 1))
+    assert found["knn_overlap"] == pytest.approx(np.mean([len(one & two) / 10 for one, two in zip(*near, strict=True)]))
+    assert (found["cycle_rank"], found["cycle_r1"]) == (np.median(back), np.mean(np.array(back) == 1))
     assert found["asymmetry"] == pytest.approx(np.square(s - s.T).sum() / np.square(s).sum(), rel=1e-5)
 
 
 def test_consistency_of_equals_and_of_one_sample() -> None:
     a = unit(30, 8)
     same = retrieval.consistency(a, a)
-    wanted = {"neighbour_agreement": 1, "return_rank": 1, "return_share": 1, "asymmetry": 0}
+    wanted = {"knn_overlap": 1, "cycle_rank": 1, "cycle_r1": 1, "asymmetry": 0}
     assert same == pytest.approx(wanted, abs=1e-6)
     assert retrieval.consistency(a[:1], a[:1]) is None

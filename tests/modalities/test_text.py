@@ -12,7 +12,7 @@ import torch
 from cyclic_cli import registry
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.modalities import text as modality
-from cyclic_cli.modalities.text import Config, Tower, Values
+from cyclic_cli.modalities.text import Config, Encoder, Values
 from cyclic_cli.text_encoders._vocabulary import END, PATIENTS, Vocabulary
 
 NO_DATASET: Any = None  # texts stand in the index
@@ -121,11 +121,11 @@ def test_settings_that_cannot_be(settings: dict[str, Any]) -> None:
         Config(**settings)
 
 
-@pytest.mark.parametrize("tower", ["bag", "transformer"])
-def test_codes_start_with_mean_0_and_spread_1(tower: str, index: Index, facts: dict[str, Any]) -> None:
+@pytest.mark.parametrize("encoder", ["bag", "transformer"])
+def test_codes_start_with_mean_0_and_spread_1(encoder: str, index: Index, facts: dict[str, Any]) -> None:
     torch.manual_seed(0)
     texts = values(index, facts)
-    model = Tower(Config(tower=tower), facts)
+    model = Encoder(Config(encoder=encoder), facts)
     model.initialise(texts.load(some) for some in np.split(np.arange(45), 3))
     with torch.no_grad():
         codes = model.encode(texts.load(np.arange(45)))
@@ -146,11 +146,11 @@ DAMAGE: list[dict[str, Any]] = [
 @pytest.mark.parametrize("damage", DAMAGE, ids=str)
 def test_damaged_facts_are_refused(damage: dict[str, Any], facts: dict[str, Any]) -> None:
     with pytest.raises(CyclicError, match="checkpoint"):
-        Tower(Config(), {**facts, **damage})
+        Encoder(Config(), {**facts, **damage})
 
 
 def test_what_is_stored_names_no_folder() -> None:
-    config = Config(tower="hub", model={"folder": "/secret/place", "frozen": False})
-    assert modality.portable(config) == Config(tower="hub", model={"frozen": False})
-    for name in registry.names("text_towers"):
-        assert modality.portable(Config(tower=name)) == Config(tower=name)
+    config = Config(encoder="hub", model={"folder": "/secret/place", "frozen": False})
+    assert modality.portable(config) == Config(encoder="hub", model={"frozen": False})
+    for name in registry.names("text_encoders"):
+        assert modality.portable(Config(encoder=name)) == Config(encoder=name)

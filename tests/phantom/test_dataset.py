@@ -1,4 +1,4 @@
-"""The synthetic data set: layout, truth, reports, DICOM files, and that it never changes by accident."""
+"""The synthetic dataset: layout, truth, reports, DICOM files, and that it never changes by accident."""
 
 import csv
 import hashlib
@@ -120,7 +120,7 @@ def test_full_size(tmp_path: Path) -> None:
 
 # --- golden ---------------------------------------------------------------------------------------------------
 
-# The generator is frozen by these values: whoever changes them changes every data set made from a seed.
+# The generator is frozen by these values: whoever changes them changes every dataset made from a seed.
 GOLDEN_TEXT = "034c02dd2136ed46929e43e96424d53cdda1f7cfafe2d8d91e2d60592c0f0ab4"
 GOLDEN_THUMBNAILS: dict[str, tuple[float, float, list[int]]] = {
     "p00001/s01/1.dcm": (

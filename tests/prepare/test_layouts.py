@@ -420,7 +420,7 @@ def test_every_layout_reads_own_tables_too_and_lies_in_an_archive(files: dict[st
     assert list(packed.images.values()) == list(tree.images.values())
 
 
-# ------------------------------------------------------------------------------------ on the way to a data set
+# ------------------------------------------------------------------------------------ on the way to a dataset
 
 
 def with_pictures(files: dict[str, str | bytes]) -> Path:
@@ -437,7 +437,7 @@ def with_pictures(files: dict[str, str | bytes]) -> Path:
 
 
 def pairs(cyclic: Callable[..., Any], root: Path) -> dict[str, tuple[str, str]]:
-    """Text and split of every image in the data set made of a tree, by the end of its path."""
+    """Text and split of every image in the dataset made of a tree, by the end of its path."""
     ran = cyclic("prepare", root, "--out", "ds", "--size", "32", "--already-deidentified", "--json")
     assert ran.code == 0
     rows = pq.read_table("ds/index.parquet").to_pylist()

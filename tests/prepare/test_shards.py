@@ -119,7 +119,7 @@ def test_kills_change_no_byte_and_no_file_is_read_twice(kills: int, reading: obj
             os.killpg(killed.pid, signal.SIGKILL)
             killed.wait()
             done += 1
-        else:  # it was faster: that data set is whole
+        else:  # it was faster: that dataset is whole
             assert contents(Path("killed")) == contents(Path("whole"))
             shutil.rmtree("killed")
             runs += 1

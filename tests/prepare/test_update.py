@@ -1,4 +1,4 @@
-"""A data set that grows, and one that is made in parts: what comes out is what one run over everything gives."""
+"""A dataset that grows, and one that is made in parts: what comes out is what one run over everything gives."""
 
 import json
 import shutil

@@ -19,7 +19,7 @@ from PIL import Image
 from cyclic_cli.config import Preprocessing, TrainConfig
 from cyclic_cli.metrics.generated_text import alike, differing
 from cyclic_cli.privacy.keys import Keyer
-from cyclic_cli.search.neighbours import nearest, spread, worth
+from cyclic_cli.search.neighbours import compare, nearest, spread
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.storage.embeddings import Facts, Rows, table_of, write
 from cyclic_cli.training.task import train
@@ -74,12 +74,12 @@ def test_relevance_is_marginal() -> None:
 def test_a_case_is_like_others_but_not_like_itself_or_its_patient(cyclic: Cyclic) -> None:
     rows = [("a", 0, "p1"), ("b", 1, "p1"), ("c", 5, "p2"), ("d", 90, "p3"), ("e", 4, "p4")]
     make_file(Path("e.parquet"), [{"key": key, "vector": at(turn), "patient": who} for key, turn, who in rows])
-    words = ("search", "a", "--in", "e.parquet", "-k", 3, "--distinct", 0, "--json")
+    words = ("search", "a", "--in", "e.parquet", "-k", 3, "--diversity", 0, "--json")
     ran = cyclic(*words)
     assert ran.code == 0, ran.err
     assert [one["key"] for one in ran.json["results"]] == ["e", "c", "d"]
     assert ran.json["results"][0]["similarity"] == pytest.approx(np.cos(np.radians(4)), abs=1e-6)
-    assert set(ran.json) == {"query", "results", "among", "distinct", "model", "index"}
+    assert set(ran.json) == {"query", "results", "among", "diversity", "model", "index"}
     assert [one["key"] for one in cyclic(*words, "--same-patient").json["results"]] == ["b", "e", "c"]
 
 
@@ -94,7 +94,7 @@ def test_reports_that_say_the_same_are_shown_once(cyclic: Cyclic) -> None:
     rows = [{"key": "q", "vector": at(0), "text": "Cough."}]
     rows += [{"key": f"k{turn}", "vector": at(turn), "text": text} for turn, text in texts.items()]
     make_file(Path("e.parquet"), rows)
-    plain = cyclic("search", "q", "--in", "e.parquet", "-k", 3, "--distinct", 0, "--json").json["results"]
+    plain = cyclic("search", "q", "--in", "e.parquet", "-k", 3, "--diversity", 0, "--json").json["results"]
     assert [one["key"] for one in plain] == ["k1", "k2", "k3"]
     spread_out = cyclic("search", "q", "--in", "e.parquet", "-k", 3, "--json").json["results"]
     assert [one["key"] for one in spread_out] == ["k1", "k4", "k9"]
@@ -118,7 +118,7 @@ def test_a_condition_on_columns(where: str, keys: list[str], cyclic: Cyclic) -> 
         Path("e.parquet"),
         [{"key": key, "vector": at(n), "region": region, "age": age} for n, (key, region, age) in enumerate(rows)],
     )
-    ran = cyclic("search", "a", "--in", "e.parquet", "--where", where, "--distinct", 0, "--json")
+    ran = cyclic("search", "a", "--in", "e.parquet", "--where", where, "--diversity", 0, "--json")
     if keys:
         assert [one["key"] for one in ran.json["results"]] == keys
     else:
@@ -182,7 +182,7 @@ def test_an_image_a_key_and_a_text_are_queries(
     row = next(row for row in stored.index().to_pylist() if row["has_image"])
     pixels = stored.images(np.array([row["shard"]]), np.array([row["row"]]))[0, 0]
     make_png(Path("query.png"), pixels)
-    words = ("--in", embedded, "--distinct", 0, "-k", 4, "--json", "--same-patient")
+    words = ("--in", embedded, "--diversity", 0, "-k", 4, "--json", "--same-patient")
     by_key = cyclic("search", row["sample"], *words).json["results"]
     ran = cyclic("search", "query.png", *words, "--model", joint_run)
     assert ran.code == 0, ran.err
@@ -207,7 +207,7 @@ def test_another_model_another_data_set_and_another_size_are_refused(
     assert (ran.code, "made by another model" in ran.err) == (1, True)
     key = pq.read_table(embedded)["key"].to_pylist()[0]
     ran = cyclic("search", key, "--in", embedded, "--dataset", tiny_dataset)
-    assert (ran.code, "of another data set" in ran.err) == (1, True)
+    assert (ran.code, "of another dataset" in ran.err) == (1, True)
     for query in ("gone.png", "no/such", "abcdef0123456789", "", " ", str(tmp_path)):
         ran = cyclic("search", query, "--in", embedded, "--model", tmp_path / "other")
         assert (ran.code, "no text" in ran.err) == (2, True)
@@ -320,7 +320,7 @@ def test_the_page_of_a_data_set_shows_its_pictures_and_no_others(
     stored = StoredDataset(paired_dataset)
     rows = [row for row in stored.index().to_pylist() if row["has_image"] and row["has_text"]]
     for row in rows:
-        make_png(Path(row["source"]), smooth_image(1))  # other pictures by the names that the data set knows
+        make_png(Path(row["source"]), smooth_image(1))  # other pictures by the names that the dataset knows
     words = ("search", rows[0]["sample"], "--in", embedded, "--overwrite", "-q", "--page", "p.html")
     assert cyclic(*words).code == 0
     page = Page(Path("p.html").read_text(encoding="utf-8"))
@@ -370,7 +370,7 @@ def test_reports_differ_by_their_vectors_where_their_text_is_not_known(cyclic: C
     shown = [{"key": key, "vector": at(turn), "text": None} for key, turn in (("q", 0), ("a", 1), ("b", 2), ("c", 3))]
     said = [{"key": key, "vector": at(turn), "kind": "text"} for key, turn in (("a", 10), ("b", 10), ("c", 100))]
     make_file(Path("e.parquet"), [*shown, *said])
-    words = ("search", "q", "--in", "e.parquet", "-k", 2, "--json", "--distinct")
+    words = ("search", "q", "--in", "e.parquet", "-k", 2, "--json", "--diversity")
     assert [one["key"] for one in cyclic(*words, 0.5).json["results"]] == ["a", "c"]
     assert [one["key"] for one in cyclic(*words, 0).json["results"]] == ["a", "b"]
 
@@ -494,7 +494,7 @@ def test_what_neighbours_are_worth_by_hand() -> None:
     patients = np.array(["p", "p", "q", "r", "s"])
     labels = {"sick": np.array([1.0, 1.0, 1.0, 0.0, np.nan])}
     groups = {"reports": np.array([0, 0, 0, 1, 2])}
-    found = worth(embeddings, None, patients, labels, groups, 2)
+    found = compare(embeddings, None, patients, labels, groups, 2)
     assert set(found) == {"nearest"}
     # Neighbours of 0: 2, 3; of 1: 2, 3; of 2: 1, 3 (as near as one another); of 3: 2, 1; of 4: 3, 2.
     assert found["nearest"]["precision"]["sick"]["precision"] == pytest.approx(3 / 8)
@@ -503,7 +503,7 @@ def test_what_neighbours_are_worth_by_hand() -> None:
     turns = [2, 3, 1, 2, 1, 1, 1, 2, 37, 38]
     assert found["nearest"]["similarity"] == pytest.approx(np.cos(np.radians(turns)).mean(), abs=1e-6)
     reports = np.eye(3, dtype=np.float32)[groups["reports"]]
-    spread_out = worth(embeddings, reports, patients, labels, groups, 2)["distinct"]
+    spread_out = compare(embeddings, reports, patients, labels, groups, 2)["diverse"]
     assert spread_out["different"]["reports"] == 2
     assert spread_out["similarity"] < found["nearest"]["similarity"]
 
@@ -524,7 +524,7 @@ def test_an_index_of_faiss_finds_what_an_exact_search_finds(cyclic: Cyclic) -> N
         for n, vector in enumerate(vectors)
     ]
     make_file(Path("e.parquet"), rows, dimensions=16)
-    words = ("--in", "e.parquet", "-k", 10, "--distinct", 0, "--json", "--where", "region == 'even'")
+    words = ("--in", "e.parquet", "-k", 10, "--diversity", 0, "--json", "--where", "region == 'even'")
     agreed = 0
     for number in range(0, 60, 3):
         exact = cyclic("search", f"k{number}", *words).json["results"]
@@ -568,7 +568,7 @@ def test_what_an_index_of_faiss_passes_over_is_found_all_the_same(cyclic: Cyclic
         for n, vector in enumerate(vectors)
     ]
     make_file(Path("e.parquet"), rows, dimensions=16)
-    words = ("search", "k0", "--in", "e.parquet", "--where", "region == 'far'", "--distinct", 0, "--json")
+    words = ("search", "k0", "--in", "e.parquet", "--where", "region == 'far'", "--diversity", 0, "--json")
     exact = [one["key"] for one in cyclic(*words).json["results"]]
     assert len(exact) == 5
     assert [one["key"] for one in cyclic(*words, "--index", "faiss").json["results"]] == exact

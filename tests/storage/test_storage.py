@@ -165,7 +165,7 @@ def test_facts_that_cannot_be_are_refused(dataset: Path, changes: dict[str, obje
 
 
 def test_facts_of_the_first_format_are_read(dataset: Path) -> None:
-    """As version 0.1.0 wrote them; such a data set trains, and is not updated."""
+    """As version 0.1.0 wrote them; such a dataset trains, and is not updated."""
     path = dataset / "dataset.yaml"
     now = yaml.safe_load(path.read_text())
     path.write_text(

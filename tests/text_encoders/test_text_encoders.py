@@ -1,4 +1,4 @@
-"""Text towers: what holds for all of them, and each against an independent reference of what it computes."""
+"""Text encoders: what holds for all of them, and each against an independent reference of what it computes."""
 
 import json
 import random
@@ -52,46 +52,48 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=registry.names("text_towers"))
+@pytest.fixture(params=registry.names("text_encoders"))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
 def made(name: str, request: pytest.FixtureRequest) -> tuple[Any, Tensor]:
-    """A tower, started, in training mode, and the tokens (80, 24) of its texts."""
+    """An encoder, started, in training mode, and the tokens (80, 24) of its texts."""
     return started(name, {"folder": str(request.getfixturevalue("bert"))} if name == "hub" else {})
 
 
 def started(name: str, settings: dict[str, Any]) -> tuple[Any, Tensor]:
     torch.manual_seed(0)
-    config = Config(tower=name, model=SMALL[name] | settings, length=24)
+    config = Config(encoder=name, model=SMALL[name] | settings, length=24)
     facts = modality.fit(NO_DATASET, index(), config)
-    tower = modality.Tower(config, facts).tower.train()
+    encoder = modality.Encoder(config, facts).encoder.train()
     tokens = Values(NO_DATASET, index(), config, facts).load(np.arange(80))
-    tower.initialise(iter(tokens.split(16)))
-    return tower, tokens
+    encoder.initialise(iter(tokens.split(16)))
+    return encoder, tokens
 
 
-# ---------------------------------------------------------------------------------------------- all towers
+# ---------------------------------------------------------------------------------------------- all encoders
 
 
 def test_a_text_depends_on_no_other(made: tuple[Any, Tensor]) -> None:
-    tower, tokens = made
+    encoder, tokens = made
     lengths = (tokens != 0).sum(1)
     shortest = tokens[lengths.argmin()][None, : int(lengths.min())]
     together = torch.cat([nn.functional.pad(shortest, (0, 24 - shortest.shape[1])), tokens[:5]])
-    code = tower.encode(shortest)
-    torch.testing.assert_close(tower.encode(together)[:1], code, rtol=1e-4, atol=1e-5)
-    codes = torch.cat([code, torch.randn(5, tower.code)])
-    torch.testing.assert_close(tower.errors(codes, together)[:1], tower.errors(code, shortest), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(tower.drawn(codes)[0].sum(), tower.drawn(code)[0].sum(), rtol=1e-4, atol=1e-5)
+    code = encoder.encode(shortest)
+    torch.testing.assert_close(encoder.encode(together)[:1], code, rtol=1e-4, atol=1e-5)
+    codes = torch.cat([code, torch.randn(5, encoder.code)])
+    torch.testing.assert_close(
+        encoder.errors(codes, together)[:1], encoder.errors(code, shortest), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(encoder.drawn(codes)[0].sum(), encoder.drawn(code)[0].sum(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_cycle_through_the_words_has_a_gradient(made: tuple[Any, Tensor]) -> None:
-    tower, tokens = made
-    code = tower.encode(tokens[:6]).detach().requires_grad_()
-    returned = tower.encode(tower.drawn(code))
+    encoder, tokens = made
+    code = encoder.encode(tokens[:6]).detach().requires_grad_()
+    returned = encoder.encode(encoder.drawn(code))
     assert returned.shape == code.shape
     returned[:, 0].sum().backward()
     assert code.grad is not None
@@ -100,54 +102,54 @@ def test_a_cycle_through_the_words_has_a_gradient(made: tuple[Any, Tensor]) -> N
 
 
 def test_the_start_is_no_worse_than_the_frequencies(made: tuple[Any, Tensor]) -> None:
-    tower, tokens = made
+    encoder, tokens = made
     with torch.no_grad():
-        error = float(tower.errors(tower.encode(tokens), tokens).mean())
-    assert error == pytest.approx(1, abs=0.1) if tower_generates(tower) else error < 0.95
+        error = float(encoder.errors(encoder.encode(tokens), tokens).mean())
+    assert error == pytest.approx(1, abs=0.1) if encoder_generates(encoder) else error < 0.95
 
 
-def tower_generates(tower: Any) -> bool:
-    return bool(sys.modules[type(tower).__module__].GENERATES)
+def encoder_generates(encoder: Any) -> bool:
+    return bool(sys.modules[type(encoder).__module__].GENERATES)
 
 
 def test_hidden_tokens_are_unread_but_asked_for(made: tuple[Any, Tensor]) -> None:
-    tower, tokens = made
+    encoder, tokens = made
     hidden = tokens[:9].clone()
     hidden[:, 2:] *= -1
-    torch.testing.assert_close(tower.encode(hidden), tower.encode(tokens[:9, :2]), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(tower.encode(hidden), tower.encode(tokens[:9]))
-    code = torch.randn(9, tower.code)
-    assert torch.equal(tower.errors(code, hidden), tower.errors(code, tokens[:9]))
+    torch.testing.assert_close(encoder.encode(hidden), encoder.encode(tokens[:9, :2]), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(encoder.encode(hidden), encoder.encode(tokens[:9]))
+    code = torch.randn(9, encoder.code)
+    assert torch.equal(encoder.errors(code, hidden), encoder.errors(code, tokens[:9]))
 
 
 def test_training_draws_no_random_numbers(made: tuple[Any, Tensor]) -> None:
-    tower, tokens = made
+    encoder, tokens = made
     before = torch.random.get_rng_state()
-    code = tower.encode(tokens[:4])
-    tower.errors(code, tokens[:4]), tower.drawn(code)
+    code = encoder.encode(tokens[:4])
+    encoder.errors(code, tokens[:4]), encoder.drawn(code)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_empty_texts_have_codes_and_errors(made: tuple[Any, Tensor]) -> None:
-    tower, _ = made
+    encoder, _ = made
     empty = torch.tensor([[END, 0], [0, 0]])
-    code = tower.encode(empty)
+    code = encoder.encode(empty)
     assert code.isfinite().all()
-    assert tower.errors(code, empty).isfinite().all()
-    assert tower.errors(code[:0], empty[:0]).shape == (0,)
-    assert tower.encode(empty[:0]).shape == (0, tower.code)
+    assert encoder.errors(code, empty).isfinite().all()
+    assert encoder.errors(code[:0], empty[:0]).shape == (0,)
+    assert encoder.encode(empty[:0]).shape == (0, encoder.code)
 
 
 def test_weights_and_facts_are_all_a_checkpoint_needs(name: str, made: tuple[Any, Tensor]) -> None:
-    tower, tokens = made
-    folder = getattr(tower, "folder", "")
-    config = Config(tower=name, model=SMALL[name] | ({"folder": folder} if folder else {}), length=24)
+    encoder, tokens = made
+    folder = getattr(encoder, "folder", "")
+    config = Config(encoder=name, model=SMALL[name] | ({"folder": folder} if folder else {}), length=24)
     facts = json.dumps(modality.fit(NO_DATASET, index(), config))
     assert not folder or folder not in facts
-    again = modality.Tower(modality.portable(config), json.loads(facts)).tower
-    again.load_state_dict(tower.state_dict())
-    assert torch.equal(again.encode(tokens), tower.encode(tokens))
-    assert torch.equal(again.errors(tower.encode(tokens), tokens), tower.errors(tower.encode(tokens), tokens))
+    again = modality.Encoder(modality.portable(config), json.loads(facts)).encoder
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again.encode(tokens), encoder.encode(tokens))
+    assert torch.equal(again.errors(encoder.encode(tokens), tokens), encoder.errors(encoder.encode(tokens), tokens))
 
 
 # ------------------------------------------------------------------------------------------------------- bag
@@ -157,29 +159,31 @@ def test_the_frequencies_have_an_error_of_1() -> None:
     config = Config(length=24, model={"latent": 4})
     facts = modality.fit(NO_DATASET, index(), config)
     tokens = Values(NO_DATASET, index(), config, facts).load(np.arange(80))
-    tower = bag.Tower(bag.Config(latent=4), facts, len(facts["frequencies"]))  # not started: it says the frequencies
+    encoder = bag.Encoder(
+        bag.Config(latent=4), facts, len(facts["frequencies"])
+    )  # not started: it says the frequencies
     share = torch.tensor(facts["frequencies"]).log()
     nats = [float(-share[row[row > 0]].mean()) for row in tokens]
-    errors = tower.errors(torch.randn(80, 4), tokens).detach()
+    errors = encoder.errors(torch.randn(80, 4), tokens).detach()
     torch.testing.assert_close(errors, torch.tensor(nats) / facts["nats"])
     assert float(errors.mean()) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_bag_starts_as_latent_semantic_analysis() -> None:
-    tower, tokens = started("bag", {})
-    counts = np.stack([np.bincount(row, minlength=len(tower.weights)) for row in tokens.numpy()])
+    encoder, tokens = started("bag", {})
+    counts = np.stack([np.bincount(row, minlength=len(encoder.weights)) for row in tokens.numpy()])
     counts[:, 0] = 0
-    rows = np.log1p(counts) * tower.weights.numpy()
+    rows = np.log1p(counts) * encoder.weights.numpy()
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     codes = TruncatedSVD(10, algorithm="arpack").fit_transform(rows)  # of 16: those that are well apart
     with torch.no_grad():
-        mine = tower.encode(tokens).numpy()[:, :10]
+        mine = encoder.encode(tokens).numpy()[:, :10]
     np.testing.assert_allclose(np.abs(mine), np.abs(codes), atol=2e-3)
 
 
 def test_the_bag_draws_as_many_words_as_texts_have() -> None:
-    tower, tokens = started("bag", {})
-    drawn = tower.drawn(torch.randn(5, tower.code))
+    encoder, tokens = started("bag", {})
+    drawn = encoder.drawn(torch.randn(5, encoder.code))
     assert (drawn >= 0).all()
     torch.testing.assert_close(drawn.sum(1), torch.full((5,), float((tokens > 0).sum(1).double().mean())))
 
@@ -239,13 +243,13 @@ def test_greedy_search_takes_the_likeliest_token_each_time(seed: int) -> None:
 
 
 def test_what_is_drawn_is_read_like_the_same_tokens() -> None:
-    tower, tokens = started("transformer", {})
-    for parameter in tower.parameters():
+    encoder, tokens = started("transformer", {})
+    for parameter in encoder.parameters():
         nn.init.normal_(parameter, std=0.4)
-    code = tower.encode(tokens[:6])
-    drawn, found = tower.drawn(code), tower.decode(code)
+    code = encoder.encode(tokens[:6])
+    drawn, found = encoder.drawn(code), encoder.decode(code)
     assert torch.equal(drawn.detach().argmax(2) * (drawn.detach().sum(2) > 0), found)
-    torch.testing.assert_close(tower.encode(drawn), tower.encode(found), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder.encode(drawn), encoder.encode(found), rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradient_of_what_is_drawn_is_that_of_the_softmax() -> None:
@@ -259,19 +263,19 @@ def test_the_gradient_of_what_is_drawn_is_that_of_the_softmax() -> None:
 
 
 def test_a_transformer_learns_eight_texts_by_heart() -> None:
-    tower, tokens = started("transformer", {"width": 64, "layers": 1})
+    encoder, tokens = started("transformer", {"width": 64, "layers": 1})
     tokens = tokens[:8]
-    optimiser = torch.optim.AdamW(tower.parameters(), 5e-3)
+    optimiser = torch.optim.AdamW(encoder.parameters(), 5e-3)
     for _ in range(150):
         optimiser.zero_grad()
-        tower.errors(tower.encode(tokens), tokens).mean().backward()
-        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+        encoder.errors(encoder.encode(tokens), tokens).mean().backward()
+        nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimiser.step()
     expected = [[token for token in row if token] for row in tokens.tolist()]
     with torch.no_grad():
-        assert float(tower.errors(tower.encode(tokens), tokens).mean()) < 0.05
+        assert float(encoder.errors(encoder.encode(tokens), tokens).mean()) < 0.05
         for beams in (1, 3):
-            assert tower.generate(tower.encode(tokens), beams, 24) == expected
+            assert encoder.generate(encoder.encode(tokens), beams, 24) == expected
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
@@ -284,34 +288,34 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
 
 def test_codes_are_the_mean_of_what_transformers_computes(bert: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    tower, tokens = started("hub", {"folder": str(bert)})
+    encoder, tokens = started("hub", {"folder": str(bert)})
     reader = transformers.PreTrainedTokenizerFast(tokenizer_file=str(bert / "tokenizer.json"), pad_token="[PAD]")
     batch = reader(index()["text"].tolist(), padding=True, return_tensors="pt")
     with torch.no_grad():
         last = transformers.BertModel.from_pretrained(bert).eval()(**batch).last_hidden_state
         there = batch["attention_mask"][:, :, None]
-        torch.testing.assert_close(tower.encode(tokens), (last * there).sum(1) / there.sum(1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(encoder.encode(tokens), (last * there).sum(1) / there.sum(1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_frozen_encoder_stays_as_it_is(frozen: bool, bert: Path) -> None:
-    tower, tokens = started("hub", {"folder": str(bert), "frozen": frozen})
-    tower.errors(tower.encode(tokens), tokens).mean().backward()
-    given = [parameter.grad is not None for parameter in tower.encoder.parameters()]
+    encoder, tokens = started("hub", {"folder": str(bert), "frozen": frozen})
+    encoder.errors(encoder.encode(tokens), tokens).mean().backward()
+    given = [parameter.grad is not None for parameter in encoder.encoder.parameters()]
     assert not any(given) if frozen else sum(given) >= len(given) - 1  # the table of words may be read by soft words
-    assert tower.decoder.enter.weight.grad is not None
+    assert encoder.decoder.enter.weight.grad is not None
 
 
 def test_a_tokenizer_without_tokens_of_its_own_around_a_text(bert: Path, tmp_path: Path) -> None:
     folder = Path(copied(bert, tmp_path / "bare", ""))
     description = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps({**description, "post_processor": None}))
-    tower, tokens = started("hub", {"folder": str(folder)})
-    assert tower.before == tower.behind == []
+    encoder, tokens = started("hub", {"folder": str(folder)})
+    assert encoder.before == encoder.behind == []
     text = tokens[:1, : int((tokens[0] > END).sum())]
-    torch.testing.assert_close(tower.encode(tokens[:1]), tower.encode(text))
-    assert tower.encode(torch.tensor([[END], [0]])).isfinite().all()
-    assert tower.encode(tower.drawn(tower.encode(text))).isfinite().all()
+    torch.testing.assert_close(encoder.encode(tokens[:1]), encoder.encode(text))
+    assert encoder.encode(torch.tensor([[END], [0]])).isfinite().all()
+    assert encoder.encode(encoder.drawn(encoder.encode(text))).isfinite().all()
 
 
 def copied(bert: Path, to: Path, without: str) -> str:
@@ -341,9 +345,9 @@ def test_folders_that_do_not_serve(bert: Path, tmp_path: Path) -> None:
 
 
 def test_texts_longer_than_the_model_reads_are_refused(bert: Path) -> None:
-    config = Config(tower="hub", model={"folder": str(bert)}, length=40)
+    config = Config(encoder="hub", model={"folder": str(bert)}, length=40)
     with pytest.raises(UsageError, match="reads 40 tokens, not 41"):
-        modality.Tower(config, modality.fit(NO_DATASET, index(), config))
+        modality.Encoder(config, modality.fit(NO_DATASET, index(), config))
 
 
 def test_without_the_extra_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def learner(dataset: Path, **settings: Any) -> Alignment:
 
 
 def changed(dataset: Path, out: Path, change: Callable[[list[dict[str, Any]]], None]) -> Path:
-    """A copy of a data set whose index was changed by hand."""
+    """A copy of a dataset whose index was changed by hand."""
     shutil.copytree(dataset, out)
     table = pq.read_table(out / "index.parquet")
     samples = table.to_pylist()
@@ -375,7 +375,7 @@ def test_what_rests_without_pairs_is_said_and_what_needs_them_refused(paired_dat
     ("asked", "error"),
     [
         (("--objective", "contrastive", "--batch-size", 1), "batch of one"),
-        (("--objective", "cyclic", "--also", "DATASET"), "data set itself"),
+        (("--objective", "cyclic", "--also", "DATASET"), "dataset itself"),
         (("--paired-fraction", 0.5), "--paired-fraction is for joint"),
         (("--objective", "cyclic", "--set", "objectives={contrastive: true}"), "no weight that is a number"),
     ],
@@ -389,13 +389,13 @@ def test_what_would_be_of_no_use_is_refused(
     assert error in said.err
 
 
-def test_a_run_may_start_from_the_weights_of_another(paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_a_run_may_init_from_the_weights_of_another(paired_dataset: Path, cyclic: Cyclic) -> None:
     first = ("--set", "objectives={reconstruction: 1}")
     assert cyclic(*words(paired_dataset, "--epochs", 2, "--out", "first", *first, paired=0)).code == 0
-    still = ("--lr", 0, "--epochs", 1, "--out", "still", "--start-from", "first")
+    still = ("--lr", 0, "--epochs", 1, "--out", "still", "--init-from", "first")
     assert cyclic(*words(paired_dataset, *still, objective="contrastive")).code == 0
     assert weights(Path("first")) == weights(Path("still"))
-    wrong = cyclic(*words(paired_dataset, "--out", "wrong", "--start-from", "first", "--set", "embedding=8"))
+    wrong = cyclic(*words(paired_dataset, "--out", "wrong", "--init-from", "first", "--set", "embedding=8"))
     assert wrong.code == 1
     assert "other sizes" in wrong.err
 
@@ -413,7 +413,7 @@ def test_a_run_may_start_from_the_weights_of_another(paired_dataset: Path, cycli
         (["--set", "strategy=fsdp"], "ddp"),
         (["--set", "modalities={image: {}}"], "two modalities"),
         (["--set", "modalities={image: {}, sound: {}}"], "sound"),
-        (["--set", "modalities={image: {}, text: {tower: bags}}"], "bag"),
+        (["--set", "modalities={image: {}, text: {encoder: bags}}"], "bag"),
         (["--paired-fraction", 2], "paired_fraction"),
         (["--arch", "nothing"], "nothing"),
     ],
@@ -428,11 +428,11 @@ def test_what_cannot_be_is_refused_with_a_way_out(
 
 
 def test_settings_of_a_modality_are_set_by_their_path(paired_dataset: Path, cyclic: Cyclic) -> None:
-    paths = ("--set", "modalities.text.tower=transformer", "--set", "modalities.text.model.width=32")
+    paths = ("--set", "modalities.text.encoder=transformer", "--set", "modalities.text.model.width=32")
     assert cyclic(*words(paired_dataset, "--epochs", 1, "--out", "run", *paths)).code == 0
     config = read_checkpoint(Path("run/model.safetensors")).architecture["config"]["modalities"]
     assert set(config) == {"image", "text"}
-    assert config["text"]["tower"] == "transformer"
+    assert config["text"]["encoder"] == "transformer"
     assert config["text"]["model"] == {"width": 32}
     assert config["image"]["arch"] == "linear"
     assert "not a table" in cyclic(*words(paired_dataset, "--set", "embedding.width=8")).err
@@ -487,7 +487,7 @@ class Values:
     def varied(self, value, keys, seed, epoch):
         return value
 
-class Tower(nn.Module):
+class Encoder(nn.Module):
     fitted = False
     def __init__(self, config, facts):
         super().__init__()
@@ -539,8 +539,8 @@ def test_a_third_modality_joins_by_a_file(
     assert set(found["retrieval"]) == ways == set(found["consistency"])
     pools = {way: found["retrieval"][way]["strict"]["pool"] for way in ways}
     assert pools["image_to_tabular"] < pools["image_to_text"]  # some have an image and a report alone
-    assert set(found["reconstruction"]["share_of_constant"]) == {"image", "text", "tabular"}
-    assert set(found["probe"]["disc"]) == {"image", "text", "tabular"}
+    assert set(found["reconstruction"]["relative_error"]) == {"image", "text", "tabular"}
+    assert set(found["linear_probe"]["disc"]) == {"image", "text", "tabular"}
     exported = cyclic("export", "--model", "run", "--part", "all", "--dataset", "three", "--json")
     assert exported.code == 0, exported.err
     assert any("tabular" in part for part in exported.json["parts"])
@@ -564,7 +564,7 @@ def test_info_says_how_to_make_a_joint_model_again_and_spells_no_vocabulary(
     assert cyclic(*words(paired_dataset, "--epochs", 1, "--out", "run", *mixture)).code == 0
     said = cyclic("info", "run", "--json")
     assert "merges" not in said.out
-    command = said.json["checkpoint"]["again"].replace("DATASET", str(paired_dataset))
+    command = said.json["checkpoint"]["reproduce"].replace("DATASET", str(paired_dataset))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     again = ["bash", "-c", f"{command} --out again --quiet --json"]
     subprocess.run(again, check=True, env=os.environ | {"PATH": path}, capture_output=True, timeout=200)
@@ -581,23 +581,23 @@ def test_cycles_lead_through_the_other_modality_and_back(paired_dataset: Path) -
     needs = ["code_cycle", "latent_cycle", "half_latent_cycle", "data_cycle", "reconstruction", "translation"]
     outputs = model(values, samples, needs, {name: torch.ones(5) for name in values})
     for a, b in (("image", "text"), ("text", "image")):
-        towers, heads, expansions = model.towers, model.heads, model.expansions
-        code = towers[a].encode(values[a])
+        encoders, heads, expansions = model.encoders, model.heads, model.expansions
+        code = encoders[a].encode(values[a])
         shared, private = heads[a](code)[:, :8], heads[a](code)[:, 8:]
         shared = shared / shared.norm(dim=1, keepdim=True)
         there = expansions[b](torch.cat([shared, torch.zeros(5, 4)], 1))
         back = heads[b](there)[:, :8]
         code_back = expansions[a](torch.cat([back / back.norm(dim=1, keepdim=True), private], 1))
         torch.testing.assert_close(outputs["code_cycle"][a, b], (code_back - code).square().mean(1))
-        drawn = heads[b](towers[b].encode(towers[b].drawn(there)))[:, :8]
+        drawn = heads[b](encoders[b].encode(encoders[b].drawn(there)))[:, :8]
         drawn = drawn / drawn.norm(dim=1, keepdim=True)
         torch.testing.assert_close(outputs["latent_cycle"][a, b], drawn)
         torch.testing.assert_close(outputs["half_latent_cycle"][a, b], drawn)
         data_back = expansions[a](torch.cat([drawn, private], 1))
-        torch.testing.assert_close(outputs["data_cycle"][a, b], towers[a].errors(data_back, values[a]))
+        torch.testing.assert_close(outputs["data_cycle"][a, b], encoders[a].errors(data_back, values[a]))
         own = expansions[a](torch.cat([shared, private], 1))
-        torch.testing.assert_close(outputs["reconstruction"][a], towers[a].errors(own, values[a]))
-        torch.testing.assert_close(outputs["translation"][a, b], towers[b].errors(there, values[b]))
+        torch.testing.assert_close(outputs["reconstruction"][a], encoders[a].errors(own, values[a]))
+        torch.testing.assert_close(outputs["translation"][a, b], encoders[b].errors(there, values[b]))
     decoder = list(model.expansions["text"].parameters())
     for name, learns in (("latent_cycle", True), ("half_latent_cycle", False)):
         total = outputs[name]["image", "text"].sum()
@@ -605,15 +605,15 @@ def test_cycles_lead_through_the_other_modality_and_back(paired_dataset: Path) -
         assert any(gradient is not None for gradient in gradients) == learns
 
 
-@pytest.mark.parametrize(("tower", "fitted"), [("bag", True), ("transformer", False)])
+@pytest.mark.parametrize(("encoder", "fitted"), [("bag", True), ("transformer", False)])
 def test_values_alone_move_only_what_stands_behind_a_fitted_encoder(
-    tower: str, fitted: bool, paired_dataset: Path
+    encoder: str, fitted: bool, paired_dataset: Path
 ) -> None:
     one = learner(
         paired_dataset,
         paired_fraction=0.0,
         objectives={"walk": 1.0},
-        modalities={"image": {}, "text": {"tower": tower}},
+        modalities={"image": {}, "text": {"encoder": encoder}},
     )
     one.initialise(lambda *_: None)
     model, chosen = one.module, one.chosen(0)
@@ -623,7 +623,7 @@ def test_values_alone_move_only_what_stands_behind_a_fitted_encoder(
     one.objectives["walk"].loss(outputs, {"sample": samples}).backward()
     moved = {
         name: any(part.grad is not None and bool(part.grad.any()) for part in of.parameters())
-        for name, of in (("image", model.towers["image"]), ("text", model.towers["text"]), ("heads", model.heads))
+        for name, of in (("image", model.encoders["image"]), ("text", model.encoders["text"]), ("heads", model.heads))
     }
     assert moved == {"image": False, "text": not fitted, "heads": True}
     rates = {group["share"] for group in one.parameter_groups() if group["params"]}

@@ -124,12 +124,12 @@ RECIPES = {
 @pytest.mark.parametrize(
     "recipe", ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vae", "conv"))]
 )
-def test_info_prints_the_command_that_makes_a_model_again_bit_for_bit(
+def test_info_prints_the_command_that_reproduces_a_model_bit_for_bit(
     recipe: str, tiny_dataset: Path, cyclic: Cyclic
 ) -> None:
     assert cyclic("train", tiny_dataset, *RECIPES[recipe], "--epochs", 2, "--out", "run").code == 0
-    command = json.loads(cyclic("info", "run", "--json").out)["checkpoint"]["again"]
-    assert json.loads(cyclic("info", "run/model.safetensors", "--json").out)["again"] == command
+    command = json.loads(cyclic("info", "run", "--json").out)["checkpoint"]["reproduce"]
+    assert json.loads(cyclic("info", "run/model.safetensors", "--json").out)["reproduce"] == command
     assert command in " ".join(cyclic("info", "run").out.split())
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     again = f"{command.replace('DATASET', str(tiny_dataset))} --out again --quiet --json"

@@ -317,7 +317,7 @@ def test_an_unfinished_data_set_is_not_passed_over_for_the_demo(cyclic: Cyclic) 
     Path("dataset/.unfinished").mkdir(parents=True)
     ran = cyclic("train")
     assert ran.code == 1
-    assert "no finished data set" in ran.err
+    assert "no finished dataset" in ran.err
 
 
 def test_a_finished_run_is_summed_up_again_and_an_existing_one_refused(tiny_dataset: Path, cyclic: Cyclic) -> None:

@@ -1,6 +1,6 @@
 """What of a DICOM header may be kept (an allow-list, of it only defined terms), and whom the header names.
 
-Whom it names is read from every text of the data set, at any depth, private attributes and file meta information
+Whom it names is read from every text of the dataset, at any depth, private attributes and file meta information
 included. Values of attributes that are about persons, their numbers, addresses and dates are `names`, every other text
 is a remark: somebody may have typed a name into it. Numbers that measure something, UIDs and pixels are neither.
 """
@@ -107,7 +107,7 @@ def facts_of(header: Dataset, shape: tuple[int, ...]) -> Facts:
     """What may be kept of a header. A number that is none for what it should measure, and so might be anybody's, is 0.
 
     Args:
-        header: The data set.
+        header: The dataset.
         shape: Rows and columns.
     """
     spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
@@ -213,7 +213,7 @@ def _dictionary_vr(tag: BaseTag) -> str:
 
 
 def _encodings(data: Dataset, otherwise: list[str]) -> list[str]:
-    """Specific Character Set (0008,0005) of a data set or item, as Python's encodings."""
+    """Specific Character Set (0008,0005) of a dataset or item, as Python's encodings."""
     try:
         value = data.get(0x00080005)
         return convert_encodings(value.value) if value is not None and value.value else otherwise

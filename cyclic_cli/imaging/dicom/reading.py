@@ -91,7 +91,7 @@ NOT_IMAGE_FAMILIES = {
 
 
 def looks_like_dicom(head: bytes) -> bool:
-    """Whether a file's first 132 bytes are DICOM: marked after a preamble, or a data set that starts without one."""
+    """Whether a file's first 132 bytes are DICOM: marked after a preamble, or a dataset that starts without one."""
     if head[128:132] == b"DICM":
         return True
     little = head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00"
