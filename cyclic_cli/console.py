@@ -113,7 +113,7 @@ def _rounded(name: str, value: Any) -> str:
 
 
 @contextmanager
-def talk(quiet: bool) -> Iterator[Report]:
+def reporting(quiet: bool) -> Iterator[Report]:
     """A report that shows events as they come."""
     if quiet:
         yield lambda event: say(event.text, "yellow") if isinstance(event, Note) and event.warning else None

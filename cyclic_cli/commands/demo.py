@@ -29,7 +29,7 @@ def demo(
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CyclicError(f"{out} exists and is not empty.", "Name another --out.")
-    with console.talk(quiet) as report:
+    with console.reporting(quiet) as report:
         summary = phantom.write_demo(
             out, count, seed, full_size, workers or settings.available_cpus(),
             lambda done, total: report(Progress(done, total, "phantoms")),

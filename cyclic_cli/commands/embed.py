@@ -89,7 +89,7 @@ def embed(
         raise UsageError("torchrun gives its processes no stdin of their own.", "Name files, or start it with srun.")
     if already_deidentified and salt_file is not None:
         raise UsageError("--already-deidentified uses no secret, but --salt-file gives one.", "Leave one of them out.")
-    with console.talk(quiet) as report:
+    with console.reporting(quiet) as report:
         from cyclic_cli.inference import embed as task
         from cyclic_cli.inference.reconstruct import load_model
         from cyclic_cli.storage.dataset import is_dataset

@@ -40,7 +40,7 @@ def evaluate(
 ) -> None:
     """Measure a model on samples it was not trained on: errors, retrieval, probes, zero-shot, written texts."""
     registry.check(device, ("auto", "cpu", "cuda"), "device")
-    with console.talk(quiet) as report:
+    with console.reporting(quiet) as report:
         from cyclic_cli.evaluation import task
         from cyclic_cli.inference.reconstruct import load_checkpoint
 

@@ -42,7 +42,7 @@ def export(
     from cyclic_cli import registry
 
     registry.check(to, ("onnx",), "form")
-    with console.talk(quiet) as report:
+    with console.reporting(quiet) as report:
         from cyclic_cli.export import task
         from cyclic_cli.inference.reconstruct import load_checkpoint
 

@@ -158,7 +158,7 @@ def prepare(
         workers=workers or settings.available_cpus(), cluster=cluster or "", merge=merge, update=update,
         part=task.parse_part(part) if part else None, time_limit=time_limit,
     )  # fmt: skip
-    with console.talk(quiet) as report:
+    with console.reporting(quiet) as report:
         summary = task.prepare(paths_of(sources, null), out, config, reports, salt_file, work, report)
     if isinstance(summary, task.PartSummary):
         show(f"Part {summary.part}", asdict(summary), json)

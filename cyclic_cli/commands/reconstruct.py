@@ -77,7 +77,7 @@ def reconstruct(
     if (text or to == "text") and (sheet or form != "png"):
         raise UsageError("--sheet and --format are for reconstructions of scans as images.", "Leave them out.")
     summary = inference.ReconstructSummary()
-    with console.talk(quiet) as report:
+    with console.reporting(quiet) as report:
         if text or to == "text":
             from cyclic_cli.inference import translate
 

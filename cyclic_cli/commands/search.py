@@ -62,7 +62,7 @@ def search(
         raise UsageError(f"{page} is no name of a page.", "Let it end in .html.")
     if page and page.exists() and not overwrite:
         raise CyclicError(f"{page} exists.", "Add --overwrite, or name another --page.")
-    with console.talk(quiet) as report:
+    with console.reporting(quiet) as report:
         from cyclic_cli.inference.reconstruct import load_model
         from cyclic_cli.search import task
         from cyclic_cli.storage.embeddings import EmbeddingFile

@@ -105,7 +105,7 @@ def train(
     run_settings = settings.train_settings(values)
     registry.check_file("models", run_settings.arch, "architecture")
     registry.check(resume, ("never", "auto", "must"), "choice of --resume")
-    with console.talk(quiet or not settings.is_main_process()) as report:
+    with console.reporting(quiet or not settings.is_main_process()) as report:
         from cyclic_cli.training import task
 
         found = find_dataset(dataset, report)

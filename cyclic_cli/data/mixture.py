@@ -21,7 +21,7 @@ from cyclic_cli.errors import CyclicError
 from cyclic_cli.privacy.keys import paired_place
 from cyclic_cli.storage.dataset import StoredDataset
 
-ALONE = -1  # in place of the number of a sample: what has no partner, or is not to know it
+UNPAIRED = -1  # in place of the number of a sample: what has no partner, or is not to know it
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Pool:
     """All values of one modality that a run may draw, of one dataset or several."""
 
     def __init__(self, parts: Sequence[Any], names: np.ndarray) -> None:
-        """`parts` are `Values`, see `modalities`; `names` (N,) are the keys of the samples they are of."""
+        """`parts` are `Samples`, see `modalities`; `names` (N,) are the keys of the samples they are of."""
         self.parts, self.names = list(parts), names
         self.ends = np.cumsum([len(part) for part in parts])
         self.keys = np.concatenate([part.keys for part in parts])  # (N,) uint64
@@ -97,18 +97,18 @@ class Chosen:
     """The values of a batch: by modality their numbers in the pool and the numbers of their samples, both (M,)."""
 
     numbers: dict[str, np.ndarray]
-    samples: dict[str, np.ndarray]  # ALONE where nothing else of the sample is in the batch
+    samples: dict[str, np.ndarray]  # UNPAIRED where nothing else of the sample is in the batch
 
     def __len__(self) -> int:
         return max(len(numbers) for numbers in self.numbers.values())
 
     def part(self, ranks: Ranks) -> "Chosen":
         """One process's part: the values of a sample stay together."""
-        together = np.unique(np.concatenate([of[of != ALONE] for of in self.samples.values()]))
+        together = np.unique(np.concatenate([of[of != UNPAIRED] for of in self.samples.values()]))
         mine = ranks.part(together)
         numbers, samples = {}, {}
         for name, of in self.samples.items():
-            alone = ranks.part(np.flatnonzero(of == ALONE))
+            alone = ranks.part(np.flatnonzero(of == UNPAIRED))
             places = np.concatenate([np.flatnonzero(np.isin(of, mine)), alone])
             numbers[name], samples[name] = self.numbers[name][places], of[places]
         return Chosen(numbers, samples)
@@ -121,11 +121,11 @@ class Mixture:
         """
         Args:
             pools: By modality.
-            rows: By modality (S,), for each sample the number of its value in the pool, ALONE where it lacks it.
+            rows: By modality (S,), for each sample the number of its value in the pool, UNPAIRED where it lacks it.
             paired: (S,) bool, whether the modalities of a sample may be known to belong together.
         """
         self.pools = dict(pools)
-        several = np.sum([numbers != ALONE for numbers in rows.values()], axis=0) > 1
+        several = np.sum([numbers != UNPAIRED for numbers in rows.values()], axis=0) > 1
         self.paired = np.flatnonzero(paired & several)  # (P,) samples
         self.rows = {name: numbers[self.paired] for name, numbers in rows.items()}  # (P,) by modality
         self.alone: dict[str, np.ndarray] = {}
@@ -161,10 +161,10 @@ class Mixture:
         together = _drawn(len(self.paired), paired, step, seed, "paired")
         numbers, samples = {}, {}
         for name, pool in self.rows.items():
-            there = together[pool[together] != ALONE]
+            there = together[pool[together] != UNPAIRED]
             others = self.alone[name][_drawn(len(self.alone[name]), alone[name], step, seed, name)]
             numbers[name] = np.concatenate([pool[there], others])
-            samples[name] = np.concatenate([self.paired[there], np.full(len(others), ALONE)])
+            samples[name] = np.concatenate([self.paired[there], np.full(len(others), UNPAIRED)])
         return Chosen(numbers, samples)
 
 
@@ -182,12 +182,12 @@ def read_index(dataset: StoredDataset, modalities: Sequence[Modality], split: st
     return dataset.rows(columns, split, fraction)
 
 
-def present_values(dataset: StoredDataset, modality: Modality, index: Any, facts: Any) -> tuple[Any, np.ndarray]:
-    """The `Values` of the samples of an index that have a modality, and for each sample their number or ALONE (S,)."""
+def present_samples(dataset: StoredDataset, modality: Modality, index: Any, facts: Any) -> tuple[Any, np.ndarray]:
+    """The `Samples` of an index that have a modality, and for each row (S,) their number or UNPAIRED."""
     there = np.asarray(modality.file.present(index), bool)
-    numbers = np.where(there, np.cumsum(there) - 1, ALONE)
+    numbers = np.where(there, np.cumsum(there) - 1, UNPAIRED)
     chosen = {name: column[there] for name, column in index.items()}
-    return modality.file.Values(dataset, chosen, modality.config, facts), numbers
+    return modality.file.Samples(dataset, chosen, modality.config, facts), numbers
 
 
 @dataclass(frozen=True)
@@ -231,14 +231,14 @@ def make_mixture(
             decides.
     """
     found = {
-        one.name: [present_values(source.dataset, one, source.index, facts[one.name]) for source in sources]
+        one.name: [present_samples(source.dataset, one, source.index, facts[one.name]) for source in sources]
         for one in modalities
     }
     pools = {
         name: Pool(
             [values for values, _ in some],
             np.concatenate([
-                source.index["sample"][numbers != ALONE] for source, (_, numbers) in zip(sources, some, strict=True)
+                source.index["sample"][numbers != UNPAIRED] for source, (_, numbers) in zip(sources, some, strict=True)
             ]),
         )
         for name, some in found.items()

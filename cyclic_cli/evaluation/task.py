@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cyclic_cli import registry
-from cyclic_cli.data.mixture import ALONE, may_be_paired, modalities_of, present_values
+from cyclic_cli.data.mixture import UNPAIRED, may_be_paired, modalities_of, present_samples
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.evaluation import baselines as closed_form
 from cyclic_cli.events import Note, Progress, Report, silent
@@ -70,13 +70,13 @@ class Part:
 
     index: dict[str, np.ndarray]  # columns (S,)
     labels: dict[str, np.ndarray]  # (S,) by column
-    numbers: dict[str, np.ndarray]  # by modality (S,), the sample's value in `values`, or ALONE
+    numbers: dict[str, np.ndarray]  # by modality (S,), the sample's value in `values`, or UNPAIRED
     values: dict[str, Any]
     embeddings: dict[str, np.ndarray]  # by modality (N, D) of unit norm
 
     def both(self, a: str, b: str) -> np.ndarray:
         """The samples (P,) that have two modalities."""
-        return np.flatnonzero((self.numbers[a] != ALONE) & (self.numbers[b] != ALONE))
+        return np.flatnonzero((self.numbers[a] != UNPAIRED) & (self.numbers[b] != UNPAIRED))
 
     def of(self, name: str, samples: np.ndarray) -> np.ndarray:
         """The embeddings of a modality of samples that have it."""
@@ -171,7 +171,7 @@ def _read(stored: StoredDataset, model: TorchModel, split: str, fraction: float,
     labels = {name: index[name] for name in stored.facts.labels}
     values, numbers, embeddings = {}, {}, {}
     for one in modalities:
-        values[one.name], numbers[one.name] = present_values(stored, one, index, facts[one.name])
+        values[one.name], numbers[one.name] = present_samples(stored, one, index, facts[one.name])
         embeddings[one.name] = _embedded(model, one.name, values[one.name], report)
     return Part(index, labels, numbers, values, embeddings)
 
@@ -217,7 +217,7 @@ def _reconstruction(model: TorchModel, part: Part, stored: StoredDataset, report
 
 
 def _image_errors(model: TorchModel, part: Part, stored: StoredDataset, report: Report) -> dict[str, float | None]:
-    values, there = part.values["image"], np.flatnonzero(part.numbers["image"] != ALONE)
+    values, there = part.values["image"], np.flatnonzero(part.numbers["image"] != UNPAIRED)
     figures: dict[str, list[float]] = {"mse": [], "psnr": [], "ssim": []}
     for first in range(0, len(there), BATCH):
         chosen = np.arange(first, min(first + BATCH, len(there)))
@@ -284,7 +284,7 @@ def _neighbours(part: Part, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What `neighbours.compare` finds of images; reports are compared by their embeddings, else by their words."""
     if "image" not in part.values:
         return {}
-    there = np.flatnonzero(part.numbers["image"] != ALONE)[:COMPARED]
+    there = np.flatnonzero(part.numbers["image"] != UNPAIRED)[:COMPARED]
     told = part.index["has_text"][there].astype(bool)
     reports = None
     if told.any() and "text" in part.values:
@@ -306,7 +306,7 @@ def _probes(train: Part, part: Part) -> dict[str, Any]:
     for label in part.labels.keys() & train.labels.keys():
         column = part.labels[label]
         for name in part.embeddings:
-            known, asked = (np.flatnonzero(some.numbers[name] != ALONE) for some in (train, part))
+            known, asked = (np.flatnonzero(some.numbers[name] != UNPAIRED) for some in (train, part))
             learned = train.of(name, known), train.labels[label][known]
             tested = part.of(name, asked), column[asked]
             if not len(known) or not len(asked):
@@ -335,7 +335,7 @@ def _zero_shot(model: TorchModel, part: Part, wordings: Mapping[str, Mapping[str
     """AUROC of each label that has prompts, from the similarity of images to them."""
     found: dict[str, Any] = {}
     for label, kinds in wordings.items():
-        there = np.flatnonzero(part.numbers["image"] != ALONE)
+        there = np.flatnonzero(part.numbers["image"] != UNPAIRED)
         positive, negative = (model.embed("text", model.texts(kinds[kind])) for kind in ("positive", "negative"))
         scores = probes.zero_shot(part.of("image", there), positive, negative)
         score = probes.auroc(part.labels[label][there], scores, part.index["patient"][there])

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclic_cli import registry
-from cyclic_cli.data.mixture import modalities_of, present_values, read_index
+from cyclic_cli.data.mixture import modalities_of, present_samples, read_index
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.export.quantisation import Quantiser, halved
@@ -238,7 +238,7 @@ def _stored_examples(model: TorchModel, dataset: StoredDataset, split: str) -> V
     index = read_index(dataset, modalities, split)
     found = {}
     for one in modalities:
-        values, _ = present_values(dataset, one, index, facts[one.name])
+        values, _ = present_samples(dataset, one, index, facts[one.name])
         if len(values):
             found[one.name] = model.placed(values.load(np.arange(min(len(values), POOL))))
     return found

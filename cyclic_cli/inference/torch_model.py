@@ -104,7 +104,7 @@ class TorchModel:
         return self.placed(torch.from_numpy(padded(tokens, encoder.limit)))
 
     def embed(self, name: str, value: Tensor) -> np.ndarray:
-        """Embeddings (N, D) float32 of unit norm of values of a modality, as its `Values` load them.
+        """Embeddings (N, D) float32 of unit norm of values of a modality, as its `Samples` load them.
 
         Of an autoencoder it is the code, a spatial one averaged over a grid of 4×4 cells.
         """

@@ -13,9 +13,9 @@ of them. A modality file has
     def portable(config)        optional: the settings without those that name a place on this machine
     INPUTS                      optional: names of what an exported encoder takes, and by name its sides of any length,
                                 as {"input": {0: "batch"}}; without it the one input is called as the modality
-    def inputs_of(value)        with INPUTS: their tensors, of a value of `Values.load`; and back again
+    def inputs_of(value)        with INPUTS: their tensors, of a value of `Samples.load`; and back again
     def value_of(*inputs)
-    class Values                the values of some samples of a dataset:
+    class Samples                the values of some samples of a dataset:
         __init__(dataset, index, config, facts)     `index` holds the COLUMNS, and `sample` and `patient`, of these
         __len__()
         keys                    (N,) uint64, which the random numbers of a value are drawn from
@@ -26,7 +26,7 @@ of them. A modality file has
         fitted                  whether its encoder starts from all values in closed form: then it learns from pairs
                                 alone (see `joint`)
         initialise(values)      the start from the data, from one pass over batches of values in random order
-        encode(value)           codes (N, code) of a value of `Values.load`, or of one that `drawn` gave
+        encode(value)           codes (N, code) of a value of `Samples.load`, or of one that `drawn` gave
         decode(code)            a prediction of values
         errors(code, value)     (N,): how far the prediction is from each value; 1 is the error of the best constant
         drawn(code)             values as the decoder would write them, for a cycle to encode again; the gradient

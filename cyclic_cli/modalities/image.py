@@ -38,7 +38,7 @@ def fit(dataset: StoredDataset, index: Mapping[str, np.ndarray], config: Config)
     return {"image_shape": list(dataset.image_shape)}
 
 
-class Values:
+class Samples:
     """Images (N, C, H, W) float32 in [0, 1], from the memory map."""
 
     def __init__(

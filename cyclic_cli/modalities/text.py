@@ -99,7 +99,7 @@ def _statistics(encoded: list[np.ndarray], patients: list[str], size: int) -> di
     }
 
 
-class Values:
+class Samples:
     """Texts as tokens (N, L) int64, 0 behind their end; each text that several samples have is held once."""
 
     def __init__(

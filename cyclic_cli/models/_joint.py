@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cyclic_cli.data.mixture import ALONE, Modality, Pool
+from cyclic_cli.data.mixture import UNPAIRED, Modality, Pool
 from cyclic_cli.errors import CyclicError
 
 OUTPUTS = (
@@ -35,8 +35,8 @@ TEMPERATURE = 0.07  # of the contrast at the start, as in CLIP
 SCALE_LIMIT = math.log(100)  # of the logarithm of its inverse
 SIGMOID_BIAS = -10.0  # at the start, as in SigLIP
 PRIVATE_DROPOUT = 0.5  # share of values whose private part a reconstruction does without
-START_BATCH = 64
-START_VALUES = 10_000  # of each modality, at most, that its encoder is started from
+INITIALISATION_BATCH = 64
+INITIALISATION_SAMPLES = 10_000  # of each modality, at most, that its encoder is started from
 
 Outputs = dict[str, Any]  # of OUTPUTS: tensors by modality, or by (from, to)
 
@@ -69,8 +69,8 @@ class JointModel(nn.Module):
         """Start every encoder from the training values; `tick` gets a modality, its values seen and those to see."""
 
         def values(name: str) -> Iterator[Tensor]:
-            done, total = 0, min(len(pools[name]), START_VALUES)
-            for batch in pools[name].shuffled(seed, START_BATCH, START_VALUES):
+            done, total = 0, min(len(pools[name]), INITIALISATION_SAMPLES)
+            for batch in pools[name].shuffled(seed, INITIALISATION_BATCH, INITIALISATION_SAMPLES):
                 tick(name, done, total)
                 yield batch
                 done += len(batch)
@@ -111,12 +111,12 @@ class JointModel(nn.Module):
 
         Args:
             values: By modality, (N, ...); without a modality that no value of the batch has.
-            samples: By modality (N,): equal numbers belong together, ALONE to none.
+            samples: By modality (N,): equal numbers belong together, UNPAIRED to none.
             needs: Of OUTPUTS.
             keep: By modality (N,) in [0, 1), random: those from `PRIVATE_DROPOUT` on keep their private part in a
                 reconstruction; those nearest to it are decoded, a `decoded_share` of all.
         """
-        codes = {name: self._codes(name, value, samples[name] == ALONE) for name, value in values.items()}
+        codes = {name: self._codes(name, value, samples[name] == UNPAIRED) for name, value in values.items()}
         batch = _Batch(self, values, samples, codes, keep)
         outputs: Outputs = {"embedding": {name: shared for name, (shared, _) in batch.parts.items()}}
         for need in needs:
@@ -256,7 +256,7 @@ class Reconstructing(nn.Module):
 
 def linked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The places (P,) in two lists of sample numbers (N,), (M,) whose samples are the same and may know it."""
-    same = (a[:, None] == b[None, :]) & (a != ALONE)[:, None]
+    same = (a[:, None] == b[None, :]) & (a != UNPAIRED)[:, None]
     of_a, of_b = same.nonzero(as_tuple=True)
     return of_a, of_b
 

@@ -14,7 +14,7 @@ which returns a scalar; keywords with defaults are its settings. Of an autoencod
 `batch["image"]` (N, C, H, W), in [0, 1], is what it was shown. Of a joint model, `outputs` are those of
 `joint.OUTPUTS`, by modality or by (from, to), and `batch` tells what belongs together:
 
-    batch["sample"]    by modality (N,): equal numbers are one sample, `mixing.ALONE` knows no partner
+    batch["sample"]    by modality (N,): equal numbers are one sample, `mixing.UNPAIRED` knows no partner
     batch["content"]   by modality (N,): equal numbers are equal values, such as a report that others repeat
     batch["step"]      the step's number, to draw random numbers from
 

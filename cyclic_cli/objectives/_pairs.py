@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cyclic_cli.data.mixture import ALONE
+from cyclic_cli.data.mixture import UNPAIRED
 from cyclic_cli.models._joint import linked
 
 
@@ -33,10 +33,10 @@ def pairs(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Iterator[Pair
             yield Pairs(embeddings[a][of_a].float(), embeddings[b][of_b].float(), *same)
 
 
-def alone(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+def unpaired(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """The embeddings (N, D) and (M, D) of the values alone of each two modalities of a batch that have two or more."""
     without = {
-        name: embedding[batch["sample"][name] == ALONE].float() for name, embedding in outputs["embedding"].items()
+        name: embedding[batch["sample"][name] == UNPAIRED].float() for name, embedding in outputs["embedding"].items()
     }
     for a, b in combinations(without, 2):
         if min(len(without[a]), len(without[b])) > 1:

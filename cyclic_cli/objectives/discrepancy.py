@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cyclic_cli.objectives._pairs import alone, mean
+from cyclic_cli.objectives._pairs import mean, unpaired
 
 NEEDS = ("embedding",)
 PER_SAMPLE = False
@@ -29,4 +29,4 @@ def loss(outputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:
         cosines = x @ y.T
         return torch.stack([(width * (cosines - 1)).exp().mean() for width in WIDTHS]).mean()
 
-    return mean([kernel(a, a) + kernel(b, b) - 2 * kernel(a, b) for a, b in alone(outputs, batch)], outputs)
+    return mean([kernel(a, a) + kernel(b, b) - 2 * kernel(a, b) for a, b in unpaired(outputs, batch)], outputs)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cyclic_cli.objectives._pairs import alone, mean
+from cyclic_cli.objectives._pairs import mean, unpaired
 
 NEEDS = ("embedding",)
 PER_SAMPLE = False
@@ -33,5 +33,5 @@ def loss(outputs: dict[str, Any], batch: dict[str, Any], *, sharpness: float = 1
         neighbours = functional.normalize((sharpness * a @ b.T).softmax(1) @ b, dim=1)
         return functional.cross_entropy(sharpness * neighbours @ a.T, torch.arange(len(a), device=a.device))
 
-    ways = [of(*way) for a, b in alone(outputs, batch) for way in ((a, b), (b, a))]
+    ways = [of(*way) for a, b in unpaired(outputs, batch) for way in ((a, b), (b, a))]
     return mean(ways, outputs)

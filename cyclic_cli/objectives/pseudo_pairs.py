@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cyclic_cli.data.mixture import ALONE
+from cyclic_cli.data.mixture import UNPAIRED
 from cyclic_cli.models._joint import linked
 from cyclic_cli.objectives._pairs import mean
 
@@ -32,7 +32,7 @@ def loss(outputs: dict[str, Any], batch: dict[str, Any], *, sharpness: float = 1
     losses = []
     for a, b in permutations(embeddings, 2):
         of_a, of_b = linked(samples[a], samples[b])
-        without = embeddings[a][samples[a] == ALONE].float()
+        without = embeddings[a][samples[a] == UNPAIRED].float()
         if len(of_a) and len(without):
             shares = (sharpness * without.detach() @ embeddings[a][of_a].detach().float().T).softmax(1)
             likely = (outputs["scale"].float() * without @ embeddings[b][of_b].float().T).log_softmax(1)

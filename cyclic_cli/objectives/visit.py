@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cyclic_cli.objectives._pairs import alone, mean
+from cyclic_cli.objectives._pairs import mean, unpaired
 
 NEEDS = ("embedding",)
 PER_SAMPLE = False
@@ -30,4 +30,4 @@ def loss(outputs: dict[str, Any], batch: dict[str, Any], *, sharpness: float = 1
         visits = (sharpness * a @ b.T).softmax(1).mean(0) * len(b)  # (M,): 1 where all are visited alike
         return -(visits + SMALLEST).log().mean()
 
-    return mean([of(*way) for a, b in alone(outputs, batch) for way in ((a, b), (b, a))], outputs)
+    return mean([of(*way) for a, b in unpaired(outputs, batch) for way in ((a, b), (b, a))], outputs)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cyclic_cli.objectives._pairs import alone, mean
+from cyclic_cli.objectives._pairs import mean, unpaired
 
 NEEDS = ("embedding",)
 PER_SAMPLE = False
@@ -34,4 +34,4 @@ def loss(outputs: dict[str, Any], batch: dict[str, Any], *, sharpness: float = 1
         goal = (likeness * a.detach() @ a.detach().T).softmax(1)
         return (goal * ((goal + SMALLEST).log() - ends)).sum(1).mean()
 
-    return mean([of(*way) for a, b in alone(outputs, batch) for way in ((a, b), (b, a))], outputs)
+    return mean([of(*way) for a, b in unpaired(outputs, batch) for way in ((a, b), (b, a))], outputs)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cyclic_cli.objectives._pairs import alone, mean
+from cyclic_cli.objectives._pairs import mean, unpaired
 
 NEEDS = ("embedding",)
 PER_SAMPLE = False
@@ -35,4 +35,4 @@ def loss(outputs: dict[str, Any], batch: dict[str, Any], *, directions: int = 64
         gaps = (a @ along).sort(0).values[at_a] - (b @ along).sort(0).values[at_b]
         return (widths.to(a)[:, None] * gaps.square()).sum(0).mean()
 
-    return mean([of(a, b) for a, b in alone(outputs, batch)], outputs)
+    return mean([of(a, b) for a, b in unpaired(outputs, batch)], outputs)

@@ -55,7 +55,7 @@ CREATE INDEX reports_digest ON reports (digest);
 """
 
 
-class Offer:
+class Inventory:
     """The inputs and reports of one call of `cyclic prepare`, and of the dataset that it updates.
 
     Args:

@@ -29,7 +29,7 @@ from cyclic_cli.prepare.inventory import (
     RELATIVE,
     STEM,
     STRUCTURED,
-    Offer,
+    Inventory,
 )
 from cyclic_cli.prepare.near_duplicates import near_duplicates
 from cyclic_cli.prepare.tables import Report, merge
@@ -57,21 +57,21 @@ CREATE TABLE samples ({", ".join(f'"{name}"' for name in INDEX_COLUMNS)}, place,
 """
 
 
-class Join:
+class Pairing:
     """Brings images and reports together; `run` fills the tables that the other methods read.
 
     Args:
         offer: Inputs, their frames and reports; labels are added to no more.
     """
 
-    def __init__(self, offer: Offer) -> None:
+    def __init__(self, offer: Inventory) -> None:
         self.offer, self.db, self.keyer, self.config = offer, offer.db, offer.keyer, offer.config
         self.text_labels: set[str] = set()  # that hold words, not numbers
         self.split_given = False
         self._counts: Counter[str] = Counter()  # of what is worth a warning
         self._near_pairs: list[tuple[int, int, int]] | None = None
 
-    def run(self) -> "Join":
+    def run(self) -> "Pairing":
         self.db.executescript(_SCHEMA)
         self._match()
         self._own()

@@ -26,8 +26,8 @@ from typing import Any
 from cyclic_cli.config import PrepareConfig, as_plain, cache_folder, local_processes
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
-from cyclic_cli.prepare.inventory import Offer
-from cyclic_cli.prepare.pairing import Join
+from cyclic_cli.prepare.inventory import Inventory
+from cyclic_cli.prepare.pairing import Pairing
 from cyclic_cli.prepare.shards import DECODERS, ShardJob, write_shard
 from cyclic_cli.privacy.keys import SPLITS, Keyer, find_secret
 from cyclic_cli.storage import lease
@@ -116,7 +116,7 @@ def prepare(
         raise UsageError("--part writes a part, --merge joins all of them.", "Say one at a time.")
     keyer = Keyer(b"" if config.already_deidentified else find_secret(salt_file))
     known = _to_update(out, config, keyer) if work.update else None
-    offer = Offer(sources, tables, out, config, keyer, known)
+    offer = Inventory(sources, tables, out, config, keyer, known)
     for note in offer.notes:
         report(note)
     request = offer.request()
@@ -219,7 +219,7 @@ class _Shards:
     """The shards of the new inputs. A shard's length depends on the number of the inputs alone."""
 
     def __init__(
-        self, draft: DatasetDraft, offer: Offer, config: PrepareConfig, keyer: Keyer, work: Work, first: int
+        self, draft: DatasetDraft, offer: Inventory, config: PrepareConfig, keyer: Keyer, work: Work, first: int
     ) -> None:
         self.draft, self.offer, self.config, self.keyer, self.work = draft, offer, config, keyer, work
         self.length = min(4096, max(64, -(-offer.new // 256)))
@@ -303,11 +303,11 @@ class _Counter:
 
 
 def _join(
-    draft: DatasetDraft, offer: Offer, shards: _Shards, request: dict[str, Any], start: float, report: Report
+    draft: DatasetDraft, offer: Inventory, shards: _Shards, request: dict[str, Any], start: float, report: Report
 ) -> PrepareSummary:
     report(Note("joining images and reports"))
     offer.add_frames(shards.rows())
-    joined = Join(offer).run()
+    joined = Pairing(offer).run()
     counts = joined.counts()
     if not counts["samples"]:
         draft.discard(shards.numbers)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cyclic_cli import registry
 from cyclic_cli.config import JOINT_RECIPE, PRESETS, SCHEDULE, Term, TrainConfig, with_recipe
-from cyclic_cli.data.mixture import Chosen, Modality, Source, fit, make_mixture, portable, present_values, read_index
+from cyclic_cli.data.mixture import Chosen, Modality, Source, fit, make_mixture, portable, present_samples, read_index
 from cyclic_cli.data.samples import Samples, sample_noise
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import UsageError
@@ -115,7 +115,7 @@ class Alignment:
         return {"modalities": {one.name: portable(one) for one in self.modalities}}
 
     @property
-    def start(self) -> str:
+    def initialisation(self) -> str:
         """What is started from what, in words."""
         pools = ", ".join(f"{len(pool)} {name}s" for name, pool in self.mixture.pools.items())
         paired = len(self.mixture.paired)
@@ -251,9 +251,9 @@ class Alignment:
 
     @cached_property
     def _val(self) -> dict[str, tuple[Any, np.ndarray]]:
-        """By modality the values of the validation samples, and for each sample their number, or ALONE."""
+        """By modality the values of the validation samples, and for each sample their number, or UNPAIRED."""
         index = read_index(self.dataset, self.modalities, "val")
-        return {one.name: present_values(self.dataset, one, index, self.facts[one.name]) for one in self.modalities}
+        return {one.name: present_samples(self.dataset, one, index, self.facts[one.name]) for one in self.modalities}
 
     @staticmethod
     def is_better(val: dict[str, float], best: dict[str, float]) -> bool:

@@ -82,7 +82,7 @@ class Autoencoding:
         return {}
 
     @property
-    def start(self) -> str:
+    def initialisation(self) -> str:
         """What is started from what, in words."""
         whole = "the " if self.samples <= INITIALISATION_IMAGES else ""
         return f"{self.config.arch} from {whole}{min(self.samples, INITIALISATION_IMAGES)} training images"

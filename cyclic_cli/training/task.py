@@ -292,7 +292,7 @@ class _Training:
         if self.sources.start is not None:
             self._take_over(self.sources.start)
             return
-        self.report(Note(f"starting {self.learner.start}"))
+        self.report(Note(f"starting {self.learner.initialisation}"))
 
         def tick(done: int, total: int, unit: str) -> None:
             if stop:

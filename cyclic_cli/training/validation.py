@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cyclic_cli.data.mixture import ALONE
+from cyclic_cli.data.mixture import UNPAIRED
 from cyclic_cli.data.samples import Samples
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.metrics.retrieval import first_hits
@@ -86,7 +86,7 @@ def validate_retrieval(
     Args:
         ranks: The processes, which share the values.
         module: A joint model.
-        samples: By modality, its `Values`, and for each sample (S,) the number of its value, or ALONE.
+        samples: By modality, its `Samples`, and for each sample (S,) the number of its value, or UNPAIRED.
         is_stopped: Asked before every batch, by all processes.
 
     Returns:
@@ -108,7 +108,7 @@ def validate_retrieval(
     found = []
     for a, b in permutations(embeddings, 2):
         of_a, of_b = samples[a][1], samples[b][1]
-        both = (of_a != ALONE) & (of_b != ALONE)
+        both = (of_a != UNPAIRED) & (of_b != UNPAIRED)
         if both.any():
             groups = joined(samples[a][0].keys[of_a[both]], samples[b][0].keys[of_b[both]])
             found.append(first_hits(embeddings[a][of_a[both]], embeddings[b][of_b[both]], groups, groups))

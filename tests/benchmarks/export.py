@@ -46,7 +46,7 @@ def exported(model: TorchModel, folder: Path, part: str, dataset: Path | None, p
 
 
 def speeds(ways: dict[str, Callable[[], object]], count: int, rounds: int) -> dict[str, float]:
-    """Values a second of each way, which take turns; the first round does not count."""
+    """Samples a second of each way, which take turns; the first round does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():

@@ -354,7 +354,7 @@ def profile(task: Task) -> dict[str, Any]:
             seconds = time.perf_counter() - start
             found.update(steps=event.steps - WARM_UP, seconds=seconds, parts=stopwatch.parts())
 
-    with tempfile.TemporaryDirectory() as folder, console.talk(quiet=False) as drawn:
+    with tempfile.TemporaryDirectory() as folder, console.reporting(quiet=False) as drawn:
         report = stopwatch.watched("progress", drawn)
         wanted, there = task.images + WARM_UP * task.batch, len(task.samples())
         config = task.config(epochs=1, fraction=min(1, wanted / there))

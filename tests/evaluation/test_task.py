@@ -12,7 +12,7 @@ from helpers.makers import SIDES, Ran, disc_image, make_png
 from PIL import Image
 from torchmetrics.functional import structural_similarity_index_measure
 
-from cyclic_cli.data.mixture import Modality, present_values, read_index
+from cyclic_cli.data.mixture import Modality, present_samples, read_index
 from cyclic_cli.inference.torch_model import TorchModel
 from cyclic_cli.storage.dataset import StoredDataset
 
@@ -51,7 +51,7 @@ def test_figures_are_those_of_embeddings_computed_by_hand(run: Path, paired_data
     modalities = [Modality.of(name, table) for name, table in tables.items()]
     index = read_index(stored, modalities, "val")
     facts = model.checkpoint.architecture["facts"]
-    there = {one.name: present_values(stored, one, index, facts[one.name]) for one in modalities}
+    there = {one.name: present_samples(stored, one, index, facts[one.name]) for one in modalities}
     both = np.flatnonzero((there["image"][1] >= 0) & (there["text"][1] >= 0))
     image, text = (
         model.embed(name, values.load(np.arange(len(values))))[numbers[both]]
@@ -77,7 +77,7 @@ def test_figures_are_those_of_embeddings_computed_by_hand(run: Path, paired_data
     assert found["linear_probe"]["disc"]["image"]["auroc"] > 0.9
     assert found["baselines"]["cca"]["image_to_text"]["same_text"]["r10"] > same_text["random_r10"]
     pixels = there["image"][0].load(np.arange(len(there["image"][0]))).numpy()
-    train = present_values(stored, modalities[0], read_index(stored, modalities, "train"), facts["image"])[0]
+    train = present_samples(stored, modalities[0], read_index(stored, modalities, "train"), facts["image"])[0]
     mean = train.load(np.arange(len(train))).numpy().mean(0)
     assert found["baselines"]["mean_image"]["mse"] == pytest.approx(np.square(pixels - mean).mean(), rel=1e-4)
 

@@ -211,7 +211,7 @@ def test_a_reduced_picture_fills_the_same_area(shape: tuple[int, int], scale: in
 
 
 def volume(shape: tuple[int, ...] = (20, 24, 9)) -> np.ndarray:
-    """Values in the order right to left, anterior to posterior, feet to head: none equals a neighbour's."""
+    """Samples in the order right to left, anterior to posterior, feet to head: none equals a neighbour's."""
     return np.random.default_rng(0).integers(-1000, 1000, shape).astype(np.int16)
 
 

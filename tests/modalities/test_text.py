@@ -12,7 +12,7 @@ import torch
 from cyclic_cli import registry
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.modalities import text as modality
-from cyclic_cli.modalities.text import Config, Encoder, Values
+from cyclic_cli.modalities.text import Config, Encoder, Samples
 from cyclic_cli.text_encoders._vocabulary import END, PATIENTS, Vocabulary
 
 NO_DATASET: Any = None  # texts stand in the index
@@ -40,8 +40,8 @@ def facts(index: Index) -> dict[str, Any]:
     return json.loads(json.dumps(modality.fit(NO_DATASET, index, Config())))  # as it comes out of a checkpoint
 
 
-def values(index: Index, facts: dict[str, Any], **settings: Any) -> Values:
-    return Values(NO_DATASET, index, Config(**settings), facts)
+def values(index: Index, facts: dict[str, Any], **settings: Any) -> Samples:
+    return Samples(NO_DATASET, index, Config(**settings), facts)
 
 
 def test_frequencies_by_hand(index: Index, facts: dict[str, Any]) -> None:

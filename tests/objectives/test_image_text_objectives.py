@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cyclic_cli.data.mixture import ALONE
+from cyclic_cli.data.mixture import UNPAIRED
 from cyclic_cli.models._joint import OUTPUTS
 from cyclic_cli.registry import names
 
@@ -35,7 +35,7 @@ def a_batch(modalities: str = "ab", paired: int = 4, alone: int = 5, seed: int =
         count = paired + alone + number  # as many more alone in each
         rows = torch.randn(count, 6, generator=generator, dtype=torch.float64)
         outputs["embedding"][name] = functional.normalize(rows, dim=1)
-        own = torch.full((count - paired,), ALONE)
+        own = torch.full((count - paired,), UNPAIRED)
         order = torch.randperm(paired, generator=generator)
         batch["sample"][name] = torch.cat([own[:2], 10 + order, own[2:]])  # pairs stand anywhere
         batch["content"][name] = torch.arange(count) + 100 * number
@@ -51,7 +51,7 @@ def paired_rows(outputs: dict, batch: dict, a: str, b: str) -> list[tuple[Tensor
     found = []
     for i, sample in enumerate(batch["sample"][a].tolist()):
         for j, other in enumerate(batch["sample"][b].tolist()):
-            if sample == other != ALONE:
+            if sample == other != UNPAIRED:
                 contents = batch["content"][a][i].item(), batch["content"][b][j].item()
                 found.append((outputs["embedding"][a][i], outputs["embedding"][b][j], *contents))
     return found
@@ -59,7 +59,7 @@ def paired_rows(outputs: dict, batch: dict, a: str, b: str) -> list[tuple[Tensor
 
 def alone_rows(outputs: dict, batch: dict, name: str) -> list[Tensor]:
     rows = zip(outputs["embedding"][name], batch["sample"][name].tolist(), strict=True)
-    return [row for row, sample in rows if sample == ALONE]
+    return [row for row, sample in rows if sample == UNPAIRED]
 
 
 def softmax(values: list[float]) -> list[float]:
@@ -75,7 +75,7 @@ def dot(one: Tensor, other: Tensor) -> float:
 def test_contrastive_is_the_softmax_over_partners_by_hand(repeated: bool) -> None:
     outputs, batch = a_batch()
     if repeated:  # the reports of two pairs are one
-        there = (batch["sample"]["b"] != ALONE).nonzero()[:2, 0]
+        there = (batch["sample"]["b"] != UNPAIRED).nonzero()[:2, 0]
         batch["content"]["b"][there] = 7
     rows = paired_rows(outputs, batch, "a", "b")
     total = 0.0
@@ -100,7 +100,7 @@ def test_contrastive_without_repetitions_is_that_of_clip() -> None:
 def test_sigmoid_judges_every_pair_by_itself(repeated: bool) -> None:
     outputs, batch = a_batch()
     if repeated:  # the reports of two pairs are one, and so are hits of both
-        there = (batch["sample"]["b"] != ALONE).nonzero()[:2, 0]
+        there = (batch["sample"]["b"] != UNPAIRED).nonzero()[:2, 0]
         batch["content"]["b"][there] = 7
     rows = paired_rows(outputs, batch, "a", "b")
     total = sum(
@@ -187,14 +187,14 @@ def test_discrepancy_is_the_mean_of_kernels_and_vanishes_for_equal_clouds() -> N
 
     expected = kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)
     assert loss_of("discrepancy", outputs, batch).item() == pytest.approx(expected, rel=1e-4)
-    outputs["embedding"]["b"][batch["sample"]["b"] == ALONE] = torch.stack([*a, a[0]])[: len(b)]
+    outputs["embedding"]["b"][batch["sample"]["b"] == UNPAIRED] = torch.stack([*a, a[0]])[: len(b)]
     assert loss_of("discrepancy", outputs, batch).item() < 0.1 * expected
 
 
 def test_wasserstein_is_that_of_sorted_projections() -> None:
     outputs, batch = a_batch(alone=6)
     a = torch.stack(alone_rows(outputs, batch, "a")).float()
-    batch["sample"]["b"][(batch["sample"]["b"] == ALONE).nonzero()[-1]] = 99  # as many in b
+    batch["sample"]["b"][(batch["sample"]["b"] == UNPAIRED).nonzero()[-1]] = 99  # as many in b
     b = torch.stack(alone_rows(outputs, batch, "b")).float()
     along = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
     along = along / along.norm(dim=0)
@@ -283,7 +283,7 @@ def test_a_third_modality_brings_its_pairs(name: str) -> None:
 def test_without_anything_to_compare_the_loss_is_a_zero_with_a_gradient(name: str) -> None:
     outputs, batch = a_batch(paired=0, alone=1)
     outputs["embedding"] = {name: value.requires_grad_() for name, value in outputs["embedding"].items()}
-    batch["sample"] = {"a": torch.tensor([ALONE]), "b": torch.tensor([ALONE, ALONE])}
+    batch["sample"] = {"a": torch.tensor([UNPAIRED]), "b": torch.tensor([UNPAIRED, UNPAIRED])}
     for need in import_module(f"cyclic_cli.objectives.{name}").NEEDS:
         assert need in OUTPUTS
         if need not in ("embedding", "scale", "bias"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cyclic_cli import registry
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.modalities import text as modality
-from cyclic_cli.modalities.text import Config, Values
+from cyclic_cli.modalities.text import Config, Samples
 from cyclic_cli.text_encoders import bag
 from cyclic_cli.text_encoders._decoding import Decoder
 from cyclic_cli.text_encoders._vocabulary import END, SPECIAL, START
@@ -68,7 +68,7 @@ def started(name: str, settings: dict[str, Any]) -> tuple[Any, Tensor]:
     config = Config(encoder=name, model=SMALL[name] | settings, length=24)
     facts = modality.fit(NO_DATASET, index(), config)
     encoder = modality.Encoder(config, facts).encoder.train()
-    tokens = Values(NO_DATASET, index(), config, facts).load(np.arange(80))
+    tokens = Samples(NO_DATASET, index(), config, facts).load(np.arange(80))
     encoder.initialise(iter(tokens.split(16)))
     return encoder, tokens
 
@@ -158,7 +158,7 @@ def test_weights_and_facts_are_all_a_checkpoint_needs(name: str, made: tuple[Any
 def test_the_frequencies_have_an_error_of_1() -> None:
     config = Config(length=24, model={"latent": 4})
     facts = modality.fit(NO_DATASET, index(), config)
-    tokens = Values(NO_DATASET, index(), config, facts).load(np.arange(80))
+    tokens = Samples(NO_DATASET, index(), config, facts).load(np.arange(80))
     encoder = bag.Encoder(
         bag.Config(latent=4), facts, len(facts["frequencies"])
     )  # not started: it says the frequencies

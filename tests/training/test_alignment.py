@@ -19,7 +19,7 @@ from helpers.run_files import rows, weights
 
 import cyclic_cli.modalities
 from cyclic_cli.config import PRESETS, TrainConfig, train_settings
-from cyclic_cli.data.mixture import ALONE
+from cyclic_cli.data.mixture import UNPAIRED
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.models._joint import rebuild
@@ -110,13 +110,13 @@ def test_batches_mix_pairs_and_values_alone(paired_dataset: Path) -> None:
     seen: dict[str, set[int]] = {"image": set(), "text": set()}
     for step in range(40):
         chosen = one.chosen(step)
-        together = [samples[samples != ALONE] for samples in chosen.samples.values()]
+        together = [samples[samples != UNPAIRED] for samples in chosen.samples.values()]
         assert sorted(together[0]) == sorted(together[1])
         assert set(together[0]) <= set(one.mixture.paired)
         for name, numbers in chosen.numbers.items():
             assert len(set(numbers.tolist())) == len(numbers) <= 32
             seen[name] |= set(numbers.tolist())
-            alone = numbers[chosen.samples[name] == ALONE]
+            alone = numbers[chosen.samples[name] == UNPAIRED]
             assert not set(alone) & set(one.mixture.rows[name].tolist())
     assert all(len(seen[name]) == len(pool) for name, pool in one.mixture.pools.items())
 
@@ -134,7 +134,7 @@ def test_pairs_fill_what_values_alone_do_not(paired_dataset: Path) -> None:
     assert some.mixture.sizes(30, 1 / 3)[0] == pytest.approx(30 * share, abs=1)
     pairs_only = learner(paired_dataset, paired_fraction=0.8, batch_size=30, objective="cyclip")
     assert {len(of) for of in pairs_only.chosen(0).numbers.values()} == {30}
-    assert all((of != ALONE).all() for of in pairs_only.chosen(0).samples.values())
+    assert all((of != UNPAIRED).all() for of in pairs_only.chosen(0).samples.values())
     few_alone = learner(paired_dataset, paired_fraction=0.1, batch_size=64, objective="cyclip")
     assert {len(of) for of in few_alone.chosen(0).numbers.values()} == {known}
 
@@ -476,7 +476,7 @@ def fit(dataset, index, config):
     values = numbers(index)
     return {"mean": np.nanmean(values, 0).tolist(), "spread": np.nanstd(values, 0).tolist()}
 
-class Values:
+class Samples:
     def __init__(self, dataset, index, config, facts):
         self.values = numbers(index)
         self.keys = np.array([int(sample[:16], 16) for sample in index["sample"]], np.uint64)
@@ -648,6 +648,6 @@ def test_codes_of_values_alone_are_those_of_the_encoder(paired_dataset: Path) ->
     one.initialise(lambda *_: None)
     model, pool = one.module, one.mixture.pools["image"]
     value = pool.load(np.arange(6))
-    for samples in ([0, ALONE, 2, ALONE, ALONE, 5], [ALONE] * 6, list(range(6))):
+    for samples in ([0, UNPAIRED, 2, UNPAIRED, UNPAIRED, 5], [UNPAIRED] * 6, list(range(6))):
         outputs = model({"image": value}, {"image": torch.tensor(samples)}, [], {})
         torch.testing.assert_close(outputs["embedding"]["image"], model.embed("image", value))

@@ -257,7 +257,7 @@ def window_line(center: float, width: float, function: str = "LINEAR") -> Line:
 
 
 def window(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
-    """Values to [0, 1] by a window (PS3.3 C.11.2.1.2 and C.11.2.1.3).
+    """Samples to [0, 1] by a window (PS3.3 C.11.2.1.2 and C.11.2.1.3).
 
     Args:
         values: Of any shape, after the modality transform.
@@ -324,7 +324,7 @@ def _voi_table(item: Dataset, signed: bool, big_endian: bool) -> Shades:
 def _table(item: Dataset, signed: bool, big_endian: bool) -> Callable[[np.ndarray], np.ndarray]:
     """A Modality or VOI LUT (PS3.3 C.11.1.1 and C.11.2.1.1): values of any kind to its entries, as float32.
 
-    Values below the first mapped one take the first entry, above the last one the last.
+    Samples below the first mapped one take the first entry, above the last one the last.
 
     Args:
         item: LUT Descriptor and LUT Data.
