@@ -139,7 +139,9 @@ def test_a_copy_that_ends_where_the_model_must_stop_is_one(
         return [cut] * len(code)
 
     monkeypatch.setattr("cyclic_cli.modalities.text.Encoder.write", write)
-    assert cyclic("evaluate", paired_dataset, "--model", run, "--json").json["texts"]["copied_from_training"] == 1
+    assert (
+        cyclic("evaluate", paired_dataset, "--model", run, "--json").json["generated_text"]["copied_from_training"] == 1
+    )
 
 
 def test_prompts_of_a_column_of_words_are_refused(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
@@ -167,11 +169,11 @@ def test_a_test_set_of_its_own_is_measured_against_the_training_part_of_another(
     without, found = cyclic(*asked), cyclic(*asked, "--train", paired_dataset)
     assert "no training part" in without.err
     assert without.json["linear_probe"] == without.json["baselines"] == {}
-    assert without.json["texts"]["copied_from_training"] is None
+    assert without.json["generated_text"]["copied_from_training"] is None
     assert found.code == 0, found.err
     assert set(found.json["baselines"]) >= {"mean_image", "pca", "cca", "ridge"}
     assert found.json["linear_probe"]["disc"]["image"]["accuracy"] > 0.5
-    assert found.json["texts"]["copied_from_training"] > 0.3
+    assert found.json["generated_text"]["copied_from_training"] > 0.3
 
 
 @pytest.mark.parametrize("more", [("--sheet", "s.png"), ("--format", "npy")])
@@ -195,7 +197,7 @@ def test_written_texts_say_where_the_disc_is(run: Path, paired_dataset: Path, cy
     assert all(line["remark"] == "illustration by a model, not a diagnosis" for line in said.lines)
     beams = cyclic("reconstruct", "new", "--to", "text", "--beams", 4, "--length", 3, "--model", run, "--json").lines
     assert all(len(line["text"].split()) <= 3 for line in beams)
-    texts = cyclic("evaluate", paired_dataset, "--model", run, "--json").json["texts"]
+    texts = cyclic("evaluate", paired_dataset, "--model", run, "--json").json["generated_text"]
     assert texts["bleu"] > 20
     assert texts["copied_from_training"] > 0.5  # with so few wordings a right text is one that was seen; it is said
 

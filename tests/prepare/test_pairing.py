@@ -9,8 +9,8 @@ import numpy as np
 import pydicom
 import pytest
 from helpers.makers import Ran, make_dicom, make_png, smooth_image
+from helpers.prepared import PUBLIC, index, table
 from pydicom.dataset import Dataset
-from test_prepare import PUBLIC, index, table
 
 from cyclic_cli.prepare.near_duplicates import near_duplicates
 from cyclic_cli.storage.dataset import StoredDataset

@@ -29,14 +29,14 @@ PREPARE = [sys.executable, "-m", "cyclic_cli", "prepare", "files", "--already-de
 READER = """
 import os, sys, time
 if sys.argv[0] == "-m":  # a decoder process, and no other
-    from cyclic_cli import images
-    original = images.READERS["png"]
+    from cyclic_cli.imaging import readers
+    original = readers.READERS["png"]
     def reader(content, *rest):
         with open({log!r}, "a") as log:
             log.write(str(len(content)) + chr(10))
         {deed}
         return original(content, *rest)
-    images.READERS["png"] = reader
+    readers.READERS["png"] = reader
 """
 EVIL = "if content.endswith(b'evil'): "
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pydicom
 import pytest
 from helpers.makers import Ran, contents, make_dicom, make_png, smooth_image
+from helpers.prepared import PUBLIC, index
 from pydicom.data import get_testdata_file
-from test_prepare import PUBLIC, index
 
 from cyclic_cli.errors import Rejected
 from cyclic_cli.prepare.sources import walk

@@ -10,20 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from helpers.makers import Ran, contents, fitted, make_dicom, make_png, smooth_image
+from helpers.prepared import PUBLIC, index, table
 
 from cyclic_cli.config import Preprocessing
 from cyclic_cli.privacy.keys import SPLITS, Keyer
 from cyclic_cli.storage.dataset import StoredDataset
 
 Cyclic = Callable[..., Ran]
-PUBLIC = "--already-deidentified"
-
-
-def index(folder: Path) -> list[dict[str, object]]:
-    return pq.read_table(folder / "index.parquet").to_pylist()
 
 
 def test_a_mixed_folder_adds_up_and_names_what_was_not_used(cyclic: Cyclic) -> None:
@@ -176,11 +171,6 @@ def test_a_quoted_pattern_and_no_paths(cyclic: Cyclic) -> None:
 
 
 # ------------------------------------------------------------------------------------------ reports and patients
-
-
-def table(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
 
 
 def test_a_table_gives_text_patient_split_and_labels_and_the_rest_is_dropped(cyclic: Cyclic) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers.makers import Ran, contents, make_dicom, make_png, smooth_image
-from test_prepare import PUBLIC, index, table
+from helpers.prepared import PUBLIC, index, table
 
 from cyclic_cli.storage.dataset import StoredDataset
 

@@ -67,7 +67,7 @@ def test_the_secret_is_made_once_for_the_user_alone(tmp_path: Path) -> None:
 
 
 def test_processes_that_race_for_the_secret_agree(tmp_path: Path) -> None:
-    code = "from cyclic_cli.identity import find_secret; print(find_secret(None).decode())"
+    code = "from cyclic_cli.privacy.keys import find_secret; print(find_secret(None).decode())"
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     secrets = {process.communicate()[0] for process in running}
     assert len(secrets) == 1

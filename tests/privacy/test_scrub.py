@@ -399,7 +399,7 @@ def test_the_ordinary_words_are_words_and_no_names() -> None:
 
 def test_the_word_list_is_read_late_and_fast() -> None:
     code = (
-        "import sys, time, cyclic_cli.scrub as scrub\n"
+        "import sys, time, cyclic_cli.privacy.scrub as scrub\n"
         "assert not scrub.ordinary_words.cache_info().currsize\n"
         "begin = time.perf_counter(); scrub.ordinary_words(); print(time.perf_counter() - begin)\n"
         "assert not {'numpy', 'pydicom'} & set(sys.modules)"

@@ -55,7 +55,10 @@ def test_neither_order_nor_names_nor_threads_matter(vocabulary: Vocabulary) -> N
     order = random.Random(3).sample(range(len(texts)), len(texts))
     other = Vocabulary.train([texts[n] for n in order], [f"{patients[n]} renamed" for n in order], 400)
     assert other.to_json() == vocabulary.to_json()
-    code = f"from cyclic_cli.vocabulary import Vocabulary as V; print(V.train(*{reports()!r}, 400).to_json())"
+    code = (
+        "from cyclic_cli.text_encoders._vocabulary import Vocabulary\n"
+        f"print(Vocabulary.train(*{reports()!r}, 400).to_json())"
+    )
     threads = {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": "4", "PYTHONHASHSEED": "7"}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **threads})
     assert ran.stdout.strip() == vocabulary.to_json()

@@ -537,7 +537,7 @@ def test_a_second_signal_ends_a_process_that_waits_outside_of_python() -> None:
     """As in an exchange with a process that hangs. Locking a mutex twice waits for ever, whatever signals come."""
     program = """if True:
         import ctypes
-        from cyclic_cli.stopping import stop_signals
+        from cyclic_cli.training.signals import stop_signals
         with stop_signals():
             libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
             libc.pthread_mutex_lock(mutex)
