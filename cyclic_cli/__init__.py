@@ -1,5 +1,5 @@
-"""`cyclic`: joint image and text representations of diagnostic images, learned by cycle consistency.
+"""`cyclic` learns joint representations of medical images and reports by cycle consistency.
 
-The package is used from the shell (`cyclic --help`) or through its task modules: `prepare`, `training`,
-`inference`. Importing `cyclic_cli` loads nothing else, so that `cyclic --help` stays instant.
+Use it from the shell (`cyclic --help`), or through its task modules such as `cyclic_cli.prepare.task` and
+`cyclic_cli.training.task`. Importing `cyclic_cli` loads none of them, so that `cyclic --help` stays fast.
 """

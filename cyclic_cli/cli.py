@@ -1,4 +1,4 @@
-"""The command line: the commands of `commands/` under one name, and the one place where errors become exit codes."""
+"""The command line `cyclic`: collects the commands of `commands/`, and turns errors into messages and exit codes."""
 
 import os
 import signal
@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cyclic_cli import config as settings
-from cyclic_cli import console, registry
+from cyclic_cli import console, environment, registry
 from cyclic_cli.commands.demo import demo
 from cyclic_cli.commands.embed import embed
 from cyclic_cli.commands.evaluate import evaluate
@@ -22,14 +21,15 @@ from cyclic_cli.commands.search import search
 from cyclic_cli.commands.train import train
 from cyclic_cli.errors import CyclicError, Terminated
 
+SUMMARY = "Learn joint representations of medical images and reports by cycle consistency, without labels."
 EXIT_CODES = (
-    "Exit codes: 0 success; 1 failure, also when not one input was usable; 2 wrong command line; 8 with --strict "
-    "when some inputs were unusable; 130 after Ctrl-C; 143 after SIGTERM, with the state saved (requeue the job)."
+    "Exit codes: 0 success; 1 failure, or no usable input; 2 wrong command line; 8 with --strict if some inputs were "
+    "unusable; 130 after Ctrl-C; 143 after SIGTERM (the state is saved: requeue the job)."
 )
 
 
 class ErrorGroup(TyperGroup):
-    """The one place where errors become lines and exit codes. A bug keeps its traceback."""
+    """A group of commands that turns expected errors into messages and exit codes. A bug keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         signal.signal(signal.SIGTERM, _stop)
@@ -39,17 +39,17 @@ class ErrorGroup(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except Terminated:
-            console.say("Ended by SIGTERM. The same command continues where it can.")
+            console.say("Ended by SIGTERM. The same command continues the work where that is possible.")
             raise typer.Exit(143) from None
         except KeyboardInterrupt:
-            console.say("Interrupted. The same command continues where it can.")
+            console.say("Interrupted. The same command continues the work where that is possible.")
             raise typer.Exit(130) from None
         except CyclicError as error:
-            if error.everywhere and not settings.is_main_process():
-                raise typer.Exit(0) from error  # the first process says it; its exit code counts
+            if error.everywhere and not environment.is_main_process():
+                raise typer.Exit(0) from error  # the first process reports it, and its exit code counts
             console.show(error)
             raise typer.Exit(error.exit_code) from error
-        except OSError as error:  # a folder that cannot be read or made, a disk that is full
+        except OSError as error:  # such as an unreadable folder or a full disk
             console.show(
                 CyclicError(f"{error.filename or 'A file'}: {error.strerror}.", "Check the path and the disk.")
             )
@@ -62,7 +62,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 app = typer.Typer(
     cls=ErrorGroup,
-    help="Joint image and text representations of diagnostic images, learned by cycle consistency, without labels.",
+    help=SUMMARY,
     epilog=EXIT_CODES,
     no_args_is_help=True,
     rich_markup_mode=None if os.environ.get("TERM") == "dumb" else "rich",
@@ -73,7 +73,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version  # here, because its import takes a tenth of `cyclic --help`
+        from importlib.metadata import version  # imported here, because it takes a tenth of the time of `cyclic --help`
 
         typer.echo(f"cyclic {version('cyclic-cli')}")
         raise typer.Exit
@@ -85,7 +85,7 @@ def common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Joint image and text representations of diagnostic images, learned by cycle consistency, without labels."""
+    """Defines the options of `cyclic` itself."""
 
 
 app.command()(demo)

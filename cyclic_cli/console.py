@@ -1,7 +1,7 @@
-"""What a person sees: results on stdout, talk on stderr. With `cli`, the only module that knows Rich.
+"""Output for people: results on stdout, logs and progress on stderr, drawn with Rich.
 
-On a terminal progress is a bar, with the figures of a training below it; elsewhere a plain line every few seconds.
-`--quiet` leaves warnings and errors.
+On a terminal, progress is shown as bars, with the losses of a training run below them. Elsewhere it is a plain line
+every few seconds. With `--quiet` only warnings and errors are shown.
 """
 
 import json
@@ -19,36 +19,36 @@ if TYPE_CHECKING:
     import rich.progress
     import rich.table
 
-PLAIN_EVERY = 5.0  # seconds between two lines where there is no terminal
-FIGURES = {"mse": ("MSE", 5), "psnr": ("PSNR dB", 1), "ssim": ("SSIM", 3)}  # how a table heads and rounds them
+PLAIN_EVERY = 5.0  # seconds between two progress lines without a terminal
+FIGURES = {"mse": ("MSE", 5), "psnr": ("PSNR dB", 1), "ssim": ("SSIM", 3)}  # column heading and decimals in tables
 
 
 def say(text: str, style: str = "") -> None:
-    """One line of talk."""
+    """Print one line on stderr."""
     from rich.console import Console
 
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, style=style, markup=False)
 
 
 def show(error: CyclicError) -> None:
-    """What happened, and the way out."""
+    """Print an error: what happened, and what to do about it."""
     say(f"Error: {error.message}", "bold red")
     if error.hint:
         say(error.hint)
 
 
 def as_json(value: Any) -> str:
-    """A summary as one line of JSON."""
+    """A value as one line of JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def write_json(value: Any) -> None:
-    """One JSON object on one line of stdout, at once."""
+    """Print one JSON object as one line on stdout, without buffering."""
     print(as_json(value), flush=True)
 
 
 def _print(grid: "rich.table.Table") -> None:
-    """A table on stdout: as wide as the terminal, and as wide as its words where there is none."""
+    """Print a table on stdout, as wide as the terminal; without a terminal, as wide as its content."""
     from rich.console import Console
 
     if sys.stdout.isatty():
@@ -61,7 +61,7 @@ def _print(grid: "rich.table.Table") -> None:
 
 
 def table(title: str, rows: dict[str, Any]) -> None:
-    """A table of names and values on stdout; inner tables are indented."""
+    """Print a table of names and values on stdout; inner tables are indented."""
     from rich.table import Table
 
     grid = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
@@ -95,7 +95,12 @@ def _shown(value: Any) -> str:
 
 
 def columns(names: list[str], rows: list[dict[str, Any]]) -> None:
-    """A table with a head on stdout: of each row the named values it has, figures to the right."""
+    """Print a table with column headings on stdout.
+
+    Args:
+        names: The columns; those in FIGURES are rounded and right-aligned.
+        rows: The values by column. A value that a row lacks is shown as –.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -114,7 +119,7 @@ def _rounded(name: str, value: Any) -> str:
 
 @contextmanager
 def reporting(quiet: bool) -> Iterator[Report]:
-    """A report that shows events as they come."""
+    """A report function that shows events on stderr while the block runs."""
     if quiet:
         yield lambda event: say(event.text, "yellow") if isinstance(event, Note) and event.warning else None
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
@@ -122,9 +127,9 @@ def reporting(quiet: bool) -> Iterator[Report]:
         from rich.live import Live
 
         console = Console(stderr=True, highlight=False)
-        bar, figures = _progress_bar(console), _Figures()
-        with Live(console=console, transient=True, get_renderable=lambda: Group(bar, figures.table())):
-            yield _Bars(bar, figures)
+        bar, status = _progress_bar(console), _TrainingStatus()
+        with Live(console=console, transient=True, get_renderable=lambda: Group(bar, status.table())):
+            yield _Bars(bar, status)
     else:
         yield _Lines()
 
@@ -141,8 +146,8 @@ def _progress_bar(console: Any) -> "rich.progress.Progress":
     )
 
 
-class _Figures:
-    """What a training has come to: the losses and the rate of the last step, and the last and the best validation."""
+class _TrainingStatus:
+    """The state of a training run: losses and learning rate of the last step, and the last and the best validation."""
 
     def __init__(self) -> None:
         self.step: Step | None = None
@@ -173,10 +178,10 @@ class _Figures:
 
 
 class _Bars:
-    """Events as bars, one for each kind of work, with rate and time left."""
+    """Shows events as progress bars, one for each kind of work, with rate and time left."""
 
-    def __init__(self, bar: "rich.progress.Progress", figures: _Figures) -> None:
-        self.bar, self.figures = bar, figures
+    def __init__(self, bar: "rich.progress.Progress", status: _TrainingStatus) -> None:
+        self.bar, self.status = bar, status
         self.tasks: dict[str, Any] = {}
         self.rates = _Rates()
 
@@ -184,24 +189,24 @@ class _Bars:
         if isinstance(event, Progress):
             self._move(event.unit, event.done, event.total, self.rates.of(event))
         elif isinstance(event, Step):
-            self.figures.take(event)
+            self.status.take(event)
             self._move("training", event.step, event.steps, ", ".join([f"epoch {event.epoch}", *_pace(event)]))
         else:
             if isinstance(event, Epoch):
-                self.figures.take(event)
+                self.status.take(event)
             style = "yellow" if isinstance(event, Note) and event.warning else ""
             self.bar.console.print(_line(event), style=style, markup=False, soft_wrap=True)
 
     def _move(self, name: str, done: int, total: int | None, detail: str) -> None:
         if name not in self.tasks:
-            for task in self.bar.tasks:  # what is done makes room for what comes next
+            for task in self.bar.tasks:  # finished bars are hidden when a new one appears
                 self.bar.update(task.id, visible=not task.finished)
             self.tasks[name] = self.bar.add_task(name, total=total, detail="")
         self.bar.update(self.tasks[name], completed=done, total=total, detail=detail)
 
 
 class _Lines:
-    """Events as plain lines, progress at most every few seconds and at its end."""
+    """Shows events as plain lines; progress at most every `PLAIN_EVERY` seconds, and when it is complete."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
@@ -211,8 +216,8 @@ class _Lines:
         if isinstance(event, Progress):
             rate = self.rates.of(event)
             if self._due(event.done == event.total and event.done > 0):
-                whole = "" if event.total is None else f" of {event.total}"
-                say(f"{event.unit}: {event.done}{whole}{', ' + rate if rate else ''}")
+                total = "" if event.total is None else f" of {event.total}"
+                say(f"{event.unit}: {event.done}{total}{', ' + rate if rate else ''}")
         elif isinstance(event, Step):
             if self._due(False):
                 parts = [f"epoch {event.epoch}/{event.epochs}", f"loss {_losses(event.losses)}", f"lr {event.lr:.1e}"]
@@ -229,7 +234,7 @@ class _Lines:
 
 
 class _Rates:
-    """Units of work a second, and the time they leave, since a unit was first heard of."""
+    """Computes units/s and the time left, measured from the first event of each unit."""
 
     def __init__(self) -> None:
         self.first: dict[str, tuple[float, int]] = {}
@@ -251,7 +256,7 @@ def _duration(seconds: float) -> str:
 
 
 def _pace(event: Step) -> list[str]:
-    """Images a second and the time left, once they are known."""
+    """Images/s and the time left, as texts; empty before the first measurement."""
     if not event.images_per_second:
         return []
     left = (event.steps - event.step) * event.batch_images / event.images_per_second
@@ -259,7 +264,7 @@ def _pace(event: Step) -> list[str]:
 
 
 def _losses(losses: dict[str, float]) -> str:
-    """The weighted sum of the losses, and each of them where there are several."""
+    """The weighted sum of the losses, followed by each loss if there are several."""
     parts = [f"{name} {loss:.4g}" for name, loss in losses.items() if name != "total"]
     return f"{losses['total']:.4g}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
 

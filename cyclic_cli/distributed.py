@@ -1,10 +1,11 @@
-"""Devices, precision and processes through Lightning Fabric. The only module that knows it and `torch.distributed`.
+"""Device, precision and processes of a training run, through Lightning Fabric and `torch.distributed`.
 
-A run is one process or several, started by `--devices`, by torchrun or by `srun`. Each takes its part of every batch
-(`Ranks.part`); what the parts come to is added up, so that the mathematics is that of one process with the whole batch:
+No other module imports these two. A run is one process or several, started by `--devices`, torchrun or `srun`. Each
+process takes its part of every batch (`Ranks.part`). Sums over the parts are all-reduced, so that the result equals
+that of one process with the whole batch, except for rounding. There are two strategies:
 
     ddp     every process holds the whole model (Li et al., "PyTorch Distributed", VLDB 2020)
-    fsdp    parameters, gradients and optimizer are divided among the processes (Zhao et al., VLDB 2023; FSDP2 of torch)
+    fsdp    parameters, gradients and optimizer state are sharded among the processes (Zhao et al., VLDB 2023; FSDP2)
 """
 
 import logging
@@ -20,19 +21,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cyclic_cli.config import available_cpus, in_slurm_step, local_processes, threads_each
+from cyclic_cli.environment import available_cpus, in_slurm_step, local_processes, threads_each
 from cyclic_cli.errors import CyclicError, UsageError
 
-UNIT = 1_000_000  # parameters from which a layer is gathered by itself, so that few are whole at a time
+LARGE_LAYER = 1_000_000  # parameters; larger layers are gathered one by one, which bounds the memory in use
 
 Value = TypeVar("Value")
 
 
 def resolve(device: str, precision: str) -> tuple[str, str]:
-    """What `auto` means here: cpu or cuda, and 32 or bf16 (bf16 where the hardware multiplies matrices of it).
+    """Replace `auto`: device cpu or cuda, and precision 32 or bf16.
+
+    `auto` chooses bf16 where the hardware multiplies bfloat16 matrices.
 
     Raises:
-        CyclicError: CUDA is asked for and not there.
+        CyclicError: CUDA is requested and not available.
     """
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
@@ -46,9 +49,10 @@ def resolve(device: str, precision: str) -> tuple[str, str]:
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether this processor multiplies matrices of bfloat16 (AMX; Arm's). Vectors of it (AVX-512) are no gain.
+    """Whether this processor has instructions for bfloat16 matrices (AMX on x86, BF16 on Arm).
 
-    With `avx512_bf16` alone, `conv`, `deep`, `residual` and `vae` train at 0.6 to 0.8 of the rate of float32.
+    Vector instructions (`avx512_bf16`) are not enough: with them alone, `conv`, `deep`, `residual` and `vae` train at
+    0.6 to 0.8 of the speed of float32.
     """
     try:
         words = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
@@ -62,15 +66,16 @@ def launch(device: str, precision: str, devices: int | None = None, strategy: st
 
     Args:
         device, precision: As `resolve` gives them.
-        devices: Processes on this machine, a GPU each; None: as many as the launcher started, else one.
+        devices: Processes on this machine, one GPU each; None: as many as the launcher started, else one.
         strategy: ddp, fsdp, or auto, which is ddp for several processes.
 
     Raises:
-        UsageError: a launcher started another number than `devices`.
+        UsageError: a launcher started a number of processes other than `devices`.
         CyclicError: there are fewer GPUs than processes.
     """
     warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")  # of one input channel
+    # Layers with one input channel trigger this warning; it concerns speed alone.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     from lightning_fabric import Fabric
 
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
@@ -92,43 +97,50 @@ def launch(device: str, precision: str, devices: int | None = None, strategy: st
         plugins=[_environment(), _precision(precision, device)],
     )  # fmt: skip
     fabric.launch()
-    if threads is not None:  # after Fabric, which sets them too
+    if threads is not None:  # after the launch, because Fabric sets the threads too
         torch.set_num_threads(threads)
     return Ranks(fabric, fabric.global_rank, fabric.world_size, sharded=strategy == "fsdp")
 
 
 def use_available_threads() -> None:
-    """Let torch use the cores this process may use, unless OMP_NUM_THREADS says otherwise."""
+    """Let torch use all cores that this process may use, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(available_cpus())
 
 
 def use_whole_float32() -> None:
-    """Let a GPU convolve float32 as float32. Left alone, torch rounds to the 10 bits of TF32 (in embeddings 7e-4)."""
+    """Let a GPU compute float32 convolutions in float32.
+
+    By default torch rounds their inputs to TF32 (10 bits of mantissa), which changes embeddings by up to 7e-4.
+    """
     torch.backends.cudnn.allow_tf32 = False
 
 
 def _environment() -> Any:
-    """Who started the processes, as Fabric sees it: asked by itself it would take any shell of a job for `srun`."""
+    """The cluster environment for Fabric.
+
+    Fabric's own detection would mistake the shell of any batch job for a process that `srun` started.
+    """
     from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return TorchElasticEnvironment()
     if not in_slurm_step():
         return LightningEnvironment()
-    here, nodes = local_processes()  # of the step, which the job's variables need not tell
+    here, nodes = local_processes()  # of the step; the variables of the job may differ
     os.environ |= {"SLURM_NTASKS_PER_NODE": str(here), "SLURM_NNODES": str(nodes), "SLURM_NTASKS": str(here * nodes)}
     job, step = int(os.environ.get("SLURM_JOB_ID", 0)), int(os.environ.get("SLURM_STEP_ID", 0))
-    os.environ.setdefault("MASTER_PORT", str(15000 + (8 * job + step) % 15000))  # steps side by side, jobs too
+    # Concurrent jobs and steps of a job need different ports.
+    os.environ.setdefault("MASTER_PORT", str(15000 + (8 * job + step) % 15000))
     return SLURMEnvironment(auto_requeue=False)
 
 
 def _precision(name: str, device: str) -> Any:
-    """float32, or products in bfloat16 beside weights in float32."""
+    """Fabric's plugin for float32, or for mixed precision: products in bfloat16, weights in float32."""
     from lightning_fabric.plugins import MixedPrecision, Precision
 
     class BFloat16(MixedPrecision):  # type: ignore[misc]
-        """Scales no loss, so a gradient may also be had without `Fabric.backward`: those of single objectives are."""
+        """Does not scale the loss, so that gradients of single objectives may be computed without `Fabric.backward`."""
 
         backward = Precision.backward
 
@@ -141,17 +153,18 @@ def _strategy(name: str, processes: int) -> Any:
     if name == "fsdp":
         return ModelParallelStrategy(_sharded, data_parallel_size=processes, tensor_parallel_size=1)
     if name == "ddp" or processes > 1:
-        return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)  # a loss may not reach all
+        # A loss need not depend on all parameters.
+        return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     return "auto"
 
 
 def _sharded(module: nn.Module, mesh: Any) -> nn.Module:
-    """Divide a model's parameters among the processes: large layers by themselves, the rest together."""
+    """Shard the parameters of a model: each large linear layer by itself, and all others together."""
     from torch.distributed.fsdp import fully_shard
 
     group = mesh["data_parallel"]
     for layer in module.modules():
-        if isinstance(layer, nn.Linear) and layer.weight.numel() >= UNIT:
+        if isinstance(layer, nn.Linear) and layer.weight.numel() >= LARGE_LAYER:
             fully_shard(layer, mesh=group)
     fully_shard(module, mesh=group)
     return module
@@ -159,32 +172,33 @@ def _sharded(module: nn.Module, mesh: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, as one of them sees them; alone, every sum is its own."""
+    """The processes of a run, from the view of one of them. With one process, all exchanges return their input."""
 
     fabric: Any
     rank: int
     world: int
-    sharded: bool = False  # by FSDP
+    sharded: bool = False  # whether FSDP shards the model
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that talks and writes."""
+        """Whether this process logs and writes files."""
         return self.rank == 0
 
     def part(self, chosen: np.ndarray) -> np.ndarray:
-        """This process's part of a batch's samples (N,): neighbours, as many as the others' or one more or less."""
+        """The consecutive samples of a batch (N,) that this process takes. Sizes of parts differ by one at most."""
         return np.array_split(chosen, self.world)[self.rank]
 
     def largest_part(self, samples: int) -> int:
+        """The size of the largest part of a batch."""
         return -(-samples // self.world)
 
     def share_weights(self, module: nn.Module) -> None:
-        """Give the model of the first process to all of them, before any of them is set up."""
+        """Copy the weights of the first process to all processes, before Fabric sets the model up."""
         if self.world > 1:
             module.load_state_dict(self.fabric.broadcast(module.state_dict()))
 
     def agreed(self, decide: Callable[[], Value]) -> Value:
-        """What the first process decides, in all of them; its CyclicError is raised in all of them."""
+        """The result of `decide` in the first process, in all processes. Its CyclicError is raised in all of them."""
         if self.world == 1:
             return decide()
         outcome: Value | CyclicError | None = None
@@ -201,99 +215,102 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Turn the way in which an exchange fails when another process has ended into a CyclicError."""
+        """Raise a CyclicError when an exchange in the block fails because another process has ended."""
         try:
             yield
         except RuntimeError as error:
             if self.world == 1 or not any(word in str(error).lower() for word in ("peer", "gloo", "nccl")):
                 raise
             raise CyclicError(
-                "Another process of the run has ended.", "It says why. The same command with --resume auto continues."
+                "Another process of the run has ended.", "See its error message. Continue with --resume auto."
             ) from error
 
     def summed(self, values: Tensor) -> Tensor:
-        """The sum of tensors of one shape over the processes."""
+        """The sum over the processes of tensors of equal shape."""
         if self.world == 1:
             return values
         total: Tensor = self.fabric.all_reduce(values, reduce_op="sum")
         return total
 
     def gathered(self, rows: Tensor, samples: int) -> Tensor:
-        """The rows (N, ...) of a whole batch of N samples from those of each process's part, with their gradient."""
+        """The rows (N, ...) of a whole batch of N samples, gathered from the parts of all processes, with gradient."""
         if self.world == 1:
             return rows
         return self._gathered(rows, [len(part) for part in np.array_split(np.arange(samples), self.world)])
 
     def gathered_tree(self, tree: dict[Any, Any]) -> dict[Any, Any]:
-        """The rows of all processes, with their gradient, of every tensor of a nested table that has rows.
+        """A nested dictionary of tensors, each with the rows of all processes, with gradient.
 
-        Processes may have other numbers of rows, but the same tables. A tensor without a dimension stays as it is.
+        The processes may have different numbers of rows, but must have the same keys. Scalars stay as they are.
         """
         if self.world == 1:
             return tree
         rows = [leaf for leaf in _leaves(tree) if leaf.dim()]
         counts = self.fabric.all_gather(torch.tensor([len(leaf) for leaf in rows], device=self.fabric.device))
         whole = iter([self._gathered(leaf, count) for leaf, count in zip(rows, counts.T.tolist(), strict=True)])
-        return _replaced(tree, lambda leaf: next(whole) if leaf.dim() else leaf)
+        return _map_leaves(tree, lambda leaf: next(whole) if leaf.dim() else leaf)
 
-    def untouched(self, tree: dict[Any, Any]) -> Tensor | float:
-        """A zero that a gradient reaches all tensors of a nested table through: processes wait for all of them."""
+    def zero_depending_on(self, tree: dict[Any, Any]) -> Tensor | float:
+        """A zero that depends on every tensor of a nested dictionary; 0.0 with one process.
+
+        Added to the loss it makes each tensor part of the backward pass, in which all processes have to take part.
+        """
         return 0.0 if self.world == 1 else 0 * torch.stack([leaf.sum().float() for leaf in _leaves(tree)]).sum()
 
     def _gathered(self, rows: Tensor, counts: list[int]) -> Tensor:
         padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
-        together: Tensor = self.fabric.all_gather(padded, sync_grads=rows.requires_grad)
-        return torch.cat([together[rank, :count] for rank, count in enumerate(counts)])
+        stacked: Tensor = self.fabric.all_gather(padded, sync_grads=rows.requires_grad)
+        return torch.cat([stacked[rank, :count] for rank, count in enumerate(counts)])
 
     # ---------------------------------------------------------------------------------------------- state
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
-        """All weights of a model by name, copied to the first process; divided ones are collected by all together."""
+        """Copies of all weights by name, on the CPU. With FSDP all processes must call it, and the first gets them."""
         if self.sharded:
             from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-            return get_model_state_dict(module, options=_whole())  # type: ignore[return-value]
+            return get_model_state_dict(module, options=_full_state())  # type: ignore[return-value]
         return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
 
     def load_weights(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Take over weights by name, in every process."""
+        """Load weights by name, in every process."""
         if self.sharded:
             from torch.distributed.checkpoint.state_dict import set_model_state_dict
 
-            set_model_state_dict(module, dict(weights), options=_whole())
+            set_model_state_dict(module, dict(weights), options=_full_state())
         else:
             module.load_state_dict(weights)
 
     def moments(self, module: nn.Module, optimizer: Any) -> dict[int, dict[str, Tensor]]:
-        """An optimizer's state by the number of the parameter in its groups, copied as `weights` are."""
+        """Copies of the optimizer state by the index of the parameter in its groups; with FSDP as in `weights`."""
         if not self.sharded:
             state = optimizer.state_dict()["state"]
             return {number: {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
                     for number, values in state.items()}  # fmt: skip
         from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-        whole: Any = get_optimizer_state_dict(module, _bare(optimizer), options=_whole())
-        if not whole:  # not the first process
+        full: Any = get_optimizer_state_dict(module, _unwrapped(optimizer), options=_full_state())
+        if not full:  # not the first process
             return {}
-        names = _names(module, optimizer)
-        return {number: dict(whole["state"][name]) for number, name in enumerate(names) if name in whole["state"]}
+        names = _parameter_names(module, optimizer)
+        return {number: dict(full["state"][name]) for number, name in enumerate(names) if name in full["state"]}
 
     def load_moments(self, module: nn.Module, optimizer: Any, state: dict[int, dict[str, Tensor]]) -> None:
-        """Take over an optimizer's state by the number of the parameter, in every process."""
+        """Load an optimizer state by the index of the parameter, in every process."""
         empty = optimizer.state_dict()
         if not self.sharded:
             optimizer.load_state_dict({**empty, "state": state})
             return
         from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
-        names = _names(module, optimizer)
+        names = _parameter_names(module, optimizer)
         groups = [{**group, "params": [names[number] for number in group["params"]]} for group in empty["param_groups"]]
-        whole: Any = {"state": {names[number]: values for number, values in state.items()}, "param_groups": groups}
-        set_optimizer_state_dict(module, _bare(optimizer), whole, options=_whole())
+        full: Any = {"state": {names[number]: values for number, values in state.items()}, "param_groups": groups}
+        set_optimizer_state_dict(module, _unwrapped(optimizer), full, options=_full_state())
 
 
 def _leaves(tree: Any) -> Iterator[Tensor]:
-    """The tensors of a nested table, in order."""
+    """The tensors of a nested dictionary, in order."""
     if isinstance(tree, dict):
         for inner in tree.values():
             yield from _leaves(inner)
@@ -301,25 +318,25 @@ def _leaves(tree: Any) -> Iterator[Tensor]:
         yield tree
 
 
-def _replaced(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A nested table with every tensor changed, in order."""
+def _map_leaves(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A nested dictionary with `change` applied to every tensor, in order."""
     if isinstance(tree, dict):
-        return {name: _replaced(inner, change) for name, inner in tree.items()}
+        return {name: _map_leaves(inner, change) for name, inner in tree.items()}
     return change(tree)
 
 
-def _whole() -> Any:
+def _full_state() -> Any:
     from torch.distributed.checkpoint.state_dict import StateDictOptions
 
     return StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def _bare(optimizer: Any) -> Any:
-    """The optimizer inside Fabric's."""
+def _unwrapped(optimizer: Any) -> Any:
+    """The optimizer that Fabric wraps."""
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _names(module: nn.Module, optimizer: Any) -> list[str]:
+def _parameter_names(module: nn.Module, optimizer: Any) -> list[str]:
     """The names of the parameters in the order of an optimizer's groups."""
     by_identity = {id(parameter): name for name, parameter in module.named_parameters()}
     return [by_identity[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,16 +1,16 @@
-"""Every error a user can meet, as one tree with one root.
+"""The errors that a user can meet; all are subclasses of CyclicError.
 
-    CyclicError            exit 1   what happened, and the way out
-    ├── UsageError         exit 2   a wrong option, a misspelt name, a value that cannot be
-    ├── Stopped            exit 130 or 143   ended by a signal, after its state was saved
-    └── InputError                  one input that cannot be used; never ends a job of many
-        ├── Rejected                broken or not understood: stands in `rejected.jsonl` with a reason
-        └── Skipped                 in order, but no picture (a segmentation, a structured report ...)
+    CyclicError            exit 1   any failure that the user can do something about
+    ├── UsageError         exit 2   a wrong option, a misspelt name, an impossible value
+    ├── Stopped            exit 130 or 143   ended by a signal, after the state was saved
+    └── InputError                  one input cannot be used; a job with many inputs goes on
+        ├── Rejected                broken or not supported: listed in `rejected.jsonl` with a reason
+        └── Skipped                 valid, but not an image (a segmentation, a structured report ...)
 
-Beside the tree stands Terminated, which is what SIGTERM raises where no state has to be saved (exit 143).
+Terminated is not a CyclicError: SIGTERM raises it where no state has to be saved (exit 143).
 
-The command line catches the root once and prints one or two lines. Anything else is a bug and keeps its
-traceback. A message names files, settings and expected values, never what a header or a report says.
+The command line catches CyclicError in one place and prints one or two lines. Any other exception is a bug and keeps
+its traceback. A message names files, settings and expected values. It never quotes a header or a report.
 """
 
 REASONS = {
@@ -23,21 +23,21 @@ REASONS = {
     "broken_pixels": "the pixel data are damaged or cut short",
     "no_decoder": "no decoder for this transfer syntax is installed",
     "too_large": "the header declares more pixels than any image has",
-    "burned_in": "the header says that text is burned into the picture; --allow-burned-in takes it all the same",
-    "no_frame": "the file has fewer frames than the one asked for",
+    "burned_in": "the header says that text is burned into the image; --allow-burned-in accepts such images",
+    "no_frame": "the file has fewer frames than --frames asks for",
     "blank": "every pixel has the same value",
-    "crashed": "the decoder crashed, or was killed for want of memory",
+    "crashed": "the decoder crashed, or was killed because memory ran out",
     "timeout": "reading it took longer than --time-limit",
     "broken_archive": "the zip archive that holds it is damaged",
-    "unexpected": "reading it failed in a way this program does not know; please report that",
+    "unexpected": "reading it failed for an unknown reason; please report this",
     "conflicting_rows": "rows of the tables contradict one another about this image",
-    "text_without_image": "a text file that belongs to no image",
+    "text_without_image": "a text file that does not belong to any image",
 }
-"""The closed list of reason codes of `rejected.jsonl`, with what each means."""
+"""All reason codes that `rejected.jsonl` may contain, each with its meaning."""
 
 
 class CyclicError(Exception):
-    """Something a user can do something about.
+    """A failure that the user can do something about.
 
     Args:
         message: What happened, in one line, without anything from a header or a report.
@@ -45,7 +45,7 @@ class CyclicError(Exception):
     """
 
     exit_code = 1
-    everywhere = False  # raised in all processes of a run: one of them says so
+    everywhere = False  # raised in all processes of a run; only the main process prints it
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -54,13 +54,13 @@ class CyclicError(Exception):
 
 
 class UsageError(CyclicError):
-    """The command line or a settings file asks for something that does not exist or cannot be."""
+    """The command line or a settings file asks for something that does not exist or is impossible."""
 
     exit_code = 2
 
 
 class Stopped(CyclicError):
-    """A signal ended the work after its state was saved; `exit_code` is 130 (interrupt) or 143 (requeue me)."""
+    """A signal ended the work after its state was saved; `exit_code` is 130 (interrupt) or 143 (requeue the job)."""
 
     def __init__(self, message: str, hint: str, exit_code: int) -> None:
         super().__init__(message, hint)
@@ -71,11 +71,14 @@ class Stopped(CyclicError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived. Like an interrupt it passes every `except Exception` on its way out."""
+    """SIGTERM arrived. It derives from KeyboardInterrupt so that no `except Exception` catches it."""
 
 
 class InputError(CyclicError):
-    """One input that gives no sample. `identities` is whom its header names, where it could be read that far."""
+    """One input that gives no sample.
+
+    `identities` holds the patient and study identities of its header if the header could be read, else None.
+    """
 
     identities: object = None
 
@@ -85,7 +88,7 @@ class Rejected(InputError):
 
     Args:
         reason: A key of `REASONS`.
-        detail: What exactly, in words of our own: a decoder's message may quote the header.
+        detail: What exactly failed, in words of this program: the message of a decoder may quote the header.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -94,7 +97,12 @@ class Rejected(InputError):
 
 
 class Skipped(InputError):
-    """A valid input that is not an image to learn from; `kind` says what it is, `text` is what a report says."""
+    """A valid input that is not an image to learn from.
+
+    Args:
+        kind: What the input is, such as "segmentation".
+        text: The text of a structured report.
+    """
 
     def __init__(self, kind: str, text: str = "") -> None:
         super().__init__(f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}, not an image")

@@ -1,5 +1,6 @@
-"""What a task says while it works. Tasks never print: they call `report(event)`; the console draws events,
-tests collect them, a notebook may plot them.
+"""Events that a task reports while it works.
+
+Tasks never print. They call `report(event)`; the console shows events, tests collect them, a notebook may plot them.
 """
 
 from collections.abc import Callable
@@ -8,7 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of work are finished (`unit`: "images", "scans"); None where the end is not known."""
+    """`done` of `total` units of work are finished; `total` is None where it is not known in advance.
+
+    `unit` names what is counted, such as "images" or "scans".
+    """
 
     done: int
     total: int | None
@@ -17,7 +21,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Note:
-    """Something the user should know: which data or model was taken, a warning, a file left out."""
+    """A message for the user: which data or model is used, a warning, a file that was left out."""
 
     text: str
     warning: bool = False
@@ -25,7 +29,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step is done. `losses` holds each objective's value under its name, and their weighted `total`."""
+    """One optimizer step is done. `losses` holds the value of each objective by name, and their weighted `total`."""
 
     step: int
     steps: int
@@ -33,7 +37,7 @@ class Step:
     epochs: int
     losses: dict[str, float]
     lr: float
-    images_per_second: float  # 0 before it is known
+    images_per_second: float  # 0 before the first measurement
     batch_images: int
 
 
@@ -52,4 +56,4 @@ Report = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """A report that nobody reads."""
+    """A report function that ignores every event."""

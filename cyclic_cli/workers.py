@@ -1,6 +1,6 @@
-"""Who does the work: worker processes that end with it, threads that watch processes, or the workers of a cluster.
+"""Worker processes, threads and the workers of a Dask cluster, as executors.
 
-Neither an interrupt nor the death of their parent leaves a worker process running.
+Worker processes never outlive their parent: they end after an interrupt, and also when the parent is killed.
 """
 
 import ctypes
@@ -15,15 +15,15 @@ from multiprocessing.synchronize import Event
 
 from cyclic_cli.errors import CyclicError
 
-LOOK_EVERY = 1.0  # seconds between two looks for the parent
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+CHECK_EVERY = 1.0  # seconds between two checks whether the parent is alive
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameter numbers of mallopt(3)
 
 
 @contextmanager
 def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes started afresh: a fork would copy the locks of threads that libraries and terminals keep.
+    """A pool of spawned processes. Forked ones would inherit locks that threads of libraries hold, and could hang.
 
-    When the block ends by an exception, its workers end at once, in the middle of what they do.
+    When the block ends by an exception, the workers end at once, without finishing their current task.
     """
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
@@ -38,10 +38,10 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory it frees, up to 256 MiB, for its next picture.
+    """Let this process keep up to 256 MiB of freed memory for its next image.
 
-    By itself the C library gives large blocks back to the system, and the fresh pages it then asks for cost a reader of
-    films up to half of its time. Where it knows no `mallopt`, nothing is changed.
+    By default the C library returns large blocks to the system. Fetching fresh pages again takes up to half of the time
+    of reading radiographs. Without `mallopt` (any C library but glibc) this function does nothing.
     """
     with suppress(OSError, AttributeError):
         allocator = ctypes.CDLL(None)
@@ -50,28 +50,28 @@ def keep_freed_memory() -> None:
 
 
 def _begin(parent: int, stop: Event) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and sets `stop`
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives the signal too, and sets `stop`
     threading.Thread(target=_end_with, args=(parent, stop), daemon=True).start()
 
 
 def _end_with(parent: int, stop: Event) -> None:
-    """End this process when it shall stop, or when its parent was killed, which no handler of the parent can see to."""
+    """End this process when `stop` is set or its parent is gone; a killed parent cannot set `stop` itself."""
     while os.getppid() == parent:
-        if stop.wait(LOOK_EVERY):
+        if stop.wait(CHECK_EVERY):
             break
     os._exit(1)
 
 
 @contextmanager
 def executor(workers: int, cluster: str = "") -> Iterator[tuple[Executor, int]]:
-    """Threads of this process, or the workers of a Dask cluster: an executor, and how many tasks it runs at once.
+    """An executor, and how many tasks it runs at once: threads of this process, or the workers of a Dask cluster.
 
     Args:
-        workers: Threads, when no cluster is named.
+        workers: Number of threads, when no cluster is named.
         cluster: Address of a Dask scheduler, such as tcp://node1:8786.
 
     Raises:
-        CyclicError: the extra `dask` is not installed, or no scheduler with workers answers there.
+        CyclicError: the extra `dask` is not installed, or no scheduler with workers answers at the address.
     """
     if not cluster:
         with ThreadPoolExecutor(workers) as threads:
@@ -96,4 +96,4 @@ def executor(workers: int, cluster: str = "") -> Iterator[tuple[Executor, int]]:
         try:
             yield client.get_executor(retries=5), sum(client.nthreads().values())
         except KilledWorker as error:
-            raise CyclicError("The cluster's workers died again and again.", "Look at their logs.") from error
+            raise CyclicError("The workers of the cluster died repeatedly.", "Look at their logs.") from error

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Few pairs: what each mixture of objectives reaches when 5, 10, 20, 50 or 100 % of the pairs are known, over five seeds.
-# Without arguments on drawn phantoms, else: few_pairs.sh DATASET [options of few_pairs.py]. Started again, it goes on.
+# Measures each mixture of objectives with 5, 10, 20, 50 and 100 % of the pairs, over five seeds.
+# Without arguments, it runs on synthetic radiographs, else: few_pairs.sh DATASET [options of few_pairs.py].
+# An interrupted run resumes when the script is started again.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 if [ $# -gt 0 ]; then
@@ -8,7 +9,7 @@ if [ $# -gt 0 ]; then
 fi
 work="${FEW_PAIRS:-few_pairs}"
 mkdir -p "$work"
-for seed in 0 2; do  # the second set is for the test: other patients of the same world (1 judged an earlier recipe)
+for seed in 0 2; do  # seed 2 generates other patients for the test (seed 1 served to evaluate an earlier recipe)
   count=$((seed ? 1250 : ${COUNT:-5000}))
   split=$((seed ? 0 : 80))
   [ -d "$work/demo$seed" ] || cyclic demo --out "$work/demo$seed" --count $count --seed $seed

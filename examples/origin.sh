@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# The origin's three autoencoders with today's recipes: linear on 3 % and 40 % of the training patients (one epoch),
-# conv on 15 % (three epochs). Prints their errors on the test patients, and draws the same patients side by side.
+# Trains the three autoencoders of the original project with the present recipes: linear on 3 % and 40 % of the training
+# patients (one epoch), and conv on 15 % (three epochs). Prints their errors on the test patients, and draws a contact
+# sheet of their reconstructions.
 # Usage: examples/origin.sh [FOLDER] [TABLE] [WORK]
-#   FOLDER  images, de-identified (they are hashed without a secret), of 200 patients or more, since 3 % of them are
-#           trained on; without it 400 phantoms are drawn
-#   TABLE   a CSV that names each image's patient, if the images do not
-#   WORK    where everything is kept (default: ./origin); started again, finished parts are kept
+#   FOLDER  de-identified images (they are hashed without a secret) of at least 200 patients, since 3 % of them are used
+#           for training; without FOLDER, 400 synthetic radiographs are generated
+#   TABLE   a CSV that names the patient of each image, if the images do not
+#   WORK    folder for all results (default: ./origin); finished parts are reused when the script is started again
 set -euo pipefail
 images=${1:+$(realpath "$1")}
 table=${2:+$(realpath "$2")}
 work=${3:-origin}
-python=$(dirname "$(command -v cyclic)")/python  # the one that cyclic is installed for
+python=$(dirname "$(command -v cyclic)")/python  # the Python environment of cyclic
 mkdir -p "$work"
 cd "$work"
 
@@ -45,6 +46,6 @@ print(f"{'':12}{'MSE':>9}{'PSNR dB':>9}{'SSIM':>7}{'origin MSE':>12}")
 for name, figures in json.load(open("figures.json"))["models"].items():
     print(f"{name:12}{figures['mse']:9.5f}{figures['psnr']:9.1f}{figures['ssim']:7.3f}{ORIGIN[name]:12.3f}")
 PYTHON
-echo "Means over the test images, without letterbox. The origin's errors, for orientation, are of other data: those it"
-echo "published, of a larger set of radiographs."
-echo "The same patients side by side: $PWD/sheet.png"
+echo "Means over the test images, without letterbox. The errors of the original project are for orientation only: they were"
+echo "published for a different, larger set of radiographs."
+echo "Reconstructions of the same patients: $PWD/sheet.png"

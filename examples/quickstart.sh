@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job on drawn data, in a few minutes: demo → prepare → train → reconstruct, embed, search.
-# Usage: examples/quickstart.sh [FOLDER]     (default: ./quickstart, made anew)
+# The main workflow on synthetic radiographs, in a few minutes: demo → prepare → train → reconstruct, embed, search.
+# Usage: examples/quickstart.sh [FOLDER]     (default: ./quickstart; it is deleted and written again)
 set -euo pipefail
 folder=${1:-quickstart}
 rm -rf "$folder"
@@ -15,5 +15,5 @@ cyclic embed dataset --out embeddings.parquet --with-text
 cyclic search "$(find demo -name '1.dcm' | sort | head -n 1)" --in embeddings.parquet --dataset dataset --page cases.html
 
 echo
-echo "Original, reconstruction and their difference, side by side: $PWD/pictures/*.png"
-echo "A case, and cases like it whose reports differ: $PWD/cases.html"
+echo "Original, reconstruction and difference: $PWD/pictures/*.png"
+echo "A case, and similar cases with different reports: $PWD/cases.html"

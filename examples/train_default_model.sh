@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Train the model that comes with the package: chest radiographs of FOLDER and drawn phantoms, together.
+# Trains the packaged model on the chest radiographs of FOLDER together with synthetic radiographs.
 # Usage: examples/train_default_model.sh FOLDER [TABLE] [WORK]
-#   FOLDER  images, de-identified (they are hashed without a secret, so that anyone gets the same split)
-#   TABLE   a CSV that names each image's patient, if the images do not
-#   WORK    where dataset and run are kept (default: ./default-model); started again, finished parts are kept
-# Then: cp WORK/run/model.safetensors cyclic_cli/assets/default.safetensors; cp WORK/default.onnx cyclic_cli/assets; and
-# measure anew for the model card and `tests/packaged_embeddings.json`.
+#   FOLDER  de-identified images (they are hashed without a secret, so that everyone gets the same split)
+#   TABLE   a CSV that names the patient of each image, if the images do not
+#   WORK    folder for dataset and run (default: ./default-model); finished parts are reused at the next start
+# Afterwards: cp WORK/run/model.safetensors cyclic_cli/assets/default.safetensors; cp WORK/default.onnx cyclic_cli/assets;
+# and measure the figures of the model card and of the golden embeddings in the tests again.
 set -euo pipefail
 images=$(realpath "$1")
 table=${2:+$(realpath "$2")}

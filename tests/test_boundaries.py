@@ -16,8 +16,8 @@ from cyclic_cli.cli import app
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cyclic_cli"
 FLOORS = """
-    errors events
-    registry workers console privacy text_encoders
+    errors events earlier_names
+    registry environment workers console linear_algebra privacy text_encoders
     config
     storage distributed
     imaging
@@ -56,7 +56,8 @@ KNOWS = {  # who may import a library: a room, or a file of one
     "onnxruntime": "inference/onnx_model.py export/quantisation.py",
     "tokenizers": "text_encoders",
     "transformers": "text_encoders",
-    "sklearn": "metrics evaluation/baselines.py",
+    "scipy": "linear_algebra.py",
+    "sklearn": "linear_algebra.py metrics evaluation/baselines.py",
     "jinja2": "search/page.py",
     "faiss": "search/faiss_index.py",
     "sacrebleu": "metrics",

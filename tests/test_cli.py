@@ -1,4 +1,4 @@
-"""The command line as a user meets it: wrong words, quiet, defaults, the two commands that work with nothing."""
+"""Tests of the command line: wrong usage, output streams, signals, and defaults without any input."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ Cyclic = Callable[..., Ran]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("trian",), "Did you mean 'train'?"),
         (("train", "--fractoin", "0.4"), "--fraction"),
@@ -30,12 +30,10 @@ Cyclic = Callable[..., Ran]
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_wrong_usage_exits_with_2_and_says_what_would_be_right(
-    words: tuple[str, ...], said: str, cyclic: Cyclic
-) -> None:
+def test_wrong_usage_exits_with_2_and_a_suggestion(words: tuple[str, ...], message: str, cyclic: Cyclic) -> None:
     ran = cyclic(*words)
     assert ran.code == 2
-    assert said in ran.err
+    assert message in ran.err
     assert ran.out == ""
 
 
@@ -53,7 +51,7 @@ def test_quiet_leaves_stderr_empty(tiny_files: Path, cyclic: Cyclic) -> None:
     assert ran.json["used"] == 40
 
 
-def test_talk_goes_to_stderr_and_the_table_to_stdout(tiny_files: Path, cyclic: Cyclic) -> None:
+def test_messages_go_to_stderr_and_the_table_to_stdout(tiny_files: Path, cyclic: Cyclic) -> None:
     ran = cyclic("prepare", tiny_files, "--out", "ds", "--already-deidentified")
     assert "images: 40 of 40" in ran.err
     assert "Next: cyclic train ds" in ran.err
@@ -75,29 +73,29 @@ def test_shell_completion(shell: str) -> None:
         assert name in ran.stdout
 
 
-def test_a_signal_ends_prepare_with_its_code() -> None:
-    film = make_dicom(Path("films/0.dcm"), smooth_image(0, 2000, 2000).astype(np.uint16), bits=8)
-    for number in range(1, 400):  # many seconds of work, from one film under many names
-        os.link(film, f"films/{number}.dcm")
+def test_a_signal_ends_prepare_with_its_exit_code() -> None:
+    image = make_dicom(Path("images/0.dcm"), smooth_image(0, 2000, 2000).astype(np.uint16), bits=8)
+    for number in range(1, 400):  # many seconds of work: one image under many names
+        os.link(image, f"images/{number}.dcm")
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         out = f"ds{code}"
         process = subprocess.Popen(
-            [sys.executable, "-m", "cyclic_cli", "prepare", "films", "--out", out, "--workers", "2"],
+            [sys.executable, "-m", "cyclic_cli", "prepare", "images", "--out", out, "--workers", "2"],
             stderr=subprocess.PIPE, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits SIG_IGN
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs inherit SIG_IGN
         )  # fmt: skip
         deadline = time.monotonic() + 60
         while not Path(out, ".unfinished", "request.json").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.2)
         process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
+        err = process.communicate(timeout=60)[1]
         assert process.returncode == code
-        assert "Traceback" not in said
+        assert "Traceback" not in err
 
 
-def test_closed_streams_are_no_surprise() -> None:
-    """`>&-` and `2>&-` in a shell."""
+def test_closed_output_streams_cause_no_error() -> None:
+    """A shell closes them with `>&-` and `2>&-`."""
     make_dicom(Path("a.dcm"), smooth_image(0), bits=8)
     for closed, code in (("1", 0), ("2", 0)):
         command = f'"{sys.executable}" -m cyclic_cli prepare a.dcm --out ds{closed} --already-deidentified {closed}>&-'
@@ -107,20 +105,20 @@ def test_closed_streams_are_no_surprise() -> None:
         assert Path(f"ds{closed}/dataset.yaml").exists()
 
 
-def test_the_first_two_commands_of_the_documents_work_with_nothing_at_hand(
+def test_train_and_reconstruct_work_without_a_dataset_or_a_model(
     cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`train` draws the demo data into the cache, once; `reconstruct` takes the model of the package."""
+    """`train` draws the demo dataset once, into the cache. `reconstruct` takes the model of the package."""
     from cyclic_cli.phantom import dataset as phantom
 
-    whole = phantom.write_demo
-    monkeypatch.setattr(phantom, "write_demo", lambda folder, **words: whole(folder, 40, **words))
+    write_demo = phantom.write_demo
+    monkeypatch.setattr(phantom, "write_demo", lambda folder, **options: write_demo(folder, 40, **options))
     first = cyclic("train", "--arch", "conv", "--fraction", "0.4", "--epochs", 1, "--json")
     assert first.code == 0
-    assert "drawing the demo phantoms" in first.err
+    assert "drawing the synthetic radiographs" in first.err
     again = cyclic("train", "--arch", "linear", "--fraction", "0.4", "--epochs", 1)
     assert "drawing" not in again.err
-    assert "demo phantoms" in again.err
+    assert "demo dataset" in again.err
     make_dicom(Path("scan.dcm"), smooth_image(1), bits=8)
     monkeypatch.chdir(Path("..").resolve())
     ran = cyclic("reconstruct", "work/scan.dcm")

@@ -1,4 +1,4 @@
-"""The examples run as they are documented. Slow: on request."""
+"""The examples run as documented. These tests are slow, and run on request."""
 
 import json
 import os
@@ -22,29 +22,29 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_the_quickstart_leaves_three_pictures(tmp_path: Path) -> None:
+def test_quickstart_writes_three_figures(tmp_path: Path) -> None:
     ran = run(EXAMPLES / "quickstart.sh", tmp_path / "quickstart")
     assert len(list((tmp_path / "quickstart" / "pictures").glob("*.png"))) == 3
     assert str(tmp_path / "quickstart" / "pictures") in ran.stdout
 
 
 @pytest.mark.slow
-def test_the_origins_table_is_printed_and_drawn_and_not_made_twice(tmp_path: Path) -> None:
+def test_origin_prints_a_table_and_reuses_finished_parts(tmp_path: Path) -> None:
     write_demo(tmp_path / "phantoms", 120)
     command = (EXAMPLES / "origin.sh", tmp_path / "phantoms", "", tmp_path / "origin")
     first = run(*command)
-    drawn = (tmp_path / "origin" / "sheet.png").stat()
+    sheet = (tmp_path / "origin" / "sheet.png").stat()
     figures = json.loads((tmp_path / "origin" / "figures.json").read_text())["models"]
     assert list(figures) == ["linear-3", "linear-40", "conv-15"]
     assert figures["conv-15"]["mse"] < figures["linear-40"]["mse"] < figures["linear-3"]["mse"]
     assert all(f"{of['mse']:.5f}" in first.stdout for of in figures.values())
     again = run(*command)
     assert again.stdout == first.stdout
-    assert (tmp_path / "origin" / "sheet.png").stat().st_mtime_ns == drawn.st_mtime_ns
+    assert (tmp_path / "origin" / "sheet.png").stat().st_mtime_ns == sheet.st_mtime_ns
 
 
 @pytest.mark.slow
-def test_few_pairs_makes_a_table_and_a_plot_and_does_nothing_twice(paired_dataset: Path, tmp_path: Path) -> None:
+def test_few_pairs_writes_a_table_and_a_plot_and_reuses_finished_runs(paired_dataset: Path, tmp_path: Path) -> None:
     command = (
         EXAMPLES / "few_pairs.sh", paired_dataset, "--split", "val", "--work", tmp_path / "few", "--fractions", 0.5, 1,
         "--seeds", 2, "--steps", 2, "--set", "arch=linear", "--set", "model.latent=32", "--set", "batch_size=32",
@@ -56,7 +56,7 @@ def test_few_pairs_makes_a_table_and_a_plot_and_does_nothing_twice(paired_datase
     ]  # fmt: skip
     assert (tmp_path / "few" / "few_pairs.png").stat().st_size > 10_000
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "few").glob("*seed*.json")}
-    others = len(PRESETS["cyclic"]) - 1  # but for the walk, the only term that returns
+    others = len(PRESETS["cyclic"]) - 1  # without `walk`, since it is the only cycle term
     assert len(done) == 2 + 2 * 2 * (5 + others)
     assert run(*command).stdout == first.stdout
     assert done == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "few").glob("*seed*.json")}

@@ -1,5 +1,5 @@
-"""Commands: one file each, found by its name; each is a function of that name.
+"""The commands of the command line: one file and one function per command, with the name of the command.
 
-What is typed becomes plain values for a task, its summary JSON or a table. Nothing heavy is imported at the top of a
-file; a command imports its task when it runs, so that `--help` is instant.
+A command turns its arguments into plain values for a task, and shows the summary of the task as a table or as JSON.
+Heavy modules are imported inside the functions, so that `--help` stays fast.
 """

@@ -1,4 +1,4 @@
-"""What commands share: options that mean the same everywhere, and how results and inputs are found."""
+"""Options that several commands share, and helpers that find their inputs and show their results."""
 
 import json
 import os
@@ -9,49 +9,53 @@ from typing import Annotated, Any
 
 import typer
 
-from cyclic_cli import config as settings
-from cyclic_cli import console
+from cyclic_cli import console, environment
 from cyclic_cli.errors import CyclicError, UsageError
 
 SOME_LEFT_OUT = 8  # exit code with --strict
 LARGEST_SUMMARY = 2**20  # bytes
 
-Json = Annotated[bool, typer.Option("--json", help="Put one JSON object on stdout.")]
-JsonLines = Annotated[bool, typer.Option("--json", help="Put one JSON object a scan and model on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but warnings and errors.")]
-Strict = Annotated[bool, typer.Option(help="Exit with 8 when some inputs could not be used.")]
-Null = Annotated[bool, typer.Option("-0", "--null", help="Paths on stdin end with a NUL byte, not a line end.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes.", show_default="the cores it may use")]
+DEVICES = ("auto", "cpu", "cuda")
+
+Json = Annotated[bool, typer.Option("--json", help="Write the result to stdout as one JSON object.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Write one JSON object per scan and model to stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings and errors on stderr.")]
+Strict = Annotated[bool, typer.Option(help="Exit with code 8 if some inputs could not be used.")]
+Null = Annotated[bool, typer.Option("-0", "--null", help="Paths on stdin are separated by NUL bytes, not newlines.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Number of worker processes.", show_default="the available cores")
+]
 SOURCES = typer.Argument(
-    help="Files, folders, quoted glob patterns, or - for a list of paths on stdin.", show_default=False
+    help="Files, folders, quoted glob patterns, or - to read a list of paths from stdin.", show_default=False
 )
 Sources = Annotated[list[str], SOURCES]
 OptionalSources = Annotated[list[str] | None, SOURCES]
 Dataset = Annotated[
-    Path | None, typer.Argument(help="The dataset.", show_default="$CYCLIC_DATASET, ./dataset, the demo's")
+    Path | None,
+    typer.Argument(help="The dataset folder.", show_default="$CYCLIC_DATASET, ./dataset, or the demo dataset"),
 ]
-WHERE_MODELS_ARE = "$CYCLIC_MODEL, runs/latest, the package's"
-Checkpoint = Annotated[
-    Path | None, typer.Option(help="A run folder or .safetensors file.", show_default=WHERE_MODELS_ARE)
-]
+DEFAULT_MODEL = "$CYCLIC_MODEL, runs/latest, or the model of the package"
+Checkpoint = Annotated[Path | None, typer.Option(help="Run folder or .safetensors file.", show_default=DEFAULT_MODEL)]
 Model = Annotated[
     Path | None,
     typer.Option(
-        help="A run folder, a .safetensors or an .onnx file, or a folder of these.", show_default=WHERE_MODELS_ARE
+        help="Run folder, .safetensors file, .onnx file, or folder of .onnx files.", show_default=DEFAULT_MODEL
     ),
 ]
-Paths = Annotated[bool, typer.Option("--paths/--no-paths", help="Name inputs by their path, or by a running number.")]
+Paths = Annotated[
+    bool, typer.Option("--paths/--no-paths", help="Identify inputs in the output by their path, or by a number.")
+]
 BurnedIn = Annotated[
-    bool, typer.Option("--allow-burned-in", help="Take images that are marked as having text in their pixels.")
+    bool, typer.Option("--allow-burned-in", help="Accept images whose header says that text is burned into the pixels.")
 ]
 SummaryFile = Annotated[
-    Path | None, typer.Option("--summary", help="Write the totals there, as JSON.", show_default=False)
+    Path | None, typer.Option("--summary", help="Write the totals to this JSON file.", show_default=False)
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu or cuda.")]
 
 
 def show(title: str, values: dict[str, Any], as_json: bool) -> None:
-    """Put results on stdout: one JSON object, or a table."""
+    """Write results to stdout, as one JSON object or as a table."""
     if as_json:
         console.write_json(values)
     else:
@@ -59,7 +63,7 @@ def show(title: str, values: dict[str, Any], as_json: bool) -> None:
 
 
 def write_summary(file: Path | None, totals: dict[str, Any]) -> None:
-    """Write the totals as JSON, if a file is named; see `check_summary`."""
+    """Write the totals to a JSON file, if one is named. Call `check_summary` first."""
     if file is not None:
         from cyclic_cli.storage.files import write_text
 
@@ -67,7 +71,7 @@ def write_summary(file: Path | None, totals: dict[str, Any]) -> None:
 
 
 def check_summary(file: Path | None) -> None:
-    """Raise CyclicError when a summary would take the place of something that is none."""
+    """Raise CyclicError if a summary would replace an existing file that is not a summary."""
     if file is None or not file.is_file():
         return
     try:
@@ -76,13 +80,21 @@ def check_summary(file: Path | None) -> None:
     except ValueError:
         is_summary = False
     if not is_summary:
-        raise CyclicError(f"{file} exists and is no summary.", "Name another --summary.")
+        raise CyclicError(f"{file} exists and is not a summary.", "Name another --summary.")
+
+
+def check_some_used(inputs: int, used: int) -> None:
+    """Raise CyclicError if no input could be used."""
+    if not inputs:
+        raise CyclicError("The sources contain no inputs.", "Give files, or folders that contain files.")
+    if not used:
+        raise CyclicError(f"None of {inputs} inputs could be used.", "The reason for each one is given above.")
 
 
 def stream_paths(sources: list[str], null: bool) -> Iterator[Path]:
-    """Sources as paths, with `-` replaced by the list on stdin, one after another as they come."""
+    """Yield the sources as paths. A `-` is replaced by the paths on stdin, as they arrive."""
     for source in sources:
-        if not source:  # as a shell gives for a variable that is not set; a path without words would be this folder
+        if not source:  # a shell passes this for an unset variable; Path("") would be the current folder
             raise UsageError("A source is empty.", "Check the variable it comes from.")
         if source != "-":
             yield Path(source)
@@ -93,16 +105,19 @@ def stream_paths(sources: list[str], null: bool) -> Iterator[Path]:
 
 
 def _stdin() -> Callable[[], bytes]:
-    """Reads what is there of stdin. Not through Python's buffer: a thread that waits in it would block the exit."""
+    """A function that reads available bytes of stdin; b"" at its end.
+
+    It bypasses Python's buffer, because a thread that waits inside the buffer would block the exit of the program.
+    """
     try:
         number = sys.stdin.fileno()
-    except OSError:  # it is no file, as in tests
+    except OSError:  # not a file, as in tests
         return sys.stdin.buffer.read
     return lambda: os.read(number, 65536)
 
 
 def _records(read: Callable[[], bytes], end: bytes) -> Iterator[bytes]:
-    """What stands between ends, as soon as it is there."""
+    """Split bytes at a separator, and yield each record as soon as it is complete."""
     rest = b""
     while received := read():
         *whole, rest = (rest + received).split(end)
@@ -111,15 +126,15 @@ def _records(read: Callable[[], bytes], end: bytes) -> Iterator[bytes]:
 
 
 def paths_of(sources: list[str], null: bool) -> list[Path]:
-    """Sources as paths, with `-` replaced by the list on stdin."""
+    """The sources as paths. A `-` is replaced by the paths on stdin. Raises CyclicError when there are none."""
     found = list(stream_paths(sources, null))
     if not found:
-        raise CyclicError("No path was given.", "Name files or folders, or send a list of paths to stdin with -.")
+        raise CyclicError("No path was given.", "Name files or folders, or give - and send a list of paths to stdin.")
     return found
 
 
 def find_dataset(named: Path | None, report: Any) -> Path:
-    """The dataset to use: the argument, `$CYCLIC_DATASET`, `./dataset`, else the demo's, made once."""
+    """The dataset to use: the argument, `$CYCLIC_DATASET`, `./dataset`, or the demo dataset, which is made once."""
     from cyclic_cli.storage.dataset import is_dataset
 
     if named is not None:
@@ -127,10 +142,10 @@ def find_dataset(named: Path | None, report: Any) -> Path:
     if os.environ.get("CYCLIC_DATASET"):
         return Path(os.environ["CYCLIC_DATASET"])
     if is_dataset(Path("dataset")) or Path("dataset/.unfinished").is_dir():
-        return Path("dataset")  # an unfinished one is an error of `train`, not a reason to take the demo's
+        return Path("dataset")  # if unfinished, `train` reports it; the demo dataset would hide it
     from cyclic_cli.events import Note
     from cyclic_cli.prepare.task import demo_dataset
 
-    folder = demo_dataset(report, settings.available_cpus())
-    report(Note(f"dataset: the demo phantoms in {folder}"))
+    folder = demo_dataset(report, environment.available_cpus())
+    report(Note(f"dataset: the demo dataset in {folder}"))
     return folder

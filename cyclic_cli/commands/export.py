@@ -1,4 +1,4 @@
-"""`cyclic export`."""
+"""The command `cyclic export`: writes a checkpoint as ONNX."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -14,37 +14,45 @@ PARTS = "autoencoder, encoder, decoder, image-encoder, text-encoder or all"
 
 def export(
     model: Checkpoint = None,
-    to: Annotated[str, typer.Option(help="The form: onnx.")] = "onnx",
-    part: Annotated[str, typer.Option(help=f"What of the model: {PARTS}.")] = "autoencoder",
+    to: Annotated[str, typer.Option(help="Output format: onnx.")] = "onnx",
+    part: Annotated[str, typer.Option(help=f"Part of the model to export: {PARTS}.")] = "autoencoder",
     out: Annotated[
         Path | None,
-        typer.Option(help="The file; with --part all the folder.", show_default="PART.onnx, or the folder exported"),
+        typer.Option(
+            help="Output file, or output folder with --part all.", show_default="PART.onnx, or the folder exported"
+        ),
     ] = None,
     dataset: Annotated[
         Path | None,
         typer.Option(
-            help="Dataset to check it with, and to take int8's ranges from.", show_default="phantoms, drawn for it"
+            help="Dataset for the check, and for the calibration of int8.",
+            show_default="synthetic radiographs, drawn for the check",
         ),
     ] = None,
     with_preprocessing: Annotated[
         bool,
-        typer.Option("--with-preprocessing", help="Put letterbox, reduction and scaling inside: it takes any size."),
+        typer.Option(
+            "--with-preprocessing",
+            help="Include padding, resizing and scaling: the file then takes 8-bit images of any size.",
+        ),
     ] = False,
-    quantize: Annotated[str | None, typer.Option(help="fp16 or int8: fewer bits a number.", show_default=False)] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Store numbers with fewer bits: fp16 or int8.", show_default=False)
+    ] = None,
     licence: Annotated[
-        str, typer.Option(help="Of the weights: a line for the file's metadata.", show_default=False)
+        str, typer.Option(help="Licence of the weights, written to the metadata of the file.", show_default=False)
     ] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same name.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model as ONNX, checked against the original, for programs without torch."""
+    """Export a model as ONNX for use without torch, and check the file against the checkpoint."""
     from cyclic_cli import registry
 
-    registry.check(to, ("onnx",), "form")
+    registry.check(to, ("onnx",), "output format")
     with console.reporting(quiet) as report:
         from cyclic_cli.export import task
-        from cyclic_cli.inference.reconstruct import load_checkpoint
+        from cyclic_cli.inference.load import load_checkpoint
 
         loaded = load_checkpoint(model, "cpu", report)
         place = out or Path("exported" if part == "all" else f"{part}.onnx")

@@ -1,4 +1,4 @@
-"""`cyclic info`."""
+"""The command `cyclic info`: describes a file or folder that other commands wrote."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,19 +11,22 @@ from cyclic_cli.errors import CyclicError
 
 def info(
     path: Annotated[
-        Path, typer.Argument(help="A dataset, a run folder, a checkpoint, an .onnx file or embeddings (.parquet).")
+        Path,
+        typer.Argument(
+            help="Dataset folder, run folder, .safetensors file, .onnx file, or .parquet file of embeddings."
+        ),
     ],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what a dataset, a run, a checkpoint, an exported model or a file of embeddings is."""
+    """Describe a dataset, a run, a checkpoint, an exported model or a file of embeddings."""
     described = _describe(path)
     kind = described["kind"]
     show(f"{kind[0].upper()}{kind[1:]} {path}", described, json)
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    """What a stored file or folder says of itself. Raises CyclicError when it is none of ours."""
+    """The description of a stored file or folder. Raises CyclicError if no command of this program wrote it."""
     if path.suffix == ".onnx":
         from cyclic_cli.storage import onnx_file
 
@@ -40,7 +43,7 @@ def _describe(path: Path) -> dict[str, Any]:
     if path.is_dir() and (path / "config.yaml").exists():
         return run.describe(path)
     if (path / ".unfinished").is_dir():
-        raise CyclicError(f"{path} is an unfinished dataset.", "Repeat the `cyclic prepare` that began it.")
+        raise CyclicError(f"{path} is an unfinished dataset.", "Repeat the `cyclic prepare` command that started it.")
     if path.is_dir() and not (path / "model.safetensors").exists():
         raise CyclicError(
             f"{path} is neither a dataset nor a run.", "Give a dataset, a run folder or a .safetensors file."

@@ -1,4 +1,4 @@
-"""`cyclic prepare`."""
+"""The command `cyclic prepare`: makes a dataset from images and reports."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,21 +6,25 @@ from typing import Annotated
 
 import typer
 
-from cyclic_cli import config as settings
-from cyclic_cli import console
+from cyclic_cli import console, environment
 from cyclic_cli.commands._options import SOME_LEFT_OUT, Json, Null, Quiet, Sources, Strict, paths_of, show
 from cyclic_cli.config import PrepareConfig, Preprocessing
 
-PIXELS, REPORTS, PATIENTS, LARGE = "Pixels", "Reports", "Patients and privacy", "Large data"  # panels of `prepare -h`
+PIXELS, REPORTS, PATIENTS, LARGE = (
+    "Pixels",
+    "Reports",
+    "Patients and privacy",
+    "Large data",
+)  # groups of options in the help
 
 
 def prepare(
     sources: Sources,
-    out: Annotated[Path, typer.Option(help="The dataset's folder.")] = Path("dataset"),
+    out: Annotated[Path, typer.Option(help="Folder of the dataset.")] = Path("dataset"),
     reports: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A table of reports or labels (CSV, JSON Lines); may be repeated.",
+            help="Table of reports or labels (CSV or JSON Lines); may be repeated.",
             show_default=False,
             rich_help_panel=REPORTS,
         ),
@@ -28,29 +32,36 @@ def prepare(
     layout: Annotated[
         str,
         typer.Option(
-            help="How files and reports lie: auto, tables, mimic-cxr, mimic-cxr-jpg, openi or roco.",
+            help="Arrangement of files and reports: auto, tables, mimic-cxr, mimic-cxr-jpg, openi or roco.",
             rich_help_panel=REPORTS,
         ),
     ] = PrepareConfig.layout,
     size: Annotated[
-        int, typer.Option(min=8, max=8192, help="Pixels of a side.", rich_help_panel=PIXELS)
+        int, typer.Option(min=8, max=8192, help="Pixels per side of the stored images.", rich_help_panel=PIXELS)
     ] = Preprocessing.size,
-    bits: Annotated[int, typer.Option(help="Stored per pixel: 8 or 16.", rich_help_panel=PIXELS)] = Preprocessing.bits,
+    bits: Annotated[
+        int, typer.Option(help="Bits stored per pixel: 8 or 16.", rich_help_panel=PIXELS)
+    ] = Preprocessing.bits,
     window: Annotated[
         str,
         typer.Option(
-            help="auto (as the file says), full, percentile, CENTER/WIDTH, or for CT lung, bone, brain, mediastinum.",
+            help="Grey-level window: auto (that of the file, else percentile), full, percentile, CENTER/WIDTH, or "
+            "for CT lung, bone, brain or mediastinum.",
             rich_help_panel=PIXELS,
         ),
     ] = Preprocessing.window,
     frames: Annotated[
-        str, typer.Option(help="Of many: middle, first, all, or a number from 1.", rich_help_panel=PIXELS)
+        str,
+        typer.Option(
+            help="Frames to take from a multi-frame file: middle, first, all, or a number from 1.",
+            rich_help_panel=PIXELS,
+        ),
     ] = Preprocessing.frames,
     exact: Annotated[
         bool,
         typer.Option(
             "--exact",
-            help="Decode whole and resize, even where a codec can reduce while decoding.",
+            help="Decode at full resolution and resize, even if the codec can decode at a lower resolution.",
             rich_help_panel=PIXELS,
         ),
     ] = False,
@@ -58,33 +69,43 @@ def prepare(
         bool,
         typer.Option(
             "--allow-burned-in",
-            help="Take images that are marked as having text in their pixels.",
+            help="Accept images whose header says that text is burned into the pixels.",
             rich_help_panel=PIXELS,
         ),
     ] = False,
     split: Annotated[
-        str, typer.Option(help="Shares of the patients: train/val/test.", rich_help_panel=PATIENTS)
+        str, typer.Option(help="Percentages of the patients for train/val/test.", rich_help_panel=PATIENTS)
     ] = "80/10/10",
     image_column: Annotated[
         str | None,
-        typer.Option(help="Column that names the image.", show_default="recognised", rich_help_panel=REPORTS),
+        typer.Option(
+            help="Table column of the image path.", show_default="recognised by its name", rich_help_panel=REPORTS
+        ),
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option(help="Column of the report.", show_default="recognised", rich_help_panel=REPORTS)
+        str | None,
+        typer.Option(
+            help="Table column of the report text.", show_default="recognised by its name", rich_help_panel=REPORTS
+        ),
     ] = None,
     patient_column: Annotated[
-        str | None, typer.Option(help="Column of the patient.", show_default="recognised", rich_help_panel=PATIENTS)
+        str | None,
+        typer.Option(
+            help="Table column of the patient.", show_default="recognised by its name", rich_help_panel=PATIENTS
+        ),
     ] = None,
     label_column: Annotated[
         list[str] | None,
         typer.Option(
-            help="Column to keep as a label; may be repeated.", show_default="known sets", rich_help_panel=REPORTS
+            help="Table column to keep as a label; may be repeated.",
+            show_default="label columns of well-known datasets",
+            rich_help_panel=REPORTS,
         ),
     ] = None,
     patient_pattern: Annotated[
         str | None,
         typer.Option(
-            help="Regular expression that finds the patient in a path, where nothing else names one.",
+            help="Regular expression that finds the patient in a path, if nothing else names the patient.",
             rich_help_panel=PATIENTS,
         ),
     ] = None,
@@ -92,51 +113,60 @@ def prepare(
         bool,
         typer.Option(
             "--already-deidentified",
-            help="Hash patients without a secret: everyone gets the same split.",
+            help="Make patient keys without a secret, so that everyone gets the same keys and the same split.",
             rich_help_panel=PATIENTS,
         ),
     ] = False,
     salt_file: Annotated[
         Path | None,
         typer.Option(
-            help="Secret behind the patient keys.",
-            show_default="$CYCLIC_SALT, else the user's own",
+            help="File with the secret from which patient keys are made.",
+            show_default="$CYCLIC_SALT, or the secret of the user",
             rich_help_panel=PATIENTS,
         ),
     ] = None,
     paths: Annotated[
         bool,
-        typer.Option("--paths/--no-paths", help="Keep relative source paths in the dataset.", rich_help_panel=PATIENTS),
+        typer.Option(
+            "--paths/--no-paths", help="Store relative source paths in the dataset.", rich_help_panel=PATIENTS
+        ),
     ] = True,
     update: Annotated[
         bool,
         typer.Option(
-            "--update", help="Take the files into a finished dataset; nobody's split moves.", rich_help_panel=LARGE
+            "--update", help="Add files to a finished dataset. Patients stay in their split.", rich_help_panel=LARGE
         ),
     ] = False,
     part: Annotated[
         str | None,
         typer.Option(
-            help="Do a part of the work, such as 3/10; slurm reads it from an array job.",
+            help="Do one part of the work, such as 3/10, or slurm for the part of an array job.",
             show_default=False,
             rich_help_panel=LARGE,
         ),
     ] = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="Join what the parts have written; decode nothing.", rich_help_panel=LARGE)
+        bool,
+        typer.Option(
+            "--merge", help="Join the finished parts into a dataset, without decoding.", rich_help_panel=LARGE
+        ),
     ] = False,
     cluster: Annotated[
         str | None,
         typer.Option(
-            help="A Dask scheduler whose workers decode: tcp://HOST:8786.", show_default=False, rich_help_panel=LARGE
+            help="Address of a Dask scheduler whose workers decode, such as tcp://HOST:8786.",
+            show_default=False,
+            rich_help_panel=LARGE,
         ),
     ] = None,
     time_limit: Annotated[
-        float, typer.Option(min=1, help="Seconds that reading one frame may take.", rich_help_panel=LARGE)
+        float, typer.Option(min=1, help="Seconds that reading one frame may take, at most.", rich_help_panel=LARGE)
     ] = 300,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Worker processes.", show_default="the cores it may use", rich_help_panel=LARGE),
+        typer.Option(
+            min=1, help="Number of worker processes.", show_default="the available cores", rich_help_panel=LARGE
+        ),
     ] = None,
     null: Null = False,
     strict: Strict = False,
@@ -155,7 +185,7 @@ def prepare(
         allow_burned_in=allow_burned_in, already_deidentified=already_deidentified, paths=paths,
     )  # fmt: skip
     work = task.Work(
-        workers=workers or settings.available_cpus(), cluster=cluster or "", merge=merge, update=update,
+        workers=workers or environment.available_cpus(), cluster=cluster or "", merge=merge, update=update,
         part=task.parse_part(part) if part else None, time_limit=time_limit,
     )  # fmt: skip
     with console.reporting(quiet) as report:
@@ -166,7 +196,7 @@ def prepare(
     show("Dataset", asdict(summary), json)
     if not json and not quiet:
         if summary.rejected or summary.skipped:
-            console.say(f"What was not used, and why, stands in {out / 'rejected.jsonl'}.")
+            console.say(f"{out / 'rejected.jsonl'} lists the inputs that were not used, with reasons.")
         if summary.samples > summary.text_only:
             console.say(f"Next: cyclic train {out}")
     if strict and summary.rejected:

@@ -1,4 +1,4 @@
-"""`cyclic train`."""
+"""The command `cyclic train`: trains a model on a dataset."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cyclic_cli import config as settings
-from cyclic_cli import console, registry
+from cyclic_cli import console, environment, registry
 from cyclic_cli.commands._options import Dataset, Json, Quiet, find_dataset, show
 from cyclic_cli.config import TrainConfig
 
@@ -22,78 +22,115 @@ def train(
         str | None,
         typer.Option(
             help=f"Architecture: {', '.join(registry.names('models'))}.",
-            show_default=TrainConfig.arch,
+            show_default=f"{TrainConfig.arch}, or {settings.JOINT_ARCH} for image–text models",
             autocompletion=_complete_arch,
         ),
     ] = None,
     fraction: Annotated[
         float | None,
-        typer.Option(help="Share of the training patients, nested.", show_default=str(TrainConfig.fraction)),
+        typer.Option(
+            help="Share of the training patients to use, 0 to 1. Smaller shares are subsets of larger ones.",
+            show_default=str(TrainConfig.fraction),
+        ),
     ] = None,
     paired_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Of these, the share whose images and reports may be known to belong together.",
+            help="Share of these patients whose images and reports are used as pairs, 0 to 1.",
             show_default=str(TrainConfig.paired_fraction),
         ),
     ] = None,
     also: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A further dataset whose images and reports have no partner; may be repeated.", show_default=False
+            help="Further dataset, whose images and reports are used as unpaired samples; may be repeated.",
+            show_default=False,
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data.", show_default=str(TrainConfig.epochs))
+        int | None, typer.Option(help="Number of passes over the training data.", show_default=str(TrainConfig.epochs))
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default="the architecture's")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step.", show_default="that of the architecture")
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Peak learning rate; models start near their optimum, so it is small.",
-            show_default="the architecture's",
+            help="Peak learning rate. It is small, because models are initialised near an optimum.",
+            show_default="that of the architecture",
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="The same seed gives the same weights.", show_default=str(TrainConfig.seed)),
+        typer.Option(
+            min=0, help="Random seed. The same seed gives the same weights.", show_default=str(TrainConfig.seed)
+        ),
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(help=f"Preset: {', '.join(settings.PRESETS)}.", show_default=TrainConfig.objective),
+        typer.Option(
+            help=f"Preset of training objectives: {', '.join(settings.PRESETS)}.", show_default=TrainConfig.objective
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default=TrainConfig.device)] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, 32 or bf16.", show_default=TrainConfig.precision)] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device to compute on: auto, cpu or cuda.", show_default=TrainConfig.device)
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Number format: 32 (bits), bf16, or auto (bf16 where the hardware supports it).",
+            show_default=TrainConfig.precision,
+        ),
+    ] = None,
     devices: Annotated[
-        int | None, typer.Option(min=1, help="Processes here, a GPU each.", show_default="the launcher's, or 1")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of processes on this machine, with one GPU each.",
+            show_default="that of the launcher, or 1",
+        ),
     ] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="auto, ddp or fsdp (divided models).", show_default=TrainConfig.strategy)
+        str | None,
+        typer.Option(
+            help="Strategy of several processes: auto, ddp, or fsdp, which shards the model.",
+            show_default=TrainConfig.strategy,
+        ),
     ] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile, on GPUs.")] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write its event files.")] = False,
-    config: Annotated[Path | None, typer.Option(help="A run file: YAML, `name: value`.", show_default=False)] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the model with torch.compile; GPUs only.")
+    ] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files for TensorBoard.")] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings, with one `name: value` per line.", show_default=False)
+    ] = None,
     assign: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Any setting, such as model.latent=64; may be repeated.",
+            help="Set any setting, such as model.latent=64; may be repeated.",
             show_default=False,
         ),
     ] = None,
     init_from: Annotated[
         Path | None,
-        typer.Option(help="A run or checkpoint of the same model, to begin with its weights.", show_default=False),
+        typer.Option(
+            help="Run folder or checkpoint of the same model, whose weights initialise the training.",
+            show_default=False,
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder.", show_default="one below runs")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="a new folder in runs")] = None,
     resume: Annotated[
-        str, typer.Option(help="never, auto (continue where there is state, else start) or must.")
+        str,
+        typer.Option(
+            help="Continue an interrupted run: never, auto (if there is one) or must (fail if there is none)."
+        ),
     ] = "never",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model on a dataset."""
+    """Train a model on a dataset: an autoencoder of images, or an image–text model."""
     flags = {
         "arch": arch, "fraction": fraction, "paired_fraction": paired_fraction, "epochs": epochs,
         "batch_size": batch_size, "lr": lr, "seed": seed, "objective": objective, "device": device,
@@ -105,14 +142,14 @@ def train(
     run_settings = settings.train_settings(values)
     registry.check_file("models", run_settings.arch, "architecture")
     registry.check(resume, ("never", "auto", "must"), "choice of --resume")
-    with console.reporting(quiet or not settings.is_main_process()) as report:
+    with console.reporting(quiet or not environment.is_main_process()) as report:
         from cyclic_cli.training import task
 
         found = find_dataset(dataset, report)
         run = out or Path("runs") / task.default_run_name(run_settings)
         summary = task.train(found, run, run_settings, resume, report, also or [], init_from)
-    if settings.is_main_process():
+    if environment.is_main_process():
         show("Run", asdict(summary), json)
         if not json and not quiet:
-            words = f"evaluate {found}" if run_settings.is_joint else "reconstruct SCAN"
-            console.say(f"Next: cyclic {words} --model {summary.run}")
+            next_command = f"evaluate {found}" if run_settings.is_joint else "reconstruct SCAN"
+            console.say(f"Next: cyclic {next_command} --model {summary.run}")

@@ -1,8 +1,9 @@
-"""Stored samples to batches: which samples an epoch visits, in which order, and the tensors of each batch.
+"""Reads batches of images from a dataset, and gives the order, the noise and the augmentation of each epoch.
 
 Images come straight from the memory map, without worker processes: copying a batch of bytes costs less than a
-hundredth of a training step. The order of an epoch is a function of (seed, epoch), the random numbers of a sample
-one of (seed, epoch, sample key), never of its place in the batch: any split of the work sees the same numbers.
+hundredth of a training step. The order of an epoch depends on (seed, epoch) alone, and the random numbers of a sample
+on (seed, epoch, sample key) alone. They do not depend on the place in the batch, so processes and threads may divide a
+batch in any way.
 """
 
 import hashlib
@@ -20,14 +21,14 @@ from cyclic_cli.storage.dataset import StoredDataset
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of one split with an image, in the order of the index."""
+    """The samples of one split that have an image, in the order of the index."""
 
     dataset: StoredDataset
-    records: np.ndarray  # (N,) of `records.RECORD`, as a map
+    records: np.ndarray  # (N,) of `storage.records.RECORD`, memory-mapped
 
     @classmethod
     def of(cls, dataset: StoredDataset, split: str, fraction: float = 1.0) -> "Samples":
-        """Those of the first `fraction` of a split's patients."""
+        """The samples of the first `fraction` of a split's patients."""
         return cls(dataset, dataset.records(split, fraction))
 
     def __len__(self) -> int:
@@ -35,48 +36,49 @@ class Samples:
 
     @property
     def patients(self) -> int:
-        """How many patients the samples are of."""
+        """The number of patients."""
         return int(self.records[-1]["patient"]) + 1 if len(self) else 0
 
     def keys(self, chosen: np.ndarray) -> np.ndarray:
-        """The keys (N,) uint64 of the samples numbered by `chosen` (N,): the first half of those in the index."""
+        """The keys (N,) uint64 of the samples with the numbers `chosen` (N,): the first half of their index keys."""
         return self.records[chosen]["key"]
 
     def images(self, chosen: np.ndarray) -> Tensor:
-        """Images (N, C, H, W) float32 in [0, 1] of the samples numbered by `chosen` (N,)."""
+        """Images (N, C, H, W) float32 in [0, 1] of the samples with the numbers `chosen` (N,)."""
         records = self.records[chosen]
         return torch.from_numpy(as_float(self.dataset.images(records["shard"], records["row"])))
 
     def batches(self, order: np.ndarray, size: int) -> Iterator[Tensor]:
-        """The images numbered by `order` (N,), in batches of at most `size`: (N, C, H, W) float32 in [0, 1]."""
+        """The images with the numbers `order` (N,), in batches of at most `size`: (M, C, H, W) float32 in [0, 1]."""
         for first in range(0, len(order), size):
             yield self.images(order[first : first + size])
 
     def area(self, sample: int) -> tuple[slice, slice]:
-        """Rows and columns of a sample's image that hold no letterbox."""
+        """The rows and columns of a sample's image inside the letterbox borders."""
         size = self.dataset.facts.preprocessing.size
         record = self.records[sample]
         return image_area(int(record["height"]), int(record["width"]), size)
 
 
 class EpochOrder:
-    """The order in which an epoch visits its samples: a random permutation, computed where it is asked for.
+    """The order of the samples in an epoch: a random permutation that is computed block by block, on request.
 
-    Only a block of it is held, so that an epoch of a hundred million images begins at once. Sources: a
-    Feistel network whose round functions are a good hash is a pseudo-random permutation (Luby and Rackoff, SIAM
-    Journal on Computing 1988); numbers that it sends past the end walk on along their cycle until they come back
-    (Black and Rogaway, CT-RSA 2002). The hash is the finaliser of splitmix64 (Steele et al., OOPSLA 2014).
+    Only one block is in memory, so an epoch of a hundred million images begins at once. A Feistel network whose round
+    functions are a good hash is a pseudo-random permutation (Luby and Rackoff, SIAM Journal on Computing 1988). It
+    permutes a range that may be larger than the number of samples. A number outside is permuted again until it falls
+    inside (cycle walking: Black and Rogaway, CT-RSA 2002). The hash is the finaliser of splitmix64 (Steele et al.,
+    OOPSLA 2014).
     """
 
     ROUNDS = 8
-    BLOCK = 16_384  # places that are computed together: numpy takes as long for a few
+    BLOCK = 16_384  # places computed together: numpy needs about the same time for a few of them
 
     def __init__(self, samples: int, seed: int, epoch: int, purpose: str = "") -> None:
         self.samples = samples
-        self._half = np.uint64(max(1, (max(samples - 1, 1).bit_length() + 1) // 2))  # bits of one of the two halves
+        self._half = np.uint64(max(1, (max(samples - 1, 1).bit_length() + 1) // 2))  # bits of each half
         self._low = np.uint64((1 << int(self._half)) - 1)
         self._keys = np.random.Philox(key=_mix(seed, epoch, purpose)).random_raw(self.ROUNDS)
-        self._held: tuple[int, np.ndarray] = (-1, np.empty(0))  # the last block, by its number
+        self._held: tuple[int, np.ndarray] = (-1, np.empty(0))  # number and content of the last block
 
     def __len__(self) -> int:
         return self.samples
@@ -106,20 +108,20 @@ class EpochOrder:
         return left << self._half | right
 
 
-STREAM = np.uint64(0x9E3779B97F4A7C15)  # odd, 2⁶⁴ by the golden ratio
+STREAM = np.uint64(0x9E3779B97F4A7C15)  # odd: 2⁶⁴ divided by the golden ratio
 
 
 def _hash(values: np.ndarray) -> np.ndarray:
-    """64 bits of each of (N,) uint64, all of which depend on all of its own."""
+    """A hash (N,) uint64 of numbers (N,) uint64. Every output bit depends on all bits of its input."""
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return values ^ values >> np.uint64(31)
 
 
 def sample_noise(keys: np.ndarray, size: int, seed: int, epoch: int, purpose: str = "") -> Tensor:
-    """Standard normal numbers (N, size) float32, a row for each sample from (seed, epoch, sample key, purpose) alone.
+    """Standard normal numbers (N, size) float32. A sample's row depends on (seed, epoch, sample key, purpose) alone.
 
-    Each row is a stream of its own of SplitMix (Steele et al., OOPSLA 2014), whose numbers need not be drawn in order.
+    Each row is a separate stream of SplitMix (Steele et al., OOPSLA 2014), which gives its numbers in any order.
     """
     starts = _hash(keys ^ np.uint64(_mix(seed, epoch, purpose)))
     bits = _hash(starts[:, None] + STREAM * np.arange(1, size + 1, dtype=np.uint64))
@@ -128,11 +130,11 @@ def sample_noise(keys: np.ndarray, size: int, seed: int, epoch: int, purpose: st
 
 
 def moved(images: Tensor, keys: np.ndarray, strength: float, seed: int, epoch: int) -> Tensor:
-    """Images (N, C, H, W) in [0, 1], each a little turned, scaled, stretched and shifted, in another contrast.
+    """Augments images (N, C, H, W) in [0, 1] by small random rotations, scalings, shifts and contrast changes.
 
-    At a strength of 1 the standard deviations are 1.7 degrees, 3 % of size, 3 % of the ratio of the sides, 2 % of
-    the sides of shift, 3 % of contrast and 0.01 of brightness. The borders are repeated. What happens to a sample
-    depends on (seed, epoch, sample key) alone.
+    At a strength of 1 the standard deviations are: rotation 1.7 degrees; size 3 %; aspect ratio 3 %; shift 2 % of the
+    side; contrast 3 %; brightness 0.01. Pixels from outside repeat the border. The augmentation of a sample depends on
+    (seed, epoch, sample key) alone.
     """
     draws = strength * sample_noise(keys, 7, seed, epoch, "movement")
     turn, size, ratio, down, right, contrast, brightness = draws.T
@@ -145,7 +147,7 @@ def moved(images: Tensor, keys: np.ndarray, strength: float, seed: int, epoch: i
             (cosine * ratio, -sine * ratio, 0.04 * right),
             (sine / ratio, cosine / ratio, 0.04 * down),
         )
-    ):  # an `affine_grid`, in a fraction of its time
+    ):  # the same as torch's `affine_grid`, but several times faster
         along_rows = torch.outer(by_row, rows) + shift[:, None]
         torch.add(torch.outer(by_column, columns)[:, None, :], along_rows[:, :, None], out=grid[..., place])
     warped = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
@@ -154,6 +156,6 @@ def moved(images: Tensor, keys: np.ndarray, strength: float, seed: int, epoch: i
 
 
 def _mix(seed: int, epoch: int, purpose: str = "") -> int:
-    """One seed of 63 bits from two numbers and a word."""
+    """A seed of 63 bits from two numbers and a word."""
     text = f"{seed}/{epoch}/{purpose}" if purpose else f"{seed}/{epoch}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

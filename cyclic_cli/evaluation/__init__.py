@@ -1,1 +1,1 @@
-"""`cyclic evaluate`: what a model is worth on patients it has not seen, beside baselines in closed form."""
+"""`cyclic evaluate`: measures a model on patients it was not trained on, and simple baselines for comparison."""

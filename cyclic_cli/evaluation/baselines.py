@@ -1,8 +1,9 @@
-"""Baselines in closed form, which a trained model has to beat: codes of images and texts, and maps between the codes.
+"""Baselines in closed form: codes of images and texts, and linear maps between the codes.
 
-Codes are fitted on all training samples of their modality, maps on the paired ones. Images are taken apart twice, as
-pixels and as histograms of gradient orientations, because principal components of pixels alone say little about what
-an image shows. Both maps end in unit-norm embeddings whose dot product is the similarity.
+Codes are fitted on all training samples of their modality, maps on the paired samples. The code of an image joins
+principal components of its pixels and of its histograms of gradient orientations, because the components of pixels
+alone say little about the content of an image. Both maps give L2-normalised embeddings, whose dot product is the
+similarity.
 """
 
 from collections.abc import Sequence
@@ -11,69 +12,81 @@ from typing import Protocol, Self
 import numpy as np
 
 from cyclic_cli.errors import CyclicError
-from cyclic_cli.metrics.retrieval import first_hits, unit
+from cyclic_cli.linear_algebra import eigh, svd, truncated_svd
+from cyclic_cli.metrics.retrieval import first_hits, l2_normalised
 
-CELLS = 8  # of a side
-ORIENTATIONS = 8  # of half a turn
-BATCH = 256  # images whose gradients are held at once
+CELLS = 8  # per side of an image
+ORIENTATIONS = 8  # bins between 0 and 180 degrees
+LSA_ITERATIONS = 5  # power iterations for latent semantic analysis
+BATCH = 256  # images whose gradients are in memory at the same time
 FOLDS = 5
-STRENGTHS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of the regularisation, in mean variances of a code
+STRENGTHS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of the regularisation, relative to the mean variance of a code's entries
 DIMS = (8, 16, 32, 64, 128)
 
 
 class ImageCodes:
-    """Principal components of pixels beside those of gradient histograms, each half of the total variance."""
+    """Principal components of pixels and of gradient histograms. Each makes up half of the total variance."""
 
     def __init__(self, dims: int = 128) -> None:
-        """`dims` is how many components each of the two gives, where there are as many."""
+        """`dims` is the number of components of each half. There are fewer where the data have a lower rank."""
         self.dims = dims
 
     def fit(self, images: np.ndarray) -> Self:
-        """Learn from images (N, H, W) or (N, C, H, W), float 0–1, at least 16 pixels a side."""
-        self._parts = [PrincipalComponents(self.dims).fit(part) for part in self._seen(images)]
+        """Learn from images (N, H, W) or (N, C, H, W), float in [0, 1], with at least 16 pixels per side."""
+        self._parts = [PrincipalComponents(self.dims).fit(values) for values in self._features(images)]
         return self
 
     def transform(self, images: np.ndarray) -> np.ndarray:
-        """Codes (N, at most 2 · dims) float32; their total variance is two on the images of `fit`."""
-        parts = zip(self._parts, self._seen(images), strict=True)
+        """Codes (N, at most 2 · dims) float32. Their total variance is 2 on the images of `fit`."""
+        parts = zip(self._parts, self._features(images), strict=True)
         return np.concatenate([part.transform(values) for part, values in parts], axis=1)
 
     @staticmethod
-    def _seen(images: np.ndarray) -> list[np.ndarray]:
+    def _features(images: np.ndarray) -> list[np.ndarray]:
         return [images, gradient_histograms(images)]
 
 
 class PrincipalComponents:
-    """The first principal components (randomised: Halko et al., SIAM Review 2011), of total variance one."""
+    """The first principal components, scaled to a total variance of 1 (randomised: Halko et al., SIAM Review 2011)."""
 
     def __init__(self, dims: int) -> None:
-        """`dims` is how many, where there are as many."""
+        """`dims` is the number of components. There are fewer where the data have a lower rank."""
         self.dims = dims
 
     def fit(self, values: np.ndarray) -> Self:
         """Learn from values (N, ...)."""
-        from sklearn.decomposition import PCA
-
         flat = values.reshape(len(values), -1)
-        self._pca = PCA(min(self.dims, *flat.shape), svd_solver="randomized", random_state=0).fit(flat)
-        self._scale = float(np.sqrt(max(self._pca.explained_variance_.sum(), 1e-12)))
+        self._mean = flat.mean(axis=0)
+        spread, self._directions = truncated_svd(flat - self._mean, min(self.dims, *flat.shape))
+        variance = float(np.square(spread).sum()) / max(1, len(flat) - 1)
+        self._scale = float(np.sqrt(max(variance, 1e-12)))
         return self
 
     def transform(self, values: np.ndarray) -> np.ndarray:
-        """Codes (M, at most dims) float32 of values (M, ...); their total variance is one on those of `fit`."""
-        return np.asarray(self._pca.transform(values.reshape(len(values), -1)) / self._scale, dtype=np.float32)
+        """Codes (M, at most dims) float32 of values (M, ...). Their total variance is 1 on the values of `fit`."""
+        return np.asarray(self._components(values.reshape(len(values), -1)) / self._scale, dtype=np.float32)
 
     def mse(self, values: np.ndarray) -> float:
-        """Mean squared error of values (M, ...) made from their components: the best of a linear code on `fit`'s."""
+        """Mean squared error of values (M, ...) reconstructed from their components.
+
+        On the values of `fit`, no linear code of this size has a smaller error.
+        """
         flat = values.reshape(len(values), -1)
-        return float(np.mean(np.square(flat - self._pca.inverse_transform(self._pca.transform(flat)))))
+        decoded = self._components(flat) @ self._directions + self._mean
+        return float(np.mean(np.square(flat - decoded)))
+
+    def _components(self, flat: np.ndarray) -> np.ndarray:
+        """Principal components (M, K) of rows (M, P)."""
+        return np.asarray((flat - self._mean) @ self._directions.T)
 
 
 def gradient_histograms(images: np.ndarray) -> np.ndarray:
     """Histograms of oriented gradients (Dalal and Triggs, CVPR 2005) of images (N, H, W) or (N, C, H, W).
 
-    Eight orientations in a grid of 8 × 8 cells, normalised to length one over every block of 2 × 2 cells:
-    (N, 7 · 7 · 2 · 2 · 8) float32.
+    Each of 8 × 8 cells has eight orientations. Every block of 2 × 2 cells is L2-normalised.
+
+    Returns:
+        (N, 7 · 7 · 2 · 2 · 8) float32.
     """
     flat = images.reshape(len(images), -1, *images.shape[-2:])
     batches = [flat[first : first + BATCH].mean(axis=1, dtype=np.float32) for first in range(0, len(flat), BATCH)]
@@ -101,60 +114,60 @@ def _histograms(images: np.ndarray) -> np.ndarray:
 
 
 class TextCodes:
-    """Latent semantic analysis: truncated SVD of the TF-IDF of words and pairs of words, to total variance one."""
+    """Latent semantic analysis: truncated SVD of the TF-IDF of words and word pairs, of total variance 1."""
 
     def __init__(self, dims: int = 128) -> None:
         self.dims = dims
 
     def fit(self, texts: Sequence[str]) -> Self:
-        """Learn from texts. Raises CyclicError when no two of them share a word."""
-        from sklearn.decomposition import TruncatedSVD
+        """Learn from texts. Raises CyclicError when no word occurs in two texts."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self._words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
         try:
             counts = self._words.fit_transform(texts)
         except ValueError:
-            raise CyclicError("The training reports share no word.", "Evaluate without --baselines.") from None
-        self._svd = TruncatedSVD(min(self.dims, *counts.shape), random_state=0).fit(counts)
-        self._scale = float(np.sqrt(max(self._svd.explained_variance_.sum(), 1e-12)))
+            raise CyclicError("No word occurs in two training reports.", "Evaluate without --baselines.") from None
+        _, self._directions = truncated_svd(counts, min(self.dims, *counts.shape), LSA_ITERATIONS)
+        variance = (counts @ self._directions.T).var(axis=0).sum()
+        self._scale = float(np.sqrt(max(variance, 1e-12)))
         return self
 
     def transform(self, texts: Sequence[str]) -> np.ndarray:
-        """Codes (N, at most dims) float32; their total variance is one on the texts of `fit`."""
-        return np.asarray(self._svd.transform(self._words.transform(texts)) / self._scale, dtype=np.float32)
+        """Codes (N, at most dims) float32. Their total variance is 1 on the texts of `fit`."""
+        return np.asarray(self._words.transform(texts) @ self._directions.T / self._scale, dtype=np.float32)
 
 
 class Map(Protocol):
-    """A map of image codes and text codes into one space."""
+    """Maps image codes and text codes into a common space."""
 
     def fit(self, images: np.ndarray, texts: np.ndarray) -> Self:
-        """Learn from the codes (N, P) and (N, Q) of pairs."""
+        """Learn from the codes (N, P) of images and (N, Q) of their texts."""
 
     def images(self, codes: np.ndarray) -> np.ndarray:
-        """Embeddings (M, D) float32 of unit norm of image codes (M, P)."""
+        """L2-normalised embeddings (M, D) float32 of image codes (M, P)."""
 
     def texts(self, codes: np.ndarray) -> np.ndarray:
-        """Embeddings (M, D) float32 of unit norm of text codes (M, Q)."""
+        """L2-normalised embeddings (M, D) float32 of text codes (M, Q)."""
 
 
 class RegularisedCCA:
     """Canonical correlation analysis with a ridge on both covariances (Vinod, Journal of Econometrics 1976).
 
-    Each canonical variate is scaled by its correlation (as in Gong et al., IJCV 2014, with another power), which makes
-    it a stronger baseline than variates of equal scale: similarity hangs on what the modalities share most surely.
+    Each canonical variate is scaled by its correlation, as in Gong et al. (IJCV 2014), who use another power. This
+    baseline is stronger than variates of equal scale, because the most correlated variates dominate the similarity.
     """
 
     def __init__(self, dims: int, regularisation: float) -> None:
-        """`regularisation` is in mean variances of each code's numbers."""
+        """`regularisation` is relative to the mean variance of the entries of each code."""
         self.dims, self.regularisation = dims, regularisation
 
     def fit(self, images: np.ndarray, texts: np.ndarray) -> Self:
-        """See `Map`. Directions of both sides: the SVD of Cxx^-½ Cxy Cyy^-½, C with its ridge."""
+        """See `Map`. The directions come from the SVD of Cxx^-½ Cxy Cyy^-½, where Cxx and Cyy include the ridge."""
         self._means = images.mean(axis=0), texts.mean(axis=0)
         x, y = (codes.astype(np.float64) - mean for codes, mean in zip((images, texts), self._means, strict=True))
         whiten_x, whiten_y = (_inverse_root(_ridged(codes, self.regularisation)) for codes in (x, y))
-        left, self.correlations, right = np.linalg.svd(whiten_x @ (x.T @ y / len(x)) @ whiten_y, full_matrices=False)
+        left, self.correlations, right = svd(whiten_x @ (x.T @ y / len(x)) @ whiten_y)
         self.correlations = self.correlations[: self.dims]
         self._maps = (
             whiten_x @ left[:, : self.dims] * self.correlations,
@@ -163,51 +176,55 @@ class RegularisedCCA:
         return self
 
     def images(self, codes: np.ndarray) -> np.ndarray:
-        return unit((codes - self._means[0]) @ self._maps[0])
+        return l2_normalised((codes - self._means[0]) @ self._maps[0])
 
     def texts(self, codes: np.ndarray) -> np.ndarray:
-        return unit((codes - self._means[1]) @ self._maps[1])
+        return l2_normalised((codes - self._means[1]) @ self._maps[1])
 
 
 class RidgeMaps:
-    """Ridge regression of text codes on image codes and back; the similarity is the mean cosine in both spaces."""
+    """Ridge regression of text codes on image codes, and of image codes on text codes.
+
+    The similarity of an image and a text is the mean of the cosines in the two code spaces.
+    """
 
     def __init__(self, regularisation: float) -> None:
-        """`regularisation` is in mean variances of the regressors."""
+        """`regularisation` is relative to the mean variance of the regressors."""
         self.regularisation = regularisation
 
     def fit(self, images: np.ndarray, texts: np.ndarray) -> Self:
         """See `Map`."""
         self._means = images.mean(axis=0), texts.mean(axis=0)
         x, y = (codes.astype(np.float64) - mean for codes, mean in zip((images, texts), self._means, strict=True))
-        self.there = np.linalg.solve(_ridged(x, self.regularisation), x.T @ y / len(x))  # image code → text code
-        self.back = np.linalg.solve(_ridged(y, self.regularisation), y.T @ x / len(x))
+        self.image_to_text = np.linalg.solve(_ridged(x, self.regularisation), x.T @ y / len(x))
+        self.text_to_image = np.linalg.solve(_ridged(y, self.regularisation), y.T @ x / len(x))
         return self
 
     def images(self, codes: np.ndarray) -> np.ndarray:
         x = codes - self._means[0]
-        return unit(np.concatenate([unit(x @ self.there), unit(x)], axis=1))
+        return l2_normalised(np.concatenate([l2_normalised(x @ self.image_to_text), l2_normalised(x)], axis=1))
 
     def texts(self, codes: np.ndarray) -> np.ndarray:
         y = codes - self._means[1]
-        return unit(np.concatenate([unit(y), unit(y @ self.back)], axis=1))
+        return l2_normalised(np.concatenate([l2_normalised(y), l2_normalised(y @ self.text_to_image)], axis=1))
 
 
 def _ridged(codes: np.ndarray, regularisation: float) -> np.ndarray:
     """The covariance (P, P) of centred codes (N, P), plus `regularisation` times its mean diagonal on the diagonal."""
     covariance = codes.T @ codes / len(codes)
-    ridge = regularisation * covariance.trace() / len(covariance) + 1e-12  # so that constant codes can be inverted
+    # The constant makes the covariance of constant codes invertible.
+    ridge = regularisation * covariance.trace() / len(covariance) + 1e-12
     return np.asarray(covariance + ridge * np.eye(len(covariance)))
 
 
 def _inverse_root(matrix: np.ndarray) -> np.ndarray:
     """M^-½ of a symmetric positive definite matrix."""
-    values, vectors = np.linalg.eigh(matrix)
+    values, vectors = eigh(matrix)
     return np.asarray(vectors / np.sqrt(np.maximum(values, 1e-15)) @ vectors.T)
 
 
 def _candidates() -> dict[str, list[Map]]:
-    """What `fit_map` chooses among."""
+    """The settings among which `fit_map` chooses, by name of the map."""
     return {
         "cca": [RegularisedCCA(dims, strength) for strength in STRENGTHS for dims in DIMS],
         "ridge": [RidgeMaps(strength) for strength in STRENGTHS],
@@ -218,33 +235,34 @@ MAPS = tuple(_candidates())
 
 
 def fit_map(name: str, images: np.ndarray, texts: np.ndarray, patients: np.ndarray) -> Map:
-    """The map of a name of `MAPS` with the settings that find the partners of other patients best, fitted on all pairs.
+    """Fit a map on all pairs, with the settings that retrieve best in cross-validation over patients.
 
     Args:
-        name: cca or ridge.
+        name: A name of `MAPS`: cca or ridge.
         images: (N, P) image codes of paired training samples.
-        texts: (N, Q) their text codes.
-        patients: (N,) whom they are of. Settings are compared over five folds of patients, by the mean reciprocal
-            rank of the own partner in both directions; for a single patient the strongest regularisation is taken.
+        texts: (N, Q) text codes of the same samples.
+        patients: (N,) the patient of each sample. Settings are compared over five folds of patients, by the mean
+            reciprocal rank of the own partner in both directions. With a single patient, the first candidate is taken,
+            which has the strongest regularisation.
     """
     from sklearn.model_selection import GroupKFold
 
     candidates = _candidates()[name]
     scores = np.zeros(len(candidates))
     folds = min(FOLDS, len(np.unique(patients)))
-    for inner, held in GroupKFold(folds).split(images, groups=patients) if folds > 1 else ():
+    for fitted, held in GroupKFold(folds).split(images, groups=patients) if folds > 1 else ():
         for place, candidate in enumerate(candidates):
-            candidate.fit(images[inner], texts[inner])
+            candidate.fit(images[fitted], texts[fitted])
             scores[place] += len(held) * _reciprocal_rank(candidate.images(images[held]), candidate.texts(texts[held]))
     return candidates[int(scores.argmax())].fit(images, texts)
 
 
 def _reciprocal_rank(images: np.ndarray, texts: np.ndarray) -> float:
-    """Mean reciprocal rank of the own partner among paired embeddings (N, D), over both directions."""
+    """Mean reciprocal rank of the own partner for paired embeddings (N, D), over both directions."""
     own = np.arange(len(images))
     return float(np.mean([1 / first_hits(*pair, own, own) for pair in ((images, texts), (texts, images))]))
 
 
 def mean_image_mse(train: np.ndarray, test: np.ndarray) -> float:
-    """Mean squared error of the mean training image as the answer to every test image, both (N, ...) in [0, 1]."""
+    """Mean squared error when the mean training image predicts every test image, both (N, ...) in [0, 1]."""
     return float(np.mean(np.square(test - train.mean(axis=0, dtype=np.float64))))

@@ -1,1 +1,1 @@
-"""`cyclic export`: parts of a model as ONNX, checked against torch."""
+"""`cyclic export`: writes parts of a model as ONNX files, and checks each file against torch."""

@@ -1,1 +1,1 @@
-"""From the bytes of a file to pixels, and from pixels to figures."""
+"""Reads image files to pixels, and draws pixels as PNG figures."""

@@ -1,7 +1,7 @@
-"""The pictures that commands write, as PNG: a scan beside what models make of it, and a contact sheet of many scans.
+"""Draws the PNG figures that commands write: an image beside its reconstructions, and a contact sheet of many images.
 
-Drawn with Pillow alone but for the colour map, matplotlib's perceptually uniform `inferno`. No text chunk is
-written, and nothing of the file's name or header is drawn.
+Pillow draws everything. Only the colour map, the perceptually uniform `inferno`, comes from matplotlib. The PNG
+holds no text chunk, and neither the file's name nor its header appears in the figure.
 """
 
 from dataclasses import dataclass
@@ -12,34 +12,34 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cyclic_cli.imaging.readers import as_png
 
-PANEL = 448  # pixels of a panel's longer side, at least; images are enlarged by a whole factor
-CELL = 224  # pixels of the longer side in a contact sheet
-NARROWEST = 320  # width of a panel, at least, for its title
+PANEL = 448  # intended longer side of a panel in pixels; images are enlarged by an integer factor
+CELL = 224  # longer side of an image in a contact sheet, in pixels
+NARROWEST = 320  # minimum width of a panel in pixels, so that its title fits
 MARGIN = 24
 TITLE = 34  # height of the line above the panels
 FOOT = 40  # height of the line below
 BAR = 18  # width of the colour scale
-GAP = 16  # between the cells of a contact sheet
-LINE = 18  # height of a line of figures in it
+GAP = 16  # pixels between the cells of a contact sheet
+LINE = 18  # height of a line of text in a contact sheet
 BACKGROUND = (18, 18, 20)
 INK = (232, 232, 232)
-STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # ends of the difference scale
+STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # possible upper ends of the difference scale
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What a model made of a scan."""
+    """A model's reconstruction of an image, with its reconstruction metrics."""
 
-    model: str  # its name
+    model: str  # name of the model
     pixels: np.ndarray  # (H, W) float in [0, 1]
     mse: float
     psnr: float | None  # dB
-    ssim: float | None  # up to 1
+    ssim: float | None  # at most 1
 
     def figures(self) -> list[str]:
-        """The figures that there are, in words."""
+        """The available metrics as text, one per line of the figure."""
         shown = [f"MSE {self.mse:.5f}"]
         shown += [f"PSNR {self.psnr:.1f} dB"] if self.psnr is not None else []
         shown += [f"SSIM {self.ssim:.3f}"] if self.ssim is not None else []
@@ -47,18 +47,24 @@ class Decoded:
 
 
 def comparison(original: np.ndarray, decoded: list[Decoded]) -> bytes:
-    """The PNG of one scan: for each model a row of original, reconstruction and difference, on one scale.
+    """The PNG that compares one image with its reconstructions.
+
+    Each model has a row with the original, the reconstruction and their absolute difference. All rows share one
+    difference scale.
 
     Args:
         original: (H, W) float in [0, 1].
-        decoded: What each model made of it.
+        decoded: The reconstruction of each model.
     """
     end = _scale_end(np.stack([np.abs(original - one.pixels) for one in decoded]))
     return as_png(np.concatenate([_comparison_row(original, one, end) for one in decoded]))
 
 
 def _comparison_row(original: np.ndarray, decoded: Decoded, end: float) -> np.ndarray:
-    """Original, reconstruction, difference and its scale, which ends at `end`, as (H, W, 3) uint8."""
+    """One row of a comparison as (H, W, 3) uint8: original, reconstruction, difference and the difference scale.
+
+    The scale runs from 0 to `end`.
+    """
     factor = max(1, round(PANEL / max(original.shape)))
     difference = np.abs(original - decoded.pixels)
     large = [
@@ -81,7 +87,7 @@ def _comparison_row(original: np.ndarray, decoded: Decoded, end: float) -> np.nd
 
 
 def sheet(models: list[str], rows: list[np.ndarray]) -> bytes:
-    """The PNG of a contact sheet: rows as `sheet_row` gives them, under the names of the models."""
+    """The PNG of a contact sheet: the names of the models above the rows that `sheet_row` returned."""
     head = Image.new("RGB", (rows[0].shape[1], GAP + 24), BACKGROUND)
     draw = ImageDraw.Draw(head)
     for number, title in enumerate(("original", *models)):
@@ -90,12 +96,12 @@ def sheet(models: list[str], rows: list[np.ndarray]) -> bytes:
 
 
 def sheet_row(label: str, original: np.ndarray, decoded: list[Decoded]) -> np.ndarray:
-    """One scan of a contact sheet, its label and figures below, as (H, W, 3) uint8.
+    """One row of a contact sheet as (H, W, 3) uint8: an image and its reconstructions, with label and metrics below.
 
     Args:
-        label: What stands under the original.
+        label: The text below the original.
         original: (H, W) float in [0, 1].
-        decoded: What each model made of it, in the order of the sheet's columns.
+        decoded: The reconstruction of each model, in the order of the sheet's columns.
     """
     texts = [[label], *(one.figures() for one in decoded)]
     pictures = [
@@ -112,7 +118,7 @@ def sheet_row(label: str, original: np.ndarray, decoded: list[Decoded]) -> np.nd
 
 
 def drawing(pixels: np.ndarray, remark: str) -> bytes:
-    """The PNG of a picture that a model drew, (H, W) float in [0, 1], with a remark below it."""
+    """The PNG of a generated image, (H, W) float in [0, 1], with a remark below it."""
     factor = max(1, round(PANEL / max(pixels.shape)))
     picture = _grey(pixels)
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
@@ -125,7 +131,7 @@ def drawing(pixels: np.ndarray, remark: str) -> bytes:
 
 
 def _left(column: int) -> int:
-    """Where a column of a contact sheet begins."""
+    """The x coordinate in pixels at which a column of a contact sheet begins."""
     return GAP + column * (CELL + GAP)
 
 
@@ -135,7 +141,7 @@ def _font(size: int) -> Font:
 
 
 def _cut(text: str, width: int, font: Font) -> str:
-    """A text that is too wide, without its middle."""
+    """The text, with its middle replaced by an ellipsis where it is wider than `width` pixels."""
     kept, shown = len(text), text
     while font.getlength(shown) > width:
         kept -= 1
@@ -144,7 +150,7 @@ def _cut(text: str, width: int, font: Font) -> str:
 
 
 def _scale_end(difference: np.ndarray) -> float:
-    """A round number that all but a few differences lie below."""
+    """The smallest of STEPS that is at least the 99.5th percentile of the differences."""
     reach = float(np.quantile(difference, 0.995))
     return next((step for step in STEPS if reach <= step), STEPS[-1])
 
@@ -160,7 +166,7 @@ def _coloured(values: np.ndarray) -> Image.Image:
 
 
 def _draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, height: int, end: float) -> None:
-    """The colour scale with its numbers, in units of the image's full range."""
+    """Draw the colour scale and its numbers, in units of the image's full range."""
     ramp = np.linspace(1, 0, height)[:, None].repeat(BAR, 1)
     canvas.paste(_coloured(ramp), (left, top))
     for share in (0.0, 0.5, 1.0):

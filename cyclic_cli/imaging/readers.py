@@ -1,9 +1,10 @@
-"""Files to tensors: which reader a file needs, told by its content, and how a picture becomes a square of pixels.
+"""Reads image files of every supported format, and fits their images to square samples.
 
-Every command reads its inputs here, so `prepare`, `reconstruct` and `embed` see the same pixels.
+The content of a file decides which reader opens it. Every command reads its inputs here, so `prepare`, `reconstruct`
+and `embed` see the same pixels.
 
-A picture is fitted in one way everywhere: centred on a black square of its longer side (letterbox), then
-reduced by an antialiased bilinear filter, then rounded to the stored depth.
+Every image is fitted the same way. It is centred on a black square whose side is the image's longer side (letterbox),
+resized by an antialiased bilinear filter, and rounded to the stored bit depth.
 """
 
 import io
@@ -25,22 +26,22 @@ from cyclic_cli.imaging.dicom import reading as dicom
 from cyclic_cli.imaging.dicom.decoding import jpeg_scale
 from cyclic_cli.imaging.dicom.header import Facts, Identities
 from cyclic_cli.imaging.dicom.reading import Shown
-from cyclic_cli.imaging.dicom.rendering import plain_shades
+from cyclic_cli.imaging.dicom.windows import plain_shades
 
-Image.MAX_IMAGE_PIXELS = None  # our own limit, with our own error, stands in `_pillow`
-PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF's tag of photometric interpretation, and the value of inverted films
-ORIENTATION = 274  # EXIF's tag
-HEAD = 348  # bytes that tell every format
+Image.MAX_IMAGE_PIXELS = None  # `_pillow` checks the size itself and raises Rejected
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF tag of photometric interpretation, and its value for inverted images
+ORIENTATION = 274  # EXIF tag
+HEAD = 348  # bytes that suffice to recognise every format
 SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".gz"}
-"""Suffixes taken off when an output is named after its input; all others may be part of a dotted UID."""
+"""Suffixes removed when an output is named after its input. Any other suffix may be part of a dotted UID."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image as a viewer shows it, perhaps at a lower resolution that is enough for a sample of the wanted size.
+    """One image as a viewer shows it, possibly at a lower resolution that suffices for the sample's size.
 
-    `pixels` (H', W') are float32 in [0, 1], 0 black; `facts` tell the size of the original. Along either axis, cell k
-    lies on the pixels of the original from (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`.
+    `pixels` (H', W') are float32 in [0, 1], where 0 is black. `facts` holds the size of the original. Along either
+    axis, cell k covers the original's pixels from (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`.
     """
 
     pixels: np.ndarray
@@ -53,9 +54,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Scan:
-    """A file opened: its header is read, its pixels not yet.
+    """An open file whose header has been read, but not its pixels.
 
-    `frames` are the 0-based numbers that the settings select, [0] for a plain picture; `identities` are the header's.
+    `frames` are the 0-based numbers of the frames that the settings select, [0] for a single image. `identities` are
+    those that the header names.
     """
 
     frames: list[int]
@@ -63,8 +65,8 @@ class Scan:
     shown: Callable[[int], Shown]
 
     def picture(self, frame: int) -> Picture:
-        """One frame. Whatever goes wrong is Rejected, with a reason of `errors.REASONS`."""
-        with _one_bad_file():
+        """One frame. Raises Rejected with a reason of `errors.REASONS`, whatever goes wrong."""
+        with _errors_as_rejected():
             shown = self.shown(frame)
             if shown.pixels.min() == shown.pixels.max():
                 raise Rejected("blank")
@@ -72,13 +74,13 @@ class Scan:
 
 
 def content_of(path: Path) -> bytes:
-    """A file's bytes. Raises Rejected: missing, unreadable (a folder or a pipe too) or empty."""
+    """A file's bytes. Raises Rejected: missing, empty, or unreadable, which includes folders and pipes."""
     try:
         if not path.exists():
             raise Rejected("missing")
-        if not path.is_file():  # a pipe would wait for ever
-            folder = path.is_dir()
-            raise Rejected("unreadable", "a folder that cannot be listed" if folder else "not a regular file")
+        if not path.is_file():  # reading a pipe could block for ever
+            is_folder = path.is_dir()
+            raise Rejected("unreadable", "a folder that cannot be listed" if is_folder else "not a regular file")
         content = path.read_bytes()
     except OSError as error:
         raise Rejected("unreadable", error.strerror or "") from error
@@ -88,43 +90,46 @@ def content_of(path: Path) -> bytes:
 
 
 def open_scan(content: bytes, preprocessing: Preprocessing, allow_burned_in: bool = False) -> Scan:
-    """Open a file of any known format, told by its content.
+    """Open a file of any known format. The content decides the format, not the file's name.
 
     Args:
         content: The file.
-        preprocessing: Which frames are wanted, and how they are shown.
-        allow_burned_in: Take images that say that text is burned into them.
+        preprocessing: Which frames are selected, and how they are shown.
+        allow_burned_in: Accept images whose header states burned-in text.
 
     Raises:
         Rejected: with a reason of `errors.REASONS`.
-        Skipped: a valid object that holds no picture.
+        Skipped: a valid object that holds no image.
     """
     reader = READERS[file_format(content)]
-    with _one_bad_file():
+    with _errors_as_rejected():
         return reader(content, preprocessing, allow_burned_in)
 
 
 def read(content: bytes, preprocessing: Preprocessing) -> Picture:
-    """The first of a file's selected frames. Raises as `open_scan` and `Scan.picture` do."""
+    """The first of a file's selected frames. Raises what `open_scan` and `Scan.picture` raise."""
     scan = open_scan(content, preprocessing, allow_burned_in=True)
     return scan.picture(scan.frames[0])
 
 
 @contextmanager
-def _one_bad_file() -> Iterator[None]:
-    """One bad file never ends a job, not even by a bug or for want of memory: whatever it raises becomes Rejected."""
+def _errors_as_rejected() -> Iterator[None]:
+    """Turn every error into Rejected, so that one bad file never ends a job.
+
+    This includes errors by a bug and by lack of memory.
+    """
     try:
         yield
     except (InputError, KeyboardInterrupt, SystemExit):
         raise
     except MemoryError as error:
-        raise Rejected("too_large", "there is not enough memory for it") from error
-    except BaseException as error:  # panics of decoders written in Rust included
+        raise Rejected("too_large", "there is not enough memory to read it") from error
+    except BaseException as error:  # decoders written in Rust raise panics that are not an Exception
         raise Rejected("unexpected", f"reading it failed ({type(error).__name__})") from error
 
 
 def file_format(content: bytes) -> str:
-    """The key of `READERS` that a file's first bytes ask for. Raises Rejected when there is none."""
+    """The key of `READERS` for a file, from its first bytes. Raises Rejected: unknown_format."""
     head = content[:HEAD]
     if dicom.looks_like_dicom(head):  # first: a DICOM preamble may also be a TIFF header
         return "dicom"
@@ -137,15 +142,15 @@ def file_format(content: bytes) -> str:
 
 
 def _open_dicom(content: bytes, preprocessing: Preprocessing, allow_burned_in: bool) -> Scan:
-    film = dicom.Film(content, preprocessing, allow_burned_in)
-    return Scan(film.frames, film.identities, film.shown)
+    file = dicom.DicomFile(content, preprocessing, allow_burned_in)
+    return Scan(file.frames, file.identities, file.shown)
 
 
 # ----------------------------------------------------------------------------------------------- PNG, JPEG and TIFF
 
 
 def _open_pillow(content: bytes, preprocessing: Preprocessing, _: bool) -> Scan:
-    count = 1  # what else is in a JPEG file is a preview
+    count = 1  # further images in a JPEG file are previews
     if file_format(content) == "tiff":
         with _pillow(content) as image:
             count = getattr(image, "n_frames", 1)
@@ -155,7 +160,7 @@ def _open_pillow(content: bytes, preprocessing: Preprocessing, _: bool) -> Scan:
 
 @contextmanager
 def _pillow(content: bytes) -> Iterator[Image.Image]:
-    """An image opened by Pillow, which raises almost anything on damaged data."""
+    """An image opened by Pillow. Its errors become Rejected, since Pillow raises almost anything on damaged data."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -172,7 +177,11 @@ def _pillow(content: bytes) -> Iterator[Image.Image]:
 
 
 def _shown_by_pillow(content: bytes, preprocessing: Preprocessing, frame: int) -> Shown:
-    """Grey by bit depth, colour by luminance, upright by EXIF; JPEG at a lower resolution where that is enough."""
+    """A frame that Pillow decodes, as grey levels.
+
+    Grey images are scaled by their bit depth, colour becomes luminance, and the EXIF orientation is applied. JPEG is
+    decoded at a lower resolution where that suffices.
+    """
     stretched = preprocessing.window in ("full", "percentile")
     with _pillow(content) as image:
         image.seek(frame)
@@ -189,7 +198,7 @@ def _shown_by_pillow(content: bytes, preprocessing: Preprocessing, frame: int) -
         white_is_zero = bits == 16 and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
     factor = dicom.cell_factor(stored, preprocessing)
     pixels = plain_shades(stored, None if stretched or bits == 32 else bits, preprocessing.window, factor)
-    if white_is_zero:  # Pillow sees to 8 bits, not to 16
+    if white_is_zero:  # Pillow inverts 8-bit images itself, but not 16-bit images
         pixels = 1 - pixels
     return Shown(pixels, Facts(bits=bits, height=height, width=width), scale * factor)
 
@@ -199,7 +208,7 @@ def _is_turned(image: Image.Image) -> bool:
 
 
 def _grey(image: Image.Image) -> tuple[np.ndarray, int]:
-    """A Pillow image of any mode as (H, W) numbers, with its bits per sample."""
+    """A Pillow image of any mode as (H, W) grey values, and its bits per pixel."""
     if image.mode.startswith("I;16"):
         return np.asarray(image), 16
     if image.mode in ("I", "F"):
@@ -213,7 +222,7 @@ def _grey(image: Image.Image) -> tuple[np.ndarray, int]:
 
 
 def _open_nifti(content: bytes, preprocessing: Preprocessing, _: bool) -> Scan:
-    """A volume (X, Y, Z) or series of them: its axial slices, of which the settings select."""
+    """A volume (X, Y, Z) or a series of volumes. Its frames are axial slices, selected by the settings."""
     volume = nifti.Volume(content)
     return Scan(
         dicom.select_frames(volume.slices, preprocessing.frames),
@@ -222,7 +231,7 @@ def _open_nifti(content: bytes, preprocessing: Preprocessing, _: bool) -> Scan:
     )
 
 
-def _shown_slice(volume: "nifti.Volume", preprocessing: Preprocessing, frame: int) -> Shown:
+def _shown_slice(volume: nifti.Volume, preprocessing: Preprocessing, frame: int) -> Shown:
     values = volume.slice(frame)
     height, width = values.shape
     factor = dicom.cell_factor(values, preprocessing)
@@ -248,18 +257,18 @@ MARKS = [
 
 
 def fit(picture: Picture, preprocessing: Preprocessing) -> np.ndarray:
-    """A picture as a stored sample.
+    """Fit an image to the square of a stored sample.
 
     Args:
-        picture: What to fit.
-        preprocessing: Side and depth.
+        picture: The image.
+        preprocessing: The sample's side in pixels and bit depth.
 
     Returns:
         (1, size, size), uint8 in 0–255 or uint16 in 0–65535.
     """
     height, width, size = picture.facts.height, picture.facts.width, preprocessing.size
     pixels = picture.pixels
-    # The filter is separable. The longer axis goes first: the square that holds the letterbox is then small.
+    # The filter is separable. The longer axis goes first, because the array with the letterbox is then smaller.
     for axis in (0, 1) if height >= width else (1, 0):
         pixels = _fit_axis(pixels, axis, (height, width)[axis], picture, size)
     largest = 2**preprocessing.bits - 1
@@ -268,32 +277,34 @@ def fit(picture: Picture, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def _fit_axis(pixels: np.ndarray, axis: int, length: int, picture: Picture, size: int) -> np.ndarray:
-    """Letterbox and resize one axis, of `length` pixels in the original, to `size`."""
-    lie = _lie(length, max(picture.facts.height, picture.facts.width), pixels.shape[axis], picture, size)
+    """Letterbox one axis, of `length` pixels in the original, and resize it to `size` pixels."""
+    side = max(picture.facts.height, picture.facts.width)
+    layout = _axis_layout(length, side, pixels.shape[axis], picture.scale, picture.edge, size)
     turn = (slice(None), None) if axis == 0 else (None, slice(None))
     shape = list(pixels.shape)
-    if lie.cells != shape[axis]:
-        shape[axis] = lie.cells
+    if layout.cells != shape[axis]:
+        shape[axis] = layout.cells
         square = np.zeros(shape, dtype=np.float32)
-        inside = square[lie.image] if axis == 0 else square[:, lie.image]
-        np.multiply(pixels, lie.covered[turn], out=inside)
+        inside = square[layout.image] if axis == 0 else square[:, layout.image]
+        np.multiply(pixels, layout.covered[turn], out=inside)
         pixels = square
     if axis == 0:
-        new, box = (shape[1], size), (0.0, lie.begin, float(shape[1]), lie.end)
+        new, box = (shape[1], size), (0.0, layout.begin, float(shape[1]), layout.end)
     else:
-        new, box = (size, shape[0]), (lie.begin, 0.0, lie.end, float(shape[0]))
+        new, box = (size, shape[0]), (layout.begin, 0.0, layout.end, float(shape[0]))
     resized = Image.fromarray(pixels).resize(new, Image.Resampling.BILINEAR, box)
-    return np.asarray(resized) * lie.correction[turn]
+    return np.asarray(resized) * layout.correction[turn]
 
 
 @dataclass(frozen=True)
-class _Lie:
-    """How the cells of a picture lie on the letterboxed square, along one axis.
+class _AxisLayout:
+    """Where the cells of an image lie on the letterboxed square, along one axis.
 
-    The cells are put at `image` into `cells` cells of which the square takes those from `begin` to `end`: it begins
-    within one, since the letterbox is as wide as it is. `covered` (n,) is the share of each of the picture's cells that
-    the original covers, since those at its edges may reach into the letterbox. `correction` (size,) is what each row of
-    the sample must be multiplied with to be as white as if a white picture had never been reduced.
+    The image's cells fill the slice `image` of an array of `cells` cells. The square runs from `begin` to `end` in that
+    array. These limits are fractions, because the letterbox need not be a whole number of cells wide. `covered` (n,) is
+    the fraction of each image cell that the original covers, since cells at its edges may reach into the letterbox.
+    `correction` (size,) multiplies each row of the sample. It makes a white image exactly as white as it would be
+    without the reduction to cells.
     """
 
     cells: int
@@ -304,12 +315,9 @@ class _Lie:
     correction: np.ndarray
 
 
-def _lie(length: int, side: int, count: int, picture: Picture, size: int) -> _Lie:
-    return _lie_of(length, side, count, picture.scale, picture.edge, size)
-
-
 @lru_cache(maxsize=256)
-def _lie_of(length: int, side: int, count: int, scale: int, edge: float, size: int) -> _Lie:
+def _axis_layout(length: int, side: int, count: int, scale: int, edge: float, size: int) -> _AxisLayout:
+    """The layout of `count` cells along an axis of `length` pixels, on a square of `side` pixels resized to `size`."""
     before = (side - length) // 2
     first = max(0, math.ceil(before / scale - edge))
     begin = first + edge - before / scale
@@ -324,16 +332,16 @@ def _lie_of(length: int, side: int, count: int, scale: int, edge: float, size: i
     white[0, before : before + length] = 1
     whole = np.asarray(Image.fromarray(white).resize((size, 1), Image.Resampling.BILINEAR))[0]
     correction = np.divide(whole, reduced, out=np.zeros_like(whole), where=reduced > 1e-6)
-    return _Lie(cells, image, begin, end, covered, correction)
+    return _AxisLayout(cells, image, begin, end, covered, correction)
 
 
 def image_area(height: int, width: int, size: int) -> tuple[slice, slice]:
-    """Rows and columns of a fitted sample that hold only image, no letterbox.
+    """Rows and columns of a fitted sample that lie wholly inside the image, without letterbox.
 
     Args:
-        height: Pixels of the original.
-        width: Pixels of the original.
-        size: Side of the fitted square.
+        height: Height of the original in pixels.
+        width: Width of the original in pixels.
+        size: Side of the fitted square in pixels.
     """
     side = max(height, width)
 
@@ -351,7 +359,7 @@ def as_float(stored: np.ndarray) -> np.ndarray:
 
 
 def as_png(pixels: np.ndarray) -> bytes:
-    """(H, W) or (H, W, 3) uint8 as the bytes of a PNG without any text in it."""
+    """(H, W) or (H, W, 3) uint8 as the bytes of a PNG without text chunks."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

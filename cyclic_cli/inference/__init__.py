@@ -1,1 +1,1 @@
-"""A trained model at work, by torch or by ONNX Runtime: reconstruct, embed, translate."""
+"""Apply trained models, with torch or ONNX Runtime: reconstruct, embed, translate."""

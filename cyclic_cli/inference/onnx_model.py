@@ -1,4 +1,4 @@
-"""An exported model at work, by ONNX Runtime: what `torch_model.py` does, without torch."""
+"""Apply an exported model with ONNX Runtime: embeddings and reconstructions, as `torch_model.py` makes with torch."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
-from cyclic_cli.config import UNIT, Preprocessing, available_cpus
+from cyclic_cli.config import UNIT, Preprocessing
+from cyclic_cli.environment import available_cpus
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.imaging.readers import as_float
 from cyclic_cli.storage import onnx_file
@@ -16,18 +17,24 @@ from cyclic_cli.storage import onnx_file
 if TYPE_CHECKING:
     from cyclic_cli.text_encoders._vocabulary import Vocabulary
 
-EMBED_IMAGES = ("image-encoder", "encoder", "autoencoder")  # parts that can, those that do least beside it first
-EXPORT = "Export the whole of a model that has: cyclic export --part all."
+EMBED_IMAGES = ("image-encoder", "encoder", "autoencoder")  # parts that embed images, the cheapest first
+EXPORT = "Take a model that has one, and export all of its parts: cyclic export --part all."
 
 
 class OnnxModel:
-    """One exported part of a model, or those that lie in a folder."""
+    """One exported part of a model, or all the parts in a folder."""
 
     def __init__(self, path: Path, device: str = "auto", files: Sequence[Path] = ()) -> None:
-        """Open a file, or of a folder those `files`; else all that passed their check.
+        """Open a file, or a folder.
+
+        Args:
+            path: An `.onnx` file, or a folder of such files.
+            device: auto, cpu or cuda.
+            files: The files of the folder to open; none: all that passed the check of `cyclic export`.
 
         Raises:
-            CyclicError: a file is no part of a model, those of a folder are of several, CUDA is not there.
+            CyclicError: a file is not a part of a model; a folder holds parts of several models; there is no CUDA
+                device.
         """
         self.path = path
         self._providers = _providers(device)
@@ -48,27 +55,28 @@ class OnnxModel:
 
     @property
     def modalities(self) -> list[str]:
-        """What the parts encode."""
+        """The modalities that the parts encode."""
         encoders = [part.removesuffix("-encoder") for part in self._parts if part.endswith("-encoder")]
         return sorted({*encoders, *(["image"] if self._parts.keys() & set(EMBED_IMAGES) else [])})
 
     def require(self, *modalities: str, decoders: bool = False) -> None:
-        """Raise CyclicError when the parts at hand lack a modality, or the way back from a code."""
+        """Raise CyclicError when the parts encode no such modality, or do not decode images."""
         for name in modalities:
             if name not in self.modalities:
-                raise CyclicError(f"{self.path} has no {name} side.", EXPORT)
+                raise CyclicError(f"{self.path} has no {name} encoder.", EXPORT)
         if decoders and "autoencoder" not in self._parts:
-            raise CyclicError(f"{self.path} encodes and does not decode.", EXPORT)
+            raise CyclicError(f"{self.path} has no decoder.", EXPORT)
 
     def embed_images(self, fitted: np.ndarray) -> np.ndarray:
-        """Embeddings (N, D) float32 of unit norm of images (N, C, H, W) uint8 or uint16."""
+        """L2-normalised embeddings (N, D) float32 of images (N, C, H, W) uint8 or uint16."""
         self.require("image")
         part = next(part for part in EMBED_IMAGES if part in self._parts)
         return self._embeddings(part, {"image": self._images(part, fitted)}, len(fitted))
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
-        """Embeddings (N, D) float32 of unit norm of texts (N)."""
-        from cyclic_cli.text_encoders._vocabulary import padded  # here: most models have no texts
+        """L2-normalised embeddings (N, D) float32 of N texts."""
+        # imported here, because most models have no text encoder
+        from cyclic_cli.text_encoders._vocabulary import padded
 
         self.require("text")
         encoded = self._vocabulary.encode(texts, int(self._parts["text-encoder"][1].tokenizer["limit"]))
@@ -92,12 +100,16 @@ class OnnxModel:
         return fitted if self._parts[part][1].rendered else as_float(fitted)
 
     def _embeddings(self, part: str, values: Mapping[str, np.ndarray], count: int) -> np.ndarray:
-        """Embeddings (N, D) of N values. Raises CyclicError when a part gives anything else, as one of others may."""
+        """Embeddings (N, D) of N images or texts.
+
+        Raises:
+            CyclicError: the output has another shape, or is not L2-normalised; a file of another program may do that.
+        """
         found = self._run(part, "embedding", values)
         if found.ndim != 2 or len(found) != count or not np.isfinite(found).all():
-            raise CyclicError(f"{self._parts[part][0]} gives no embeddings.", "Export it again.")
+            raise CyclicError(f"{self._parts[part][0]} does not return embeddings.", "Export it again.")
         if np.abs(np.linalg.norm(found, axis=1) - 1).max(initial=0) > UNIT:
-            raise CyclicError(f"{self._parts[part][0]} gives embeddings that are not of unit norm.", "Export it again.")
+            raise CyclicError(f"{self._parts[part][0]} returns vectors that are not L2-normalised.", "Export it again.")
         return found
 
     def _run(self, part: str, output: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -106,26 +118,26 @@ class OnnxModel:
             self._sessions[part] = session(file, self._providers)
         try:
             found: np.ndarray = self._sessions[part].run([output], values)[0]
-        except Exception as error:  # the library's own have no root of theirs
-            raise CyclicError(f"{file} does not run as the {part} that it says it is.", "Export it again.") from error
+        except Exception as error:  # the errors of ONNX Runtime have no common base class
+            raise CyclicError(f"{file} does not run as the part {part}.", "Export it again.") from error
         return found.astype(np.float32, copy=False)
 
 
 def session(model: Path | bytes, providers: list[str] | None = None) -> onnxruntime.InferenceSession:
-    """A model that ONNX Runtime can run. Raises CyclicError when it cannot."""
+    """An ONNX Runtime session of a model. Raises CyclicError when the model cannot be loaded."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cpus()
-    options.log_severity_level = 3  # errors: what it has to say besides is about itself
+    options.log_severity_level = 3  # errors only: its warnings are about its own optimisations
     try:
         return onnxruntime.InferenceSession(model, options, providers or ["CPUExecutionProvider"])
-    except Exception as error:  # the library's own have no root of theirs
+    except Exception as error:  # the errors of ONNX Runtime have no common base class
         where = model if isinstance(model, Path) else "the model"
         raise CyclicError(f"ONNX Runtime cannot load {where}.", "Export it again.") from error
 
 
 def _providers(device: str) -> list[str]:
-    there: list[Any] = onnxruntime.get_available_providers()
-    if "CUDAExecutionProvider" in there and device != "cpu":
+    available: list[Any] = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" in available and device != "cpu":
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
     if device == "cuda":
         raise CyclicError("No CUDA device can be used here.", "Take --device cpu or auto.")

@@ -1,6 +1,6 @@
-"""A checkpoint at work, by torch: scans and texts to embeddings, scans to reconstructions.
+"""Apply a checkpoint with torch: embeddings of images and texts, and reconstructions of images.
 
-`onnx_model.py` does the same without torch, with what `cyclic export` made of a checkpoint.
+`onnx_model.py` does the same without torch, for models that `cyclic export` made.
 """
 
 from pathlib import Path
@@ -20,15 +20,23 @@ from cyclic_cli.models._joint import Reconstructing, rebuild
 from cyclic_cli.storage.checkpoint import read_checkpoint
 from cyclic_cli.text_encoders._vocabulary import padded
 
-BATCHES = {"cpu": 16, "cuda": 256}  # that embedding is fastest with, or nearly so
-CELLS = 4  # of a side, that a spatial code is averaged over
+BATCHES = {"cpu": 16, "cuda": 256}  # batch sizes with nearly the highest throughput, by device
+CELLS = 4  # side of the grid that a spatial code is averaged over
 
 
 class TorchModel:
     """A checkpoint, rebuilt with torch on the CPU or on CUDA."""
 
     def __init__(self, path: Path, device: str = "auto") -> None:
-        """Raises CyclicError when the checkpoint is damaged, does not fit its architecture, or CUDA is not there."""
+        """Load a checkpoint.
+
+        Args:
+            path: A `.safetensors` file.
+            device: auto, cpu or cuda.
+
+        Raises:
+            CyclicError: the checkpoint is damaged, or does not fit its architecture; there is no CUDA device.
+        """
         use_available_threads()
         use_whole_float32()
         self.path = path
@@ -41,7 +49,7 @@ class TorchModel:
         weights = {name: torch.from_numpy(value) for name, value in self.checkpoint.weights.items()}
         try:
             if any(weights[name].dtype != known.dtype for name, known in module.state_dict().items()):
-                raise ValueError("numbers of another kind")  # torch would convert them
+                raise ValueError("another data type")  # torch would convert the weights without a word
             module.load_state_dict(weights)
         except (RuntimeError, KeyError, ValueError) as error:
             raise CyclicError(f"{path} does not fit the architecture it names.", "Train the model again.") from error
@@ -63,25 +71,26 @@ class TorchModel:
 
     @property
     def architecture(self) -> str:
-        """The name of it; joint for several modalities."""
+        """The name of the architecture; joint for an image–text model."""
         return str(self.checkpoint.architecture["name"])
 
     @property
     def modalities(self) -> list[str]:
-        """What the model encodes."""
+        """The modalities that the model encodes."""
         return self.module.modalities if self.is_joint else ["image"]
 
     @property
     def has_decoders(self) -> bool:
-        """Whether it was trained to decode what it encodes."""
+        """Whether the model was trained with decoders."""
         return not self.is_joint or bool(self.checkpoint.architecture["config"].get("decoders"))
 
     def require(self, *modalities: str, decoders: bool = False) -> None:
-        """Raise CyclicError when the model lacks a modality, or was trained without decoders."""
+        """Raise CyclicError when the model does not encode a modality, or was trained without decoders."""
         for name in modalities:
             if name not in self.modalities:
                 raise CyclicError(
-                    f"{self.path} has no {name} side.", "Take a model trained with a joint --objective, such as cyclic."
+                    f"{self.path} has no {name} encoder.",
+                    "Take an image–text model, trained with an --objective such as cyclic.",
                 )
         if decoders and not self.has_decoders:
             raise CyclicError(
@@ -94,19 +103,19 @@ class TorchModel:
         return value.to(self._device)
 
     def images(self, fitted: np.ndarray) -> Tensor:
-        """Images (N, C, H, W) uint8 or uint16 as the model takes them."""
+        """Images (N, C, H, W) uint8 or uint16 as the input of the model: float32 in [0, 1]."""
         return self.placed(torch.from_numpy(as_float(fitted)))
 
     def texts(self, texts: list[str]) -> Tensor:
-        """Texts (N) as the model takes them: tokens (N, L)."""
+        """N texts as the input of the model: tokens (N, L)."""
         encoder = self.module.encoders["text"]
         tokens = encoder.vocabulary.encode(texts, encoder.limit)
         return self.placed(torch.from_numpy(padded(tokens, encoder.limit)))
 
     def embed(self, name: str, value: Tensor) -> np.ndarray:
-        """Embeddings (N, D) float32 of unit norm of values of a modality, as its `Samples` load them.
+        """L2-normalised embeddings (N, D) float32 of one modality's inputs, as its `Samples` load them.
 
-        Of an autoencoder it is the code, a spatial one averaged over a grid of 4×4 cells.
+        The embedding of an autoencoder is its code; a spatial code is averaged over a grid of 4×4 cells.
         """
         with torch.inference_mode():
             if self.is_joint:
@@ -117,11 +126,11 @@ class TorchModel:
         return found
 
     def embed_images(self, fitted: np.ndarray) -> np.ndarray:
-        """Embeddings (N, D) float32 of unit norm of images (N, C, H, W) uint8 or uint16."""
+        """L2-normalised embeddings (N, D) float32 of images (N, C, H, W) uint8 or uint16."""
         return self.embed("image", self.images(fitted))
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
-        """Embeddings (N, D) float32 of unit norm of texts (N). Raises CyclicError without a side for texts."""
+        """L2-normalised embeddings (N, D) float32 of N texts. Raises CyclicError without a text encoder."""
         self.require("text")
         return self.embed("text", self.texts(texts))
 
@@ -134,6 +143,6 @@ class TorchModel:
 
 
 def embedding_of(code: Tensor) -> Tensor:
-    """The embedding (N, D), of unit norm, that codes (N, D) or (N, C, h, w) of an autoencoder stand for."""
+    """L2-normalised embeddings (N, D) of an autoencoder's codes (N, D) or (N, C, h, w)."""
     pooled = functional.adaptive_avg_pool2d(code, CELLS) if code.dim() == 4 else code
     return functional.normalize(pooled.flatten(1), dim=1)

@@ -1,7 +1,7 @@
-"""From one modality to another by a joint model: `cyclic reconstruct --to text`, and `--text … --to image`.
+"""Translate between image and text with an image–text model: `cyclic reconstruct --to text`, and `--text … --to image`.
 
-What comes out illustrates what the model has learned to associate. It is no report, no radiograph and no diagnosis, and
-everything written says so.
+The output illustrates which images and texts the model associates. It is neither a report nor a radiograph nor a
+diagnosis, and every output carries a remark that says so.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ REMARK = "illustration by a model, not a diagnosis"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
-    """What a model wrote for a scan."""
+class GeneratedText:
+    """The text that a model generated for a scan."""
 
     source: str
     text: str
@@ -31,14 +31,14 @@ class Written:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """What a model drew for a text."""
+class GeneratedImage:
+    """The image that a model generated for a text."""
 
     output: str
     remark: str = REMARK
 
 
-def write_texts(
+def generate_texts(
     sources: list[Path],
     model: TorchModel,
     summary: ReconstructSummary,
@@ -46,20 +46,20 @@ def write_texts(
     length: int | None = None,
     paths: bool = True,
     report: Report = silent,
-) -> Iterator[Written]:
-    """The texts that a model's decoder writes from the embeddings of scans.
+) -> Iterator[GeneratedText]:
+    """Generate a text for each scan: the text decoder is applied to the embedding of the image.
 
     Args:
         sources: Files, folders and patterns, as `prepare` takes them.
-        model: A joint one with a text encoder that writes.
-        summary: Counts up as scans are done.
-        beams: Candidates kept at each token; 1 takes the likeliest token every time.
-        length: Tokens, at most; None: as many as training texts had.
-        paths: Name scans by their path; else by a running number.
+        model: An image–text model whose text encoder has a decoder that generates.
+        summary: Its totals grow with the scans.
+        beams: Candidates of the beam search; 1 is greedy decoding.
+        length: Tokens per text, at most; None: the limit of the training texts.
+        paths: Whether scans are named by their path; else by a running number.
         report: Gets Progress and Note events.
 
     Raises:
-        CyclicError: the model has no text side, no decoders, or an encoder that cannot write.
+        CyclicError: the model has no text encoder or no decoders, or its text decoder does not generate texts.
     """
     import torch
 
@@ -67,56 +67,56 @@ def write_texts(
     encoder = model.module.encoders["text"]
     if not encoder.generates:
         raise CyclicError(
-            f"The text encoder of {model.path} knows words, not sentences.",
+            f"The text encoder of {model.path} cannot generate text.",
             "Train with --set modalities.text.encoder=transformer.",
         )
-    report(Note(f"what is written is an {REMARK}"))
+    report(Note(f"each text is an {REMARK}"))
     inputs = expand(sources, Path("reconstructions"))
     for first in range(0, len(inputs), BATCH):
         chosen = range(first, min(first + BATCH, len(inputs)))
         names = {number: inputs[number].given if paths else str(number + 1) for number in chosen}
-        read = dict(read_scans(inputs, names, model.preprocessing, summary, report))
-        if read:
+        scans = dict(read_scans(inputs, names, model.preprocessing, summary, report))
+        if scans:
             with torch.inference_mode():
-                image = model.images(np.stack([pixels for pixels, _ in read.values()]))
+                image = model.images(np.stack([pixels for pixels, _ in scans.values()]))
                 code = model.module.code("text", model.module.embed("image", image))
                 texts = encoder.write(code, beams, length)
-            for number, text in zip(read, texts, strict=True):
+            for number, text in zip(scans, texts, strict=True):
                 summary.used += 1
-                yield Written(source=names[number], text=text)
+                yield GeneratedText(source=names[number], text=text)
         report(Progress(chosen.stop, len(inputs), "scans"))
 
 
-def draw_texts(
+def generate_images(
     texts: list[str], model: TorchModel, out: Path, overwrite: bool = False, report: Report = silent
-) -> Iterator[Drawn]:
-    """Draw the images that a model's decoder makes of the embeddings of texts, as numbered pictures in a folder.
+) -> Iterator[GeneratedImage]:
+    """Generate an image for each text, as numbered pictures: the image decoder is applied to the embedding of the text.
 
     Args:
-        texts: At least one word each.
-        model: A joint one.
-        out: The folder; the pictures are `drawing-1.png` and so on, without a word of the text.
-        overwrite: Whether pictures of that name may be replaced.
+        texts: Texts that are not empty.
+        model: An image–text model.
+        out: The folder; its pictures are `drawing-1.png` and so on, and hold no word of the texts.
+        overwrite: Whether existing pictures may be replaced.
         report: Gets Note events.
 
     Raises:
         UsageError: a text is empty.
-        CyclicError: the model has no text side or no decoders; a picture exists, or cannot be written.
+        CyclicError: the model has no text encoder or no decoders; a picture exists, or cannot be written.
     """
     import torch
 
     if not all(text.strip() for text in texts):
-        raise UsageError("A text is empty.", "Write what the picture is to show.")
+        raise UsageError("A text is empty.", "Describe what the image is to show.")
     model.require("image", "text", decoders=True)
     outputs = [out / f"drawing-{number}.png" for number in range(1, len(texts) + 1)]
     taken = [path for path in outputs if path.exists()]
     if taken and not overwrite:
         raise CyclicError(f"{taken[0]} exists.", "Add --overwrite, or name another --out.")
-    report(Note(f"what is drawn is an {REMARK}"))
+    report(Note(f"each image is an {REMARK}"))
     for first in range(0, len(texts), BATCH):
         with torch.inference_mode():
             embeddings = model.module.embed("text", model.texts(texts[first : first + BATCH]))
             images = model.module.encoders["image"].decode(model.module.code("image", embeddings))
         for path, pixels in zip(outputs[first:], images.float().clamp(0, 1).cpu().numpy(), strict=False):
             write_bytes(path, figures.drawing(pixels[0], REMARK))
-            yield Drawn(output=printable(path))
+            yield GeneratedImage(output=printable(path))

@@ -1,1 +1,1 @@
-"""Figures: reconstruction error, retrieval, probes, generated text."""
+"""Metrics of reconstructions, retrieval, embeddings (probes) and generated text."""

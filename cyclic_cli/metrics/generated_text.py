@@ -1,8 +1,8 @@
-"""How good generated reports are: word overlap with the true ones, copies of training reports, and findings.
+"""Measure generated reports: word overlap with the true reports, copies of training reports, and stated findings.
 
-Word overlap says little about whether a report is right, so on phantoms the findings are read out of the text and
-compared with the truth. The reader has no sentence of its own: it takes the grammar that wrote the phantoms' reports,
-and each sentence for that of the grammar which it resembles most.
+Word overlap says little about the correctness of a report. For synthetic radiographs the findings that a report states
+are therefore extracted and compared with the truth. The extraction uses the grammar that generates the synthetic
+reports: each sentence is read as the sentence of the grammar that is most similar to it.
 """
 
 import re
@@ -16,56 +16,58 @@ from typing import Any
 
 import numpy as np
 
-WORDLESS = "_" * 20  # stands for a text without a word: no text has it
-LEAST = 0.5  # likeness, 0–1, below which a sentence is none of the grammar's
+WORDLESS = "_" * 20  # replaces a text without words; no report contains it
+LEAST_SIMILARITY = 0.5  # 0–1; two sentences below it are unrelated
 
 
 def bleu(generated: Sequence[str], references: Sequence[str]) -> float | None:
-    """Corpus BLEU-4 as sacreBLEU counts it (Post, WMT 2018), 0–100, blind to case; None for no texts."""
+    """Corpus BLEU-4, 0–100, case-insensitive, computed by sacreBLEU (Post, WMT 2018); None for no texts."""
     from sacrebleu import corpus_bleu
 
     if len(generated) == 0:
         return None
-    # `force`: reports need no warning that they look tokenised
+    # `force` silences the warning that reports look tokenised
     return float(corpus_bleu(list(generated), [list(references)], lowercase=True, force=True).score)
 
 
-def alike(texts: Sequence[str]) -> Any:
-    """TF-IDF of the words of texts (N, W), sparse, of unit norm: products of rows are how alike two texts are, 0–1.
+def tfidf(texts: Sequence[str]) -> Any:
+    """L2-normalised TF-IDF vectors (N, W) of texts, as a sparse matrix of words and word pairs.
 
-    Texts without a word are like one another, and like no other.
+    The dot product of two rows is the cosine similarity of two texts, 0–1. Texts without words have similarity 1 to one
+    another, and 0 to all others.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    counted = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+", dtype=np.float32)
-    return counted.fit_transform([text if re.search(r"\w", text) else WORDLESS for text in texts])
+    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\w+", dtype=np.float32)
+    return vectorizer.fit_transform([text if re.search(r"\w", text) else WORDLESS for text in texts])
 
 
-def differing(text: str, base: str) -> list[tuple[str, bool]]:
-    """A text in parts, each with whether it differs from a base text: sentence by sentence, from the one most like it.
+def marked_differences(text: str, base: str) -> list[tuple[str, bool]]:
+    """Split a text into parts, each with whether it differs from a base text. Joined, the parts are the text.
 
-    Of a sentence that resembles none, all differs. Joined, the parts are the text.
+    Each sentence is compared with the sentence of the base text that is most similar. If none is similar, the whole
+    sentence differs.
     """
-    known = [[word.lower() for word in re.findall(r"\w+", sentence)] for sentence in _SENTENCES.findall(base)]
+    base_sentences = [[word.lower() for word in re.findall(r"\w+", sentence)] for sentence in _SENTENCES.findall(base)]
     parts: list[tuple[str, bool]] = []
     for sentence in _SENTENCES.findall(text):
         pieces = re.findall(r"\w+|\W+", sentence)
         words = [piece.lower() for piece in pieces if piece[0].isalnum() or piece[0] == "_"]
-        matches = [SequenceMatcher(None, other, words, autojunk=False) for other in known]
+        matches = [SequenceMatcher(None, other, words, autojunk=False) for other in base_sentences]
         best = max(matches, key=lambda match: match.ratio(), default=None)
         same: set[int] = set()
-        if best is not None and best.ratio() >= LEAST:
+        if best is not None and best.ratio() >= LEAST_SIMILARITY:
             same = {block.b + step for block in best.get_matching_blocks() for step in range(block.size)}
         number = -1
         for piece in pieces:
             is_word = piece[0].isalnum() or piece[0] == "_"
             number += is_word
             parts.append((piece, is_word and number not in same))
-    return _joined(parts)
+    return _merged(parts)
 
 
-def _joined(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """Neighbours of one kind as one part; blanks between two that differ go with them."""
+def _merged(parts: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Merge adjacent parts of the same kind; blanks between two parts that differ are counted as differing."""
     joined: list[tuple[str, bool]] = []
     for place, (piece, differs) in enumerate(parts):
         between = not piece.strip() and 0 < place < len(parts) - 1 and parts[place - 1][1] and parts[place + 1][1]
@@ -80,7 +82,10 @@ _SENTENCES = re.compile(r"[^.;\n]+[.;\n]*|[.;\n]+")
 
 
 def rouge_l(generated: Sequence[str], references: Sequence[str]) -> float | None:
-    """Mean F1 of the longest common subsequence of words (Lin, ACL 2004), 0–1, blind to case; None for no texts."""
+    """Mean ROUGE-L: F1 of the longest common subsequence of words, 0–1, case-insensitive (Lin, ACL 2004).
+
+    None for no texts.
+    """
     from rouge_score.rouge_scorer import RougeScorer
 
     if len(generated) == 0:
@@ -90,14 +95,14 @@ def rouge_l(generated: Sequence[str], references: Sequence[str]) -> float | None
     return float(np.mean([scorer.score(reference, text)["rougeL"].fmeasure for text, reference in pairs]))
 
 
-def copied(generated: Sequence[str], training_texts: Sequence[str]) -> tuple[float | None, np.ndarray]:
-    """Which generated texts (N,) have the very words of a training report, whatever the case, spaces and punctuation.
+def copied_reports(generated: Sequence[str], training_texts: Sequence[str]) -> tuple[float | None, np.ndarray]:
+    """Find generated texts (N,) with the same words as a training report; case, spaces and punctuation are ignored.
 
     Returns:
-        Their share, 0–1 (None for no texts), and the mask (N,). A text without a word is no copy.
+        The share of copies, 0–1 (None for no texts), and their mask (N,). A text without words is not a copy.
     """
-    known = {_words(text) for text in training_texts} - {()}
-    mask = np.array([_words(text) in known for text in generated], dtype=bool)
+    training_words = {_words(text) for text in training_texts} - {()}
+    mask = np.array([_words(text) in training_words for text in generated], dtype=bool)
     return (float(mask.mean()) if len(mask) else None), mask
 
 
@@ -105,65 +110,68 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
-# --- findings of phantoms -----------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------- findings of synthetic radiographs
 
 
 @dataclass(frozen=True)
 class Correctness:
-    """How often texts state a finding that is there. Shares are 0–1, and None where nothing is to be divided."""
+    """Correctness of one finding in texts. Scores are 0–1, and None where the denominator is 0."""
 
     precision: float | None
     recall: float | None
     f1: float | None
-    stated: int
-    present: int
+    stated: int  # texts that state the finding
+    present: int  # samples that have the finding
 
 
 def finding_scores(texts: Sequence[str], truth: Mapping[str, np.ndarray]) -> dict[str, Correctness]:
-    """Compare the findings that phantom reports (N,) state with the truth, by finding.
+    """Compare the findings that reports state with the truth, by finding.
 
-    The same of the true reports tells how far the reader itself can be trusted.
+    Scores of the true reports measure the accuracy of the extraction itself.
 
     Args:
-        texts: Generated reports.
-        truth: 0 or 1 (N,) by label; NaN is left out, as are labels that are no finding of the phantoms.
+        texts: N reports of synthetic radiographs.
+        truth: 0 or 1 (N,) by label. NaN is left out, as are labels that are not findings of synthetic radiographs.
     """
     from cyclic_cli.phantom.findings import FINDINGS
 
-    read = [stated(text) for text in texts]
+    stated_findings = [stated(text) for text in texts]
     scores = {}
     for name in FINDINGS:
         if name in truth:
             present = np.asarray(truth[name], dtype=np.float64)
             known = np.isin(present, (0, 1))
-            said = np.array([name in findings for findings in read], dtype=bool)
-            scores[name] = _correctness(said[known], present[known] == 1)
+            states = np.array([name in findings for findings in stated_findings], dtype=bool)
+            scores[name] = _correctness(states[known], present[known] == 1)
     return scores
 
 
-def _correctness(said: np.ndarray, present: np.ndarray) -> Correctness:
-    right, stated_, there = int((said & present).sum()), int(said.sum()), int(present.sum())
-    precision = right / stated_ if stated_ else None
-    recall = right / there if there else None
-    f1 = 2 * right / (stated_ + there) if stated_ + there else None
-    return Correctness(precision, recall, f1, stated_, there)
+def _correctness(states: np.ndarray, present: np.ndarray) -> Correctness:
+    correct, stated_count, present_count = int((states & present).sum()), int(states.sum()), int(present.sum())
+    return Correctness(
+        precision=correct / stated_count if stated_count else None,
+        recall=correct / present_count if present_count else None,
+        f1=2 * correct / (stated_count + present_count) if stated_count + present_count else None,
+        stated=stated_count,
+        present=present_count,
+    )
 
 
 def stated(text: str) -> set[str]:
-    """The findings that a phantom's report states in any sentence, whatever another one denies."""
+    """The findings that a synthetic report states in any sentence, even if another sentence denies them."""
     body = re.sub(r"\b(findings|impression):", ". ", text.lower())
-    return {finding for sentence in re.split(r"[.\n]", body) if (finding := _finding(_marked(sentence)))}
+    return {finding for sentence in re.split(r"[.\n]", body) if (finding := _finding(_words_and_slots(sentence)))}
 
 
-def _marked(sentence: str) -> frozenset[str]:
-    """The words of a sentence, with <side>, <site> or <severity> for those that fill the slots of a wording."""
+def _words_and_slots(sentence: str) -> frozenset[str]:
+    """The words of a sentence; words that fill a slot of the grammar are replaced by <side>, <site> or <severity>."""
     slots = _slots()
     return frozenset(slots.get(word, word) for word in re.findall(r"<?\w+(?:-\w+)*>?", sentence.lower()))
 
 
 @cache
 def _slots() -> dict[str, str]:
-    """Which slot each word of the vocabulary fills."""
+    """The slot that each word of the grammar's slot vocabulary fills."""
     from cyclic_cli.phantom.anatomy import SIDES
     from cyclic_cli.phantom.findings import LOBES, ORDINALS, ZONES
     from cyclic_cli.phantom.reports import SEVERITY_WORDS
@@ -176,44 +184,46 @@ def _slots() -> dict[str, str]:
 
 @lru_cache(maxsize=4096)
 def _finding(words: frozenset[str]) -> str:
-    """The finding that a sentence states; empty where it states none.
+    """The finding that a sentence states; empty if it states none.
 
-    The likeness of two sentences is the weight of their common words over that of all their words (weighted Jaccard).
+    The similarity of two sentences is the weight of their common words divided by the weight of all their words
+    (weighted Jaccard index).
     """
     sentences, weights = _grammar()
     unknown = max(weights.values())
 
-    def likeness(other: frozenset[str]) -> float:
-        together, common = (sum(weights.get(word, unknown) for word in w) for w in (words | other, words & other))
-        return common / together
+    def similarity(other: frozenset[str]) -> float:
+        union, common = (sum(weights.get(word, unknown) for word in part) for part in (words | other, words & other))
+        return common / union
 
-    best = max(sentences, key=likeness)
-    return sentences[best] if likeness(best) >= LEAST else ""
+    best = max(sentences, key=similarity)
+    return sentences[best] if similarity(best) >= LEAST_SIMILARITY else ""
 
 
 @cache
 def _grammar() -> tuple[dict[frozenset[str], str], dict[str, float]]:
-    """Every sentence of the grammar with the finding that it states, or none; and the weight of each word.
+    """Every sentence of the grammar with the finding that it states (empty for none), and the weight of each word.
 
-    The more kinds of sentences use a word, the less it weighs: log(kinds / kinds with it)². So the noun, which only a
-    statement and its denial share, outweighs the rest; no word weighs more.
+    The weight is a squared inverse document frequency, log((kinds + 1) / kinds with the word)², over kinds of
+    sentences. A finding's noun occurs in two kinds only, the statement and its denial, and has the largest weight.
+    Words of a single kind get the same weight and not more.
     """
     from cyclic_cli.phantom import reports
 
-    spoken: list[tuple[str, str, str]] = []  # kind of sentence, finding that it states, sentence
+    wordings_of_kinds: list[tuple[str, str, str]] = []  # kind of sentence, finding that it states, sentence
     for name, wordings in reports.WORDINGS.items():
-        spoken += [(name, name, wording) for wording in wordings]
-        spoken += [(f"no {name}", "", wording) for wording in reports.NEGATIONS[name]]
-    spoken += [("pleural_effusion", "pleural_effusion", wording) for wording in reports.BILATERAL_EFFUSION]
+        wordings_of_kinds += [(name, name, wording) for wording in wordings]
+        wordings_of_kinds += [(f"no {name}", "", wording) for wording in reports.NEGATIONS[name]]
+    wordings_of_kinds += [("pleural_effusion", "pleural_effusion", wording) for wording in reports.BILATERAL_EFFUSION]
     others: list[tuple[str, ...]] = [reports.NORMAL, reports.NORMAL_IMPRESSIONS, reports.FILLERS, reports.INDICATIONS]
     others += [reports.FIRST_COMPARISONS, reports.LATER_COMPARISONS, tuple(reports.TECHNIQUES.values())]
-    spoken += [("other", "", wording) for table in others for wording in table]
+    wordings_of_kinds += [("other", "", wording) for table in others for wording in table]
     sentences: dict[frozenset[str], str] = {}
     kinds: dict[str, set[str]] = {}
-    for kind, finding, wording in spoken:
-        words = _marked(re.sub(r"\{(\w+)\}", lambda slot: f"<{slot[1].lower()}>", wording))
+    for kind, finding, wording in wordings_of_kinds:
+        words = _words_and_slots(re.sub(r"\{(\w+)\}", lambda slot: f"<{slot[1].lower()}>", wording))
         sentences[words] = finding
         for word in words:
             kinds.setdefault(word, set()).add(kind)
-    count = len({kind for kind, _, _ in spoken})
+    count = len({kind for kind, _, _ in wordings_of_kinds})
     return sentences, {word: log((count + 1) / max(2, len(of))) ** 2 for word, of in kinds.items()}

@@ -1,32 +1,33 @@
-"""How far a reconstruction is from its original: MSE, PSNR and SSIM of images in [0, 1], in numpy.
+"""Errors of reconstructions: MSE, PSNR and SSIM of images in [0, 1].
 
-numpy, because inference runs without torch. Tested equal to scikit-image and torchmetrics.
+The implementation uses numpy, because inference runs without torch. Tests compare it with scikit-image and
+torchmetrics.
 """
 
 import numpy as np
 
 Image = np.ndarray  # (H, W) or (C, H, W), float, 0–1
 
-WINDOW = 11  # pixels, of SSIM's Gaussian
-SIGMA = 1.5  # pixels
+WINDOW = 11  # side of SSIM's Gaussian window, pixels
+SIGMA = 1.5  # its standard deviation, pixels
 
 
 def mse(original: Image, other: Image) -> float:
-    """Mean squared difference of two images of one shape, in [0, 1]."""
+    """Mean squared error between two images of the same shape; 0–1."""
     return float(np.mean(np.square(original.astype(np.float64) - other.astype(np.float64))))
 
 
 def psnr(original: Image, other: Image) -> float:
-    """Peak signal-to-noise ratio in dB for a peak of 1: -10 log10(MSE); infinite for equal images."""
+    """Peak signal-to-noise ratio in dB for a peak of 1, which is -10 log10(MSE); infinite for equal images."""
     error = mse(original, other)
     return float(-10 * np.log10(error)) if error > 0 else float("inf")
 
 
 def ssim(original: Image, other: Image) -> float:
-    """Structural similarity, mean over the image, at most 1 (Wang et al., IEEE TIP 13(4), 2004).
+    """Mean structural similarity, at most 1 (Wang et al., IEEE TIP 13(4), 2004).
 
-    Gaussian window 11×11, σ 1.5, K1 = 0.01, K2 = 0.03, peak 1, population covariance; the mean is taken where the
-    window lies wholly inside. Images smaller than the window give NaN.
+    Parameters: Gaussian window of 11×11 pixels with σ = 1.5, K1 = 0.01, K2 = 0.03, peak 1, population covariance. The
+    mean is taken over the positions where the window lies inside the image. Images smaller than the window give NaN.
     """
     if min(original.shape[-2:]) < WINDOW:
         return float("nan")
@@ -42,7 +43,7 @@ def ssim(original: Image, other: Image) -> float:
 
 
 def _blur(image: Image) -> Image:
-    """Gaussian average over the last two axes, only where the window lies inside: (..., H-10, W-10)."""
+    """Gaussian average over the last two axes, where the window lies inside the image: (..., H-10, W-10)."""
     offsets = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
     weights /= weights.sum()

@@ -1,9 +1,9 @@
-"""How well embeddings find their partners: recall@k under a named protocol, and how consistent two modalities are.
+"""Measure cross-modal retrieval: recall@k under several protocols, and the consistency of two modalities.
 
-Reports repeat, so recall depends on what counts as a hit: `protocols` gives every sample the group it shares with its
-hits under each rule. Ties rank worst case, and similarities closer than float32 can tell are ties, so that neither
-repeated reports nor a collapsed model score by luck. Similarities are made in blocks of rows, never as a whole matrix.
-What is not defined, such as the recall of no queries, is None.
+Reports repeat, so recall depends on what counts as a hit. `protocols` assigns every sample to a group under each rule,
+and the samples of one group are hits for one another. Ties are ranked worst case, and similarities that float32 cannot
+tell apart count as ties: otherwise repeated reports or a collapsed model would score by chance. Similarities are
+computed in blocks of rows, never as a whole matrix. Undefined values, such as the recall of no queries, are None.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -11,47 +11,50 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TIE = 1e-6  # similarities of unit vectors that differ by less are equal: the same text in another batch differs by 1e-7
-BLOCK = 2**22  # similarities that are held at once
-DRAWS = 1000  # of the bootstrap
+TIE = 1e-6  # smaller differences of cosine similarities are ties: a text in another batch differs by about 1e-7
+BLOCK = 2**22  # similarities that are in memory at the same time
+DRAWS = 1000  # bootstrap samples
 NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
 class Recall:
-    """How well queries found a hit in a gallery. Recall at 1, 5 and 10 are shares, 0–1."""
+    """Retrieval of hits from a gallery. Recall@1, @5 and @10 are shares of the queries, 0–1."""
 
     r1: float
     r5: float
     r10: float
     median_rank: float
-    queries: int  # with a hit in the gallery: the others are left out
+    queries: int  # that have a hit in the gallery; the others are left out
     pool: int  # items of the gallery
-    random_r10: float  # expected of a random ranking
-    ci95_r10: tuple[float, float]  # bootstrap over the queries' patients
+    random_r10: float  # expected recall@10 of a random ranking
+    ci95_r10: tuple[float, float]  # bootstrap interval over the patients of the queries
 
 
-def recall(
+def recall_at_k(
     queries: np.ndarray,
     gallery: np.ndarray,
     query_groups: np.ndarray,
     gallery_groups: np.ndarray,
     patients: np.ndarray,
 ) -> Recall | None:
-    """Rank a gallery for each query by the dot product, and say how near the top its first hit stands.
+    """Rank the gallery by its cosine similarity to each query, and count how often a hit is among the first k.
 
     Args:
-        queries: (Q, D) float32 of unit norm.
-        gallery: (G, D) likewise.
+        queries: L2-normalised (Q, D) float32.
+        gallery: L2-normalised (G, D) float32.
         query_groups: (Q,) ints; a gallery item of the same group is a hit.
         gallery_groups: (G,) ints.
-        patients: (Q,) whom the queries are of, which the interval resamples.
+        patients: (Q,) the patients of the queries, which the bootstrap resamples.
+
+    Returns:
+        None if no query has a hit in the gallery.
     """
     groups, sizes = np.unique(gallery_groups, return_counts=True)
-    asked = np.isin(query_groups, groups)
-    if not asked.any():
+    has_hit = np.isin(query_groups, groups)
+    if not has_hit.any():
         return None
-    queries, query_groups, patients = queries[asked], query_groups[asked], patients[asked]
+    queries, query_groups, patients = queries[has_hit], query_groups[has_hit], patients[has_hit]
     ranks = first_hits(queries, gallery, query_groups, gallery_groups)
     return Recall(
         r1=float(np.mean(ranks <= 1)),
@@ -68,22 +71,25 @@ def recall(
 def first_hits(
     queries: np.ndarray, gallery: np.ndarray, query_groups: np.ndarray, gallery_groups: np.ndarray
 ) -> np.ndarray:
-    """The rank (Q,) of each query's best hit: 1 + how many non-hits are at least as similar. All have a hit."""
+    """The rank (Q,) of the best hit of each query, from 1; ties count as worse ranks. Every query must have a hit.
+
+    Arguments are those of `recall_at_k`.
+    """
     ranks = np.empty(len(queries), dtype=np.int64)
     for rows, similarity in _similarities(queries, gallery):
         hits = query_groups[rows, None] == gallery_groups
         best = np.where(hits, similarity, -np.inf).max(axis=1, keepdims=True)
-        ranks[rows] = 1 + (~hits & ~(similarity <= best - TIE)).sum(axis=1)  # of NaN the worst as well
+        ranks[rows] = 1 + (~hits & ~(similarity <= best - TIE)).sum(axis=1)  # written so that NaN ranks last
     return ranks
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (..., D) at norm one, float32; zero stays zero."""
+def l2_normalised(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (..., D) float32 divided by their L2 norm; a zero vector stays zero."""
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12), dtype=np.float32)
 
 
 def _similarities(queries: np.ndarray, gallery: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """The dot products of some rows of queries with the whole gallery, in blocks: which rows, and (rows, G)."""
+    """The dot products of the queries with the whole gallery, in blocks: the rows of a block, and its (rows, G)."""
     size = max(1, BLOCK // len(gallery))
     for first in range(0, len(queries), size):
         rows = slice(first, min(first + size, len(queries)))
@@ -91,18 +97,19 @@ def _similarities(queries: np.ndarray, gallery: np.ndarray) -> Iterator[tuple[sl
 
 
 def _random_recall(hits: np.ndarray, pool: int, k: int) -> float:
-    """The mean chance that `k` items drawn of a pool hold at least one of a query's `hits` (Q,): hypergeometric."""
+    """Mean probability that `k` items drawn from the pool contain at least one of `hits` (Q,): hypergeometric."""
     drawn = np.arange(min(k, pool))
     missed = np.prod(np.maximum(pool - hits[:, None] - drawn, 0) / (pool - drawn), axis=1)
     return float(np.mean(1 - missed))
 
 
 def patient_interval(patients: np.ndarray, statistic: Callable[[np.ndarray], float | None]) -> tuple[float, float]:
-    """A 95 % percentile interval by resampling patients with replacement (Efron, Annals of Statistics 1979).
+    """A 95 % percentile interval by bootstrap over patients (Efron, Annals of Statistics 1979).
 
     Args:
-        patients: (N,) whom each sample is of.
-        statistic: Of weights (N,): how often each sample was drawn; None where a draw has none, which is left out.
+        patients: (N,) the patient of each sample.
+        statistic: A function of weights (N,), which count how often each sample was drawn. None: the statistic is not
+            defined for a draw, which is then left out.
     """
     names, owner = np.unique(patients, return_inverse=True)
     generator = np.random.default_rng(0)
@@ -115,14 +122,15 @@ def patient_interval(patients: np.ndarray, statistic: Callable[[np.ndarray], flo
 
 
 def protocols(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The groups (N,) of some samples under each protocol; samples of one group are each other's hits.
+    """The groups (N,) of samples under each protocol; the samples of one group are hits for one another.
 
     Args:
-        columns: `text`, `study` and `patient` (N,) of the index, and `labels` (N, L) float with NaN where not known.
+        columns: `text`, `study` and `patient` (N,) of the index, and `labels` (N, L) float with NaN where missing.
 
     Returns:
-        `strict` (only its own partner), `same_text`, `same_study`, `same_patient`, and where there are labels
-        `same_labels`: all are equal, and missing in the same places; a sample without any is a group of its own.
+        `strict` (only the paired sample is a hit), `same_text`, `same_study`, `same_patient`, and `same_labels` if any
+        label is known. Under `same_labels` all labels must be equal, and the same ones missing; a sample without labels
+        is a group of its own.
     """
     groups = {"strict": np.arange(len(columns["text"]))}
     groups |= {f"same_{name}": _numbered(columns[name].tolist()) for name in ("text", "study", "patient")}
@@ -136,29 +144,35 @@ def protocols(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _numbered(values: Iterable[Hashable]) -> np.ndarray:
-    """A number for each value, the same for equal ones."""
+    """A number for each value; equal values get the same number."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
 
 
 def repeated(groups: np.ndarray) -> int:
-    """How many samples share their group with another one: under `same_text`, the number of repeated reports."""
+    """The number of samples in groups of two or more; under `same_text`, the number of repeated reports."""
     sizes = np.unique(groups, return_counts=True)[1]
     return int(sizes[sizes > 1].sum())
 
 
-def consistency(a: np.ndarray, b: np.ndarray) -> dict[str, float] | None:
-    """How alike two modalities see the same samples, from paired embeddings (N, D) float32 of unit norm.
+def cross_modal_consistency(a: np.ndarray, b: np.ndarray) -> dict[str, float] | None:
+    """Agreement of two modalities about the same samples.
+
+    Args:
+        a: L2-normalised embeddings (N, D) float32 of one modality.
+        b: L2-normalised embeddings (N, D) float32 of the other modality; row i of a and row i of b are paired.
 
     Returns:
         None for fewer than two samples, else
 
-        - `knn_overlap`: the share of a sample's ten nearest in a that are among its ten nearest in b. Which
-          of equally near ones are the nearest is arbitrary;
-        - `cycle_rank` and `cycle_r1`: from each sample of a to the nearest in b, its own partner or not, and
-          back: the median rank of the sample among a by similarity to that one, and the share that it ranks first;
-        - `asymmetry`: ‖S − Sᵀ‖² / ‖S‖² of the similarities S = a bᵀ, the term of CyCLIP (Goel et al., NeurIPS 2022)
-          without its scale: 0 where S is symmetric, 2 where its two halves have nothing in common.
+        - `knn_overlap`: the share of a sample's ten nearest neighbours in a that are also among its ten nearest in b;
+          ties between neighbours are broken arbitrarily;
+        - `cycle_rank` and `cycle_r1`: each sample of a is mapped to its nearest neighbour in b, which need not be its
+          paired sample. Then a is ranked by similarity to that neighbour. `cycle_rank` is the median rank of the sample
+          itself, `cycle_r1` the share of samples with rank 1;
+        - `asymmetry`: ‖S − Sᵀ‖² / ‖S‖² of the similarities S = a bᵀ, the cross-modal term of CyCLIP (Goel et al.,
+          NeurIPS 2022) without its scale. It is 0 if S is symmetric, 2 if the inner product of S and Sᵀ is 0, and up
+          to 4.
     """
     if len(a) < 2:
         return None
@@ -169,7 +183,7 @@ def consistency(a: np.ndarray, b: np.ndarray) -> dict[str, float] | None:
         nearest[rows] = across.argmax(axis=1)
         shared += int((_neighbours(of_a, own[rows], count) & _neighbours(of_b, own[rows], count)).sum())
     ranks = first_hits(b[nearest], a, own, own)
-    product = (b.T @ a).astype(np.float64)  # tr(S S) = tr((bᵀa)²) and ‖S‖² = tr(aᵀa bᵀb) need no (N, N)
+    product = (b.T @ a).astype(np.float64)  # tr(S S) = tr((bᵀa)²) and ‖S‖² = tr(aᵀa bᵀb), without an (N, N) matrix
     size = np.sum((a.T @ a).astype(np.float64) * (b.T @ b))
     return {
         "knn_overlap": shared / (len(a) * count),
@@ -180,7 +194,13 @@ def consistency(a: np.ndarray, b: np.ndarray) -> dict[str, float] | None:
 
 
 def _neighbours(similarity: np.ndarray, own: np.ndarray, count: int) -> np.ndarray:
-    """Mask (rows, N) of the `count` most similar samples of each row but its `own` (rows,); changes `similarity`."""
+    """Mask (rows, N) of the `count` most similar samples of each row, without the sample itself.
+
+    Args:
+        similarity: (rows, N); changed in place.
+        own: (rows,) the column of each row's own sample.
+        count: Neighbours per row.
+    """
     rows = np.arange(len(own))
     similarity[rows, own] = -np.inf
     mask = np.zeros(similarity.shape, dtype=bool)

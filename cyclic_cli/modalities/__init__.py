@@ -1,36 +1,57 @@
-"""Modalities: what a sample may have or lack, such as an image or a report; one file each, found by its name.
+"""Modalities, one file each: the kinds of content that a sample can have, such as an image or a report.
 
-Nothing else knows how many there are: objectives, evaluation and export work on all that a model has, and on all pairs
-of them. A modality file has
+A modality is known by the name of its file. A sample may have content in some modalities and none in others. To add a
+modality, write a new file here that meets the contract below; nothing has to be registered. Training, the objectives,
+evaluation and export work on all modalities of a model and on all pairs of them. For a complete small example see the
+tabular modality in `tests/training/test_alignment.py`.
 
-    COLUMNS                     the columns of a dataset's index that it reads
+The file defines
+
+    COLUMNS                     the columns of a dataset's `index` that the modality reads. Below, `index` maps these
+                                names, and "sample" and "patient", to arrays (N,)
     @dataclass(frozen=True, kw_only=True)
-    class Config                its settings, plain types with defaults
-    def present(index)          (N,) bool: which samples of an index have it; `index` maps COLUMNS to arrays (N,)
-    def fit(dataset, index, config)     facts that its values and its encoder need, learned from the training samples of
-                                `index`, such as a tokenizer: plain values, which travel in the checkpoint. They depend
-                                on which values there are, and whose, never on which other values go with them
-    def portable(config)        optional: the settings without those that name a place on this machine
-    INPUTS                      optional: names of what an exported encoder takes, and by name its sides of any length,
-                                as {"input": {0: "batch"}}; without it the one input is called as the modality
-    def inputs_of(value)        with INPUTS: their tensors, of a value of `Samples.load`; and back again
-    def value_of(*inputs)
-    class Samples                the values of some samples of a dataset:
-        __init__(dataset, index, config, facts)     `index` holds the COLUMNS, and `sample` and `patient`, of these
-        __len__()
-        keys                    (N,) uint64, which the random numbers of a value are drawn from
-        load(chosen)            a tensor whose first dimension is that of `chosen` (M,), numbers below N
-        varied(value, keys, seed, epoch)    the tensor as training sees it: augmented by (seed, epoch, key) alone
-    class Encoder(nn.Module)      made from (config, facts): encodes a value to a code, and decodes it:
-        code                    numbers in its code
-        fitted                  whether its encoder starts from all values in closed form: then it learns from pairs
-                                alone (see `joint`)
-        initialise(values)      the start from the data, from one pass over batches of values in random order
-        encode(value)           codes (N, code) of a value of `Samples.load`, or of one that `drawn` gave
-        decode(code)            a prediction of values
-        errors(code, value)     (N,): how far the prediction is from each value; 1 is the error of the best constant
-        drawn(code)             values as the decoder would write them, for a cycle to encode again; the gradient
-                                passes through them
+    class Config                the settings of the modality: plain types, each with a default
+    def present(index)          returns (N,) bool: which samples have content in this modality
+    def fit(dataset, index, config)
+                                returns the facts that `Samples` and `Encoder` need, such as a tokenizer, learned from
+                                the training samples of `index`. Facts are plain types (JSON), because the checkpoint
+                                stores them. They must not depend on which content is paired with which
+    class Samples               the content of some samples of a dataset
+    class Encoder(nn.Module)    the encoder and the decoder of the content
 
-What an encoder makes of a value depends on no other value of the batch.
+and may define
+
+    def portable(config)        returns the settings as the checkpoint stores them: without those that name a place on
+                                this machine
+    INPUTS                      the inputs of an exported encoder: by name, the dimensions of any length, such as
+                                {"input_ids": {0: "batch", 1: "length"}}. Without INPUTS there is one input with the
+                                name of the modality
+    def inputs_of(content)      needed with INPUTS: returns the input tensors for content as `Samples.load` returns it
+    def value_of(*inputs)       needed with INPUTS: returns the content for the input tensors
+
+`Samples(dataset, index, config, facts)`, where `index` holds only samples with content in this modality, has
+
+    len(samples)                the number of samples, N
+    keys                        (N,) uint64: a number per sample that seeds its random augmentations
+    load(chosen)                returns the content of the samples with the numbers `chosen` (M,), each below N, as a
+                                tensor (M, ...)
+    augmented(content, keys, seed, epoch)
+                                returns the content (M, ...) as training reads it. Random numbers depend only on
+                                the seed, the epoch and the keys (M,)
+
+`Encoder(config, facts)` has
+
+    code                        the number of dimensions of its code
+    fitted                      whether `initialise` sets the encoder to a closed-form solution for the training data.
+                                If so, unpaired samples send no gradient into it (see `models/_joint.py`)
+    initialise(contents)        initialises the weights from the training data, in one pass over batches of content in
+                                random order
+    encode(content)             returns codes (N, code) of content as `Samples.load` or `soft_decode` returns it
+    decode(code)                returns the predicted content
+    errors(code, content)       returns errors (N,) of the predictions, relative to the error of the mean predictor,
+                                which predicts the same for all samples and has the error 1
+    soft_decode(code)           returns predicted content in a form that `encode` accepts and that passes gradients on.
+                                Cycles encode it again
+
+The result for a sample must not depend on the other samples of the batch.
 """

@@ -1,6 +1,7 @@
-"""Image: pictures of a dataset, encoded and decoded by an architecture of `models/`.
+"""The modality of images, encoded and decoded by an architecture of `models/`.
 
-The code is the architecture's, a spatial one flattened, in units of its spread over the training images.
+The code is that of the architecture. It is flattened and standardised: the mean over the training images is subtracted,
+and all dimensions are divided by one common standard deviation.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ COLUMNS = ("has_image", "shard", "row")
 @dataclass(frozen=True, kw_only=True)
 class Config:
     arch: str = JOINT_ARCH
-    model: dict[str, Any] = field(default_factory=dict)  # the architecture's own settings
-    augment: float = JOINT_RECIPE["augment"]  # strength of small random movements and changes of contrast
+    model: dict[str, Any] = field(default_factory=dict)  # settings of the architecture
+    augment: float = JOINT_RECIPE["augment"]  # strength of the random displacements and changes of contrast
 
 
 def present(index: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -39,17 +40,17 @@ def fit(dataset: StoredDataset, index: Mapping[str, np.ndarray], config: Config)
 
 
 class Samples:
-    """Images (N, C, H, W) float32 in [0, 1], from the memory map."""
+    """Images (N, C, H, W), float32 in [0, 1], read from the memory-mapped dataset."""
 
     def __init__(
         self, dataset: StoredDataset, index: Mapping[str, np.ndarray], config: Config, facts: dict[str, Any]
     ) -> None:
-        """Raises UsageError when the dataset's images have another shape than those the facts are of."""
+        """Raises UsageError when the images of the dataset do not have the shape that the model expects."""
         if len(index["sample"]) and list(dataset.image_shape) != facts["image_shape"]:
             shapes = ["×".join(map(str, shape)) for shape in (dataset.image_shape, facts["image_shape"])]
             raise UsageError(
-                f"{dataset.folder} has images of {shapes[0]}, the model takes {shapes[1]}.",
-                "Prepare it with the same --size.",
+                f"The images of {dataset.folder} have the shape {shapes[0]}, but the model expects {shapes[1]}.",
+                "Prepare the dataset with the --size that the model was trained with.",
             )
         self.dataset, self.config = dataset, config
         self.shards, self.places = index["shard"].astype(np.int64), index["row"].astype(np.int64)
@@ -61,22 +62,22 @@ class Samples:
     def load(self, chosen: np.ndarray) -> Tensor:
         return torch.from_numpy(as_float(self.dataset.images(self.shards[chosen], self.places[chosen])))
 
-    def varied(self, value: Tensor, keys: np.ndarray, seed: int, epoch: int) -> Tensor:
-        if not self.config.augment or not len(value):
-            return value
-        return moved(value, keys, self.config.augment, seed, epoch)
+    def augmented(self, images: Tensor, keys: np.ndarray, seed: int, epoch: int) -> Tensor:
+        if not self.config.augment or not len(images):
+            return images
+        return moved(images, keys, self.config.augment, seed, epoch)
 
 
 class Encoder(nn.Module):
-    """An architecture of `models/` as an encoder."""
+    """Encodes and decodes images with an architecture of `models/`."""
 
     fitted = True
-    mean: Tensor  # (code,) of the codes of the training images
-    spread: Tensor  # () root mean square of their differences from it
-    variance: Tensor  # () of the pixels about the mean image: the error of the best constant
+    mean: Tensor  # (code,), mean code of the training images
+    spread: Tensor  # (), root mean square difference of their codes from the mean
+    variance: Tensor  # (), mean squared difference of their pixels from the mean image: error of the mean predictor
 
     def __init__(self, config: Config, facts: dict[str, Any]) -> None:
-        """Raises UsageError when the architecture cannot be made for the images' shape."""
+        """Raises UsageError when the architecture cannot be made with these settings for images of this shape."""
         super().__init__()
         architecture = registry.load("models", config.arch, "architecture")
         shape = tuple(int(side) for side in facts["image_shape"])
@@ -93,15 +94,19 @@ class Encoder(nn.Module):
         self.register_buffer("variance", torch.ones(()))
 
     @torch.no_grad()
-    def initialise(self, values: Iterable[Tensor]) -> None:
-        """Start the architecture from images (N, C, H, W), and take the measure of its codes and of the images."""
+    def initialise(self, contents: Iterable[Tensor]) -> None:
+        """Initialise the architecture from batches of images (N, C, H, W).
+
+        The mean and spread of the codes are measured on the first `SAMPLE` images, and the variance of the pixels on
+        all images.
+        """
         kept: list[Tensor] = []
         moments = [torch.zeros(()), torch.zeros(())]
         count = 0
 
-        def seen() -> Iterator[Tensor]:
+        def measured() -> Iterator[Tensor]:
             nonlocal count
-            for batch in values:
+            for batch in contents:
                 moments[0] = moments[0] + batch.double().sum(0)
                 moments[1] = moments[1] + batch.double().square().sum(0)
                 count += len(batch)
@@ -110,28 +115,30 @@ class Encoder(nn.Module):
                 yield batch
 
         with torch.enable_grad():
-            self.model.initialise(seen())
+            self.model.initialise(measured())
         variance = (moments[1] / count - (moments[0] / count).square()).mean()
         codes = torch.cat([self.model.encode(batch).flatten(1) for batch in kept])
         self.mean.copy_(codes.mean(0))
         self.spread.copy_((codes - self.mean).square().mean().sqrt().clamp(min=1e-6))
         self.variance.copy_(variance.clamp(min=1e-6))
 
-    def encode(self, value: Tensor) -> Tensor:
-        codes: Tensor = (self.model.encode(value).flatten(1) - self.mean) / self.spread
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the codes (N, code) of images (N, C, H, W) in [0, 1]."""
+        codes: Tensor = (self.model.encode(images).flatten(1) - self.mean) / self.spread
         return codes
 
     def decode(self, code: Tensor) -> Tensor:
-        """Images (N, C, H, W), nominally in [0, 1]."""
+        """Return images (N, C, H, W), nominally in [0, 1], of codes (N, code)."""
         image: Tensor = self.model.decode((code * self.spread + self.mean).view(-1, *self.code_shape))
         return image
 
-    def errors(self, code: Tensor, value: Tensor) -> Tensor:
-        """Squared error over the pixels as a share of that of the mean image."""
-        return (self.decode(code) - value).square().flatten(1).mean(1) / self.variance
+    def errors(self, code: Tensor, images: Tensor) -> Tensor:
+        """Return (N,) mean squared errors over the pixels, relative to predicting the mean training image."""
+        return (self.decode(code) - images).square().flatten(1).mean(1) / self.variance
 
-    def drawn(self, code: Tensor) -> Tensor:
+    def soft_decode(self, code: Tensor) -> Tensor:
+        """The same as `decode`, which passes gradients on."""
         return self.decode(code)
 
 
-SAMPLE = 1024  # images that the spread of the codes is measured on
+SAMPLE = 1024  # images on which the mean and spread of the codes are measured

@@ -1,10 +1,13 @@
-"""Text: reports of a dataset as tokens, encoded and decoded by one of `text_encoders`.
+"""The modality of texts (reports), as tokens, encoded and decoded by one of `text_encoders/`.
 
-What is unusual: the random numbers of a text, and the order it is drawn in, come from a hash of what it says, not of
-the sample it belongs to. Equal texts are one value, and permuting texts among samples changes nothing that training
-sees. In training some tokens are hidden from the encoder, but not from the decoder's error: they are negative there,
-and what is written is learned from whole texts. The code is the encoder's, in units of its spread over the training
-texts.
+The random numbers and the order of a text come from a hash of its words, not of the sample that it belongs to. Equal
+texts are therefore the same content, and permuting the texts among unpaired samples does not change training.
+
+Training hides a random part of the tokens from the encoder (token dropout). Hidden tokens have negative numbers. The
+error of the decoder includes them, so the decoder learns to write complete texts.
+
+The code is that of the text encoder, standardised: the mean over the training texts is subtracted, and all dimensions
+are divided by one common standard deviation.
 """
 
 from __future__ import annotations
@@ -35,16 +38,16 @@ INPUTS = {"input_ids": {0: "batch", 1: "length"}, "attention_mask": {0: "batch",
 @dataclass(frozen=True, kw_only=True)
 class Config:
     encoder: str = "bag"
-    model: dict[str, Any] = field(default_factory=dict)  # the encoder's own settings
-    vocabulary: int = 2048  # tokens, at most
-    length: int = 128  # tokens of a text, at most; the rest is cut off
-    dropout: float = 0.1  # share of the tokens that training hides from the encoder
+    model: dict[str, Any] = field(default_factory=dict)  # settings of the text encoder
+    vocabulary: int = 2048  # maximum number of different tokens
+    length: int = 128  # maximum number of tokens in a text; longer texts are truncated
+    dropout: float = 0.1  # fraction of the tokens that training hides from the encoder
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout cannot be {self.dropout}.", "Give a share from 0, below 1.")
+            raise UsageError(f"modalities.text.dropout cannot be {self.dropout}.", "Give a number from 0 to below 1.")
         if self.length < 1:
-            raise UsageError(f"length cannot be {self.length}.", "Give a whole number from 1.")
+            raise UsageError(f"modalities.text.length cannot be {self.length}.", "Give a whole number from 1.")
 
 
 def present(index: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -52,21 +55,23 @@ def present(index: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def fit(dataset: StoredDataset, index: Mapping[str, np.ndarray], config: Config) -> dict[str, Any]:
-    """Learn the vocabulary of training texts, and how often its tokens are used.
+    """Learn the vocabulary of the training texts and the statistics of its tokens.
+
+    Tokens that occur in the reports of fewer than `PATIENTS` patients, such as most single bytes, share one frequency.
 
     Returns:
-        tokenizer: see `Vocabulary.to_json`
-        frequencies: by token, the mean over texts of its share of a text, and one more text that has all tokens alike
-        documents: by token, the share of texts that have it, above 0
-        nats: mean over texts of the nats a token that the frequencies take: the error of the best constant
-        length: mean number of tokens of a text
-        limit: the largest number
-        further: what the encoder's own `fit` learned
-
-    Tokens that the reports of less than `PATIENTS` patients have, such as single bytes, share one frequency.
+        tokenizer: The vocabulary, see `Vocabulary.to_json`.
+        frequencies: By token, its relative frequency in a text, averaged over the texts. It is above 0, because one
+            extra text is counted in which all tokens are equally frequent.
+        documents: By token, the fraction of the texts that contain it, above 0.
+        nats: Cross-entropy in nats per token when the frequencies are predicted for every text, averaged over the
+            texts. This is the error of the mean predictor.
+        length: Mean number of tokens in a text.
+        limit: Maximum number of tokens in a text.
+        further: Facts that the `fit` of the text encoder returned.
     """
-    file, settings = _encoder(config)
-    order = np.argsort(index["text"], kind="stable")  # so that sums of theirs are the same to the last bit
+    file, settings = _encoder_file(config)
+    order = np.argsort(index["text"], kind="stable")  # a fixed order of summation gives the same bits for any order
     texts, patients = index["text"][order].tolist(), index["patient"][order].tolist()
     vocabulary, further = file.fit(settings) if hasattr(file, "fit") else (None, {})
     vocabulary = vocabulary or Vocabulary.train(texts, patients, config.vocabulary)
@@ -79,7 +84,7 @@ def fit(dataset: StoredDataset, index: Mapping[str, np.ndarray], config: Config)
 
 
 def _statistics(encoded: list[np.ndarray], patients: list[str], size: int) -> dict[str, Any]:
-    """The frequencies of tokens in texts, see `fit`."""
+    """Return the statistics of the tokens (see `fit`) of encoded texts, with the patient of each text."""
     texts, lengths = len(encoded), np.array([len(tokens) for tokens in encoded])
     tokens, text = np.concatenate(encoded).astype(np.int64), np.repeat(np.arange(texts), lengths)
     patient = np.unique(np.array(patients), return_inverse=True)[1][text]
@@ -100,49 +105,49 @@ def _statistics(encoded: list[np.ndarray], patients: list[str], size: int) -> di
 
 
 class Samples:
-    """Texts as tokens (N, L) int64, 0 behind their end; each text that several samples have is held once."""
+    """Texts as tokens (N, L), int64, with PADDING after their end. Equal texts are stored once."""
 
     def __init__(
         self, dataset: StoredDataset, index: Mapping[str, np.ndarray], config: Config, facts: dict[str, Any]
     ) -> None:
         self.texts, self.config = index["text"], config  # (N,) str
-        distinct, self._numbers = np.unique(self.texts, return_inverse=True)
+        unique, self._numbers = np.unique(self.texts, return_inverse=True)
         vocabulary = Vocabulary.from_json(facts["tokenizer"])
-        encoded = vocabulary.encode(distinct.tolist(), config.length)
-        self._ends = np.cumsum([0, *map(len, encoded)])
+        encoded = vocabulary.encode(unique.tolist(), config.length)
+        self._offsets = np.cumsum([0, *map(len, encoded)])
         self._tokens = np.concatenate([np.empty(0, np.uint32), *encoded])
         if vocabulary.size <= 2**16:
             self._tokens = self._tokens.astype(np.uint16)
-        self.keys = np.array([_key(text) for text in distinct.tolist()], np.uint64)[self._numbers]
+        self.keys = np.array([_key(text) for text in unique.tolist()], np.uint64)[self._numbers]
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def load(self, chosen: np.ndarray) -> Tensor:
-        spans = [slice(self._ends[number], self._ends[number + 1]) for number in self._numbers[chosen]]
+        spans = [slice(self._offsets[number], self._offsets[number + 1]) for number in self._numbers[chosen]]
         return torch.from_numpy(padded([self._tokens[span] for span in spans], self.config.length))
 
-    def varied(self, value: Tensor, keys: np.ndarray, seed: int, epoch: int) -> Tensor:
-        """The tokens, those that the encoder is not to see below 0; never END."""
-        if not self.config.dropout or not len(value):
-            return value
-        noise = sample_noise(keys, value.shape[1], seed, epoch, "dropout")
-        hidden = (noise < NormalDist().inv_cdf(self.config.dropout)) & (value != END)
-        return torch.where(hidden, -value, value)
+    def augmented(self, tokens: Tensor, keys: np.ndarray, seed: int, epoch: int) -> Tensor:
+        """Return the tokens (M, L) with a random part hidden from the encoder: negated. END is never hidden."""
+        if not self.config.dropout or not len(tokens):
+            return tokens
+        noise = sample_noise(keys, tokens.shape[1], seed, epoch, "dropout")
+        hidden = (noise < NormalDist().inv_cdf(self.config.dropout)) & (tokens != END)
+        return torch.where(hidden, -tokens, tokens)
 
 
 class Encoder(nn.Module):
-    """One of `text_encoders` as an encoder."""
+    """Encodes and decodes texts with one of `text_encoders/`."""
 
-    mean: Tensor  # (code,) of the codes of the training texts
-    spread: Tensor  # () root mean square of their differences from it
+    mean: Tensor  # (code,), mean code of the training texts
+    spread: Tensor  # (), root mean square difference of their codes from the mean
 
     def __init__(self, config: Config, facts: dict[str, Any]) -> None:
-        """Raises UsageError when the encoder cannot be made, CyclicError when the facts of a checkpoint are damaged."""
+        """Raises UsageError when the text encoder cannot be made, and CyclicError when the facts are damaged."""
         super().__init__()
-        file, settings = _encoder(config)
+        file, settings = _encoder_file(config)
         self.vocabulary = Vocabulary.from_json(facts.get("tokenizer", ""))
-        _check(facts, self.vocabulary.size)
+        _check_facts(facts, self.vocabulary.size)
         self.encoder = file.Encoder(settings, facts, self.vocabulary.size)
         self.generates, self.limit = bool(file.GENERATES), int(facts["limit"])
         self.code, self.fitted = int(self.encoder.code), bool(file.FITTED)
@@ -150,62 +155,67 @@ class Encoder(nn.Module):
         self.register_buffer("spread", torch.ones(()))
 
     @torch.no_grad()
-    def initialise(self, values: Iterable[Tensor]) -> None:
-        """Start the encoder from tokens (N, L), and take the measure of its codes."""
+    def initialise(self, contents: Iterable[Tensor]) -> None:
+        """Initialise the text encoder from batches of tokens (N, L).
+
+        The mean and spread of the codes are measured on the first `SAMPLE` texts.
+        """
         kept: list[Tensor] = []
 
-        def seen() -> Iterator[Tensor]:
-            for batch in values:
+        def measured() -> Iterator[Tensor]:
+            for batch in contents:
                 if sum(map(len, kept)) < SAMPLE:
                     kept.append(batch)
                 yield batch
 
-        stream = seen()
+        stream = measured()
         self.encoder.initialise(stream)
-        deque(stream, maxlen=0)  # what the encoder left
+        deque(stream, maxlen=0)  # the text encoder may not have read all batches
         codes = torch.cat([self.encoder.encode(batch) for batch in kept])
         self.mean.copy_(codes.mean(0))
         self.spread.copy_((codes - self.mean).square().mean().sqrt().clamp(min=1e-6))
 
-    def encode(self, value: Tensor) -> Tensor:
-        codes: Tensor = (self.encoder.encode(value) - self.mean) / self.spread
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Return the codes (N, code) of tokens (N, L), or of what `soft_decode` returned."""
+        codes: Tensor = (self.encoder.encode(tokens) - self.mean) / self.spread
         return codes
 
     def decode(self, code: Tensor) -> Tensor:
-        """What the encoder makes of codes, see there."""
-        prediction: Tensor = self.encoder.decode(self._own(code))
+        """Return the prediction for codes (N, code), in the form of the text encoder's `decode`."""
+        prediction: Tensor = self.encoder.decode(self._unstandardised(code))
         return prediction
 
-    def errors(self, code: Tensor, value: Tensor) -> Tensor:
-        """Nats a token as a share of those of the tokens' frequencies; hidden tokens count like all others."""
-        errors: Tensor = self.encoder.errors(self._own(code), value)
+    def errors(self, code: Tensor, tokens: Tensor) -> Tensor:
+        """Return (N,) cross-entropies per token, hidden tokens included, relative to predicting the frequencies."""
+        errors: Tensor = self.encoder.errors(self._unstandardised(code), tokens)
         return errors
 
-    def drawn(self, code: Tensor) -> Tensor:
-        drawn: Tensor = self.encoder.drawn(self._own(code))
-        return drawn
+    def soft_decode(self, code: Tensor) -> Tensor:
+        """Return predicted texts in a form that `encode` accepts and that passes gradients on."""
+        decoded: Tensor = self.encoder.soft_decode(self._unstandardised(code))
+        return decoded
 
     def write(self, code: Tensor, beams: int = 1, length: int | None = None) -> list[str]:
-        """The texts of codes (N, code), of at most `length` tokens, where the encoder `generates`."""
-        found = self.encoder.generate(self._own(code), beams, min(length or self.limit, self.limit))
+        """Return generated texts of codes (N, code), of at most `length` tokens. Needs an encoder that `generates`."""
+        found = self.encoder.generate(self._unstandardised(code), beams, min(length or self.limit, self.limit))
         return [self.vocabulary.decode(tokens) for tokens in found]
 
-    def _own(self, code: Tensor) -> Tensor:
+    def _unstandardised(self, code: Tensor) -> Tensor:
         return code * self.spread + self.mean
 
 
-def inputs_of(value: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (N, L), and where there are some, as other programs give texts."""
-    return value, (value != PADDING).long()
+def inputs_of(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return tokens (N, L) and their attention mask (N, L), the usual inputs of text models."""
+    return tokens, (tokens != PADDING).long()
 
 
 def value_of(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Tokens (N, L), PADDING where the mask is 0."""
+    """Return tokens (N, L), with PADDING where the mask is 0."""
     return input_ids * attention_mask
 
 
 def portable(config: Config) -> Config:
-    """The settings without those that name a place on this machine, as a checkpoint holds them."""
+    """Return the settings as a checkpoint stores them, without those that name a place on this machine."""
     local = getattr(_file(config), "LOCAL", ())
     return replace(config, model={name: value for name, value in config.model.items() if name not in local})
 
@@ -214,29 +224,34 @@ def _file(config: Config) -> ModuleType:
     return registry.load("text_encoders", config.encoder, "text encoder")
 
 
-def _encoder(config: Config) -> tuple[ModuleType, Any]:
-    """An encoder's file and settings. Raises UsageError when there is no such encoder, or it knows no such setting."""
+def _encoder_file(config: Config) -> tuple[ModuleType, Any]:
+    """Return the file of the text encoder, and its settings.
+
+    Raises UsageError when there is no such text encoder, or when it does not have such a setting.
+    """
     file = _file(config)
     return file, build(file.Config, config.model, "modalities.text.model")
 
 
-def _check(facts: Mapping[str, Any], size: int) -> None:
-    """Raise CyclicError when the facts of a checkpoint are not those of `fit` for a vocabulary of `size`."""
+def _check_facts(facts: Mapping[str, Any], size: int) -> None:
+    """Raise CyclicError when the facts of a checkpoint are not those of `fit` for a vocabulary of `size` tokens."""
     try:
-        shares = np.array([facts["frequencies"], facts["documents"]], float)
-        rest = np.array([facts["nats"], facts["length"], facts["limit"]], float)
-        whole = isinstance(facts["further"], dict) and isinstance(facts["limit"], int)
-        good = shares.shape == (2, size) and shares.min() > 0 and shares.max() <= 1 and rest.min() > 0
-        if not (whole and good and np.isfinite(rest).all() and facts["limit"] <= LONGEST):
-            raise ValueError("not those of `fit`")
+        fractions = np.array([facts["frequencies"], facts["documents"]], float)
+        positive = np.array([facts["nats"], facts["length"], facts["limit"]], float)
+        types = isinstance(facts["further"], dict) and isinstance(facts["limit"], int)
+        ranges = fractions.shape == (2, size) and fractions.min() > 0 and fractions.max() <= 1 and positive.min() > 0
+        if not (types and ranges and np.isfinite(positive).all() and facts["limit"] <= LONGEST):
+            raise ValueError("not the facts that `fit` returns")
     except (KeyError, TypeError, ValueError):
-        raise CyclicError("What the checkpoint knows of texts is damaged.", "Copy or make it again.") from None
+        raise CyclicError(
+            "The statistics of the texts in the checkpoint are damaged.", "Copy the checkpoint again, or train again."
+        ) from None
 
 
 def _key(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-SAMPLE = 1024  # texts that the spread of the codes is measured on
-LEAST_NATS = 1e-3  # of a token, where all texts are one
-LONGEST = 2**20  # tokens of a text that a checkpoint may name
+SAMPLE = 1024  # texts on which the mean and spread of the codes are measured
+LEAST_NATS = 1e-3  # lower bound of the error per token; it would be about 0 if all texts were equal
+LONGEST = 2**20  # largest `limit` that a checkpoint may state, in tokens

@@ -1,15 +1,17 @@
-"""Linear codes fitted to the power spectrum of images.
+"""Fits the filters of linear convolutional autoencoders to the power spectrum of images.
 
-Up to their borders, what a chain of convolutions of total stride s loses of images depends on their spectrum alone.
-With S(f) the spectrum and T the chain, there and back, the expected squared error per pixel of a stationary process is
+The error of a linear chain of convolutions depends only on the power spectrum of the images, except at their borders.
+Let S(f) be the spectrum, T the chain of encoder and decoder, and s its total stride. For a stationary process the
+expected squared error per pixel is
 
     mean over the s² phases p of  ‖ (1 − T) S^½ δ_p ‖²,
 
-where S^½ δ_p is the square root of the covariance, an image, displaced by p: s² small images stand for all. So a
-quasi-Newton method (Liu and Nocedal, "On the limited memory BFGS method", 1989) finds overlapping filters in seconds
-that stochastic gradients would not find in many epochs. Without limits on their length the best filters of M maps
-keep, of each s² frequencies that alias, the M strongest (Tsatsanis and Giannakis, "Principal component filter banks",
-1995).
+where the image S^½ δ_p is the square root of the covariance, displaced by p. The s² small images S^½ δ_p therefore
+replace the whole dataset. A quasi-Newton method (Liu and Nocedal, "On the limited memory BFGS method", 1989) then finds
+overlapping filters in seconds, while stochastic gradient descent would not find them in many epochs.
+
+The optimum for filters of unlimited length is known. Of every s² frequencies that alias, M maps keep the M strongest
+(Tsatsanis and Giannakis, "Principal component filter banks", 1995).
 """
 
 from __future__ import annotations
@@ -20,17 +22,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SIDE = 32  # of the windows whose spectra are averaged, pixels; longer where the code is coarse
-POSITIONS = 4  # of the code along such a side, at least
-HISTORY = 50  # steps that the quasi-Newton method remembers
+SIDE = 32  # pixels: side of the windows whose spectra are averaged; larger for codes with a large stride
+POSITIONS = 4  # minimum number of code positions along the side of a window
+HISTORY = 50  # earlier steps that the quasi-Newton method stores
 
 
 def covariance_roots(images: Tensor, stride: int) -> Tensor:
-    """Return the square root of the covariance of images (N, C, H, W) at every phase: (stride² C, C, side, side).
+    """Return the square root of the covariance of images (N, C, H, W) at every phase, (stride² C, C, side, side).
 
-    The side is a multiple of the stride. The images are periodic; to a chain of convolutions of
-    that stride with periodic borders, their summed squared error is that of one pixel of such images, times
-    stride² (the phases).
+    The side is a multiple of the stride, and the returned images are periodic. Take a chain of convolutions with this
+    total stride and periodic borders. Its squared error summed over the returned images, divided by stride², is the
+    expected squared error of one pixel (all channels) of the images.
     """
     side = min(max(SIDE, POSITIONS * stride), *images.shape[2:]) // stride * stride
     window = torch.hann_window(side, device=images.device).outer(torch.hann_window(side, device=images.device))
@@ -48,7 +50,10 @@ def covariance_roots(images: Tensor, stride: int) -> Tensor:
 
 
 def minimise(loss: Callable[[], Tensor], parameters: list[Tensor], iterations: int) -> None:
-    """Lower a loss of the parameters, which are changed in place; where it leads nowhere they stay as they were."""
+    """Minimise a loss over the parameters, which are changed in place.
+
+    When the loss does not decrease, or is not a number, the parameters keep their initial values.
+    """
     before = [parameter.clone() for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_()
@@ -74,5 +79,5 @@ def minimise(loss: Callable[[], Tensor], parameters: list[Tensor], iterations: i
 
 
 def periodic(maps: Tensor, margin: int) -> Tensor:
-    """Return maps (N, C, H, W) continued periodically on every side."""
+    """Return maps (N, C, H, W) padded periodically by `margin` pixels on every side."""
     return functional.pad(maps, [margin] * 4, mode="circular")

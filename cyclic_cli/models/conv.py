@@ -1,13 +1,14 @@
-"""Convolutional autoencoder: two convolutions with pooling to 4 small maps, and two transposed ones back.
+"""Convolutional autoencoder: two convolutions with pooling to a code of 4 maps, then two transposed convolutions.
 
-The topology is the origin's: image → convolution, 2×2 pooling, ReLU (16 maps) → the same (4 maps, a quarter of the
-sides: 4×56×56 at 224 pixels, the code) → transposed convolution, ReLU → transposed convolution. Pooling is a
-weighted mean with learned weights instead of the maximum: it lets a linear code pass.
+The layers are: image → convolution, 2×2 pooling, ReLU (16 maps) → convolution, 2×2 pooling, ReLU (4 maps, the code) →
+transposed convolution, ReLU → transposed convolution → image. The code has a quarter of the sides, 4×56×56 for images
+of 224×224 pixels. Pooling is a weighted mean with learned weights instead of the maximum, because a weighted mean is
+linear.
 
-The start is what is unusual. The hidden maps are pairs of opposite filters, the code is shifted clear of its rectifier,
-so that the model is linear at first: the code of 4×4 blocks by their principal components, whose filters are then
-lengthened over the blocks' borders by a fit to the power spectrum of the images (see `_spectrum`). That halves its
-error before training, which adds what the rectifiers can.
+The initialisation is unusual. The hidden maps are pairs of opposite filters, and the code is shifted so that its ReLU
+is active, so the model is initially linear. It starts as the principal components of 4×4 blocks. A fit to the power
+spectrum of the images then extends the filters over the borders of the blocks (see `_spectrum`), which halves the error
+before training begins. Training adds what the non-linearities contribute.
 """
 
 from __future__ import annotations
@@ -19,24 +20,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cyclic_cli.models._components import patch_components, take_sample
 from cyclic_cli.models._layers import (
     Enlargement,
     PooledConvolution,
     check_image_shape,
     layers_of,
-    paired,
-    patch_components,
     phase_kernel,
     pooled_kernel,
     set_layer,
-    take_sample,
+    with_negatives,
 )
 from cyclic_cli.models._spectrum import covariance_roots, minimise, periodic
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    width: int = 16  # hidden maps, at half the sides of the image; even, they start as pairs
+    width: int = 16  # hidden maps, at half the sides of the image; even, because they are initialised as pairs
     latent: int = 4  # maps in the code, at a quarter of the sides
 
 
@@ -45,30 +45,30 @@ OBJECTIVES = {"reconstruction": 1.0}
 RECIPE = {"lr": 2e-4, "batch_size": 4, "weight_decay": 0.0, "warmup": 0.1}
 KERNEL = 5  # side of the encoder's filters
 STRIDE = 4  # of the code, in pixels
-MARGIN = 0.25  # how far the code starts from its rectifier, as a share of its range in the sample
-SPARE = 0.01  # spread of the weights of hidden maps that the code of blocks does not use
-ITERATIONS = 500  # of the fit to the spectrum
+MARGIN = 0.25  # initial distance of the code from the zero of its ReLU, as a fraction of the code's range
+NOISE = 0.01  # standard deviation of the random part of the initial weights
+ITERATIONS = 500  # limit for the fit to the spectrum
 
 
 class Model(nn.Module):
     """Convolutional autoencoder of images (C, H, W) whose sides are multiples of 4."""
 
     def __init__(self, config: Config, image_shape: tuple[int, int, int]) -> None:
-        """Raise ValueError for impossible sides or for numbers of maps that are not positive (and even)."""
+        """Raises ValueError for an impossible image size, an odd width, or a code of too many or no maps."""
         super().__init__()
         check_image_shape(image_shape, multiple=4)
         channels, width, latent = image_shape[0], config.width, config.latent
         if width < 2 or width % 2:
             raise ValueError(f"the width must be an even number of maps, not {width}")
         if not 1 <= latent <= 16 * channels:
-            raise ValueError(f"a code holds between 1 and {16 * channels} maps, not {latent}")
+            raise ValueError(f"the code (latent) can have between 1 and {16 * channels} maps, not {latent}")
         self.encoder = nn.Sequential(
             PooledConvolution(channels, width, KERNEL), nn.ReLU(), PooledConvolution(width, latent, KERNEL), nn.ReLU()
         )
         self.decoder = nn.Sequential(Enlargement(latent, width), nn.ReLU(), Enlargement(width, channels))
 
     def initialise(self, images: Iterable[Tensor]) -> None:
-        """Fit every layer to a sample of the images (N, C, H, W), in any batches; ValueError without images."""
+        """Fit every layer to a sample of batches of images (N, C, H, W). Raises ValueError when there are no images."""
         sample, _ = take_sample(images)
         hidden, bottleneck = layers_of(self.encoder, PooledConvolution)
         expansion, output = layers_of(self.decoder, Enlargement)
@@ -76,13 +76,13 @@ class Model(nn.Module):
         code.fit(covariance_roots(sample, STRIDE))
         mean = sample.mean((0, 2, 3))
         centre = -pooled_kernel(code.hidden, code.hidden_pooling).sum((2, 3)) @ mean
-        hidden.set(paired(code.hidden), code.hidden_pooling.repeat(2, 1, 1, 1), paired(centre))
-        bottleneck.set(paired(code.bottleneck, 1), code.bottleneck_pooling, code.shift)
-        set_layer(expansion.convolution, paired(code.expansion, 1), paired(code.expansion_bias))
-        set_layer(output.convolution, paired(code.output), code.output_bias + mean)
+        hidden.set(with_negatives(code.hidden), code.hidden_pooling.repeat(2, 1, 1, 1), with_negatives(centre))
+        bottleneck.set(with_negatives(code.bottleneck, 1), code.bottleneck_pooling, code.shift)
+        set_layer(expansion.convolution, with_negatives(code.expansion, 1), with_negatives(code.expansion_bias))
+        set_layer(output.convolution, with_negatives(code.output), code.output_bias + mean)
 
     def encode(self, image: Tensor) -> Tensor:
-        """Return the code (N, latent, H / 4, W / 4), not negative, of images (N, C, H, W) in [0, 1]."""
+        """Return the non-negative code (N, latent, H / 4, W / 4) of images (N, C, H, W) in [0, 1]."""
         code: Tensor = self.encoder(image)
         return code
 
@@ -98,10 +98,10 @@ class Model(nn.Module):
 
 
 class LinearCode:
-    """The convolutional autoencoder without rectifiers and pairs, for images less their mean."""
+    """The convolutional autoencoder without rectifiers and without paired maps, for mean-subtracted images."""
 
     def __init__(self, sample: Tensor, width: int, latent: int) -> None:
-        """Start at the principal components of 4×4 blocks of a sample of images (N, C, H, W)."""
+        """Initialise with the principal components of 4×4 blocks of a sample of images (N, C, H, W)."""
         first, mean = patch_components(sample, width)
         maps = functional.conv2d(sample - mean[:, None, None], first, stride=2)
         second, _ = patch_components(maps, latent)
@@ -111,7 +111,7 @@ class LinearCode:
         centre = KERNEL // 2
 
         def filters(patches: Tensor, side: int, at: int) -> Tensor:
-            weight = SPARE * torch.randn(*patches.shape[:2], side, side)
+            weight = NOISE * torch.randn(*patches.shape[:2], side, side)
             weight[:, :, at : at + 2, at : at + 2] += patches
             return weight
 
@@ -133,14 +133,14 @@ class LinearCode:
         return functional.pixel_shuffle(phases, 2)
 
     def fit(self, roots: Tensor) -> None:
-        """Fit all filters to images that stand for a spectrum, as `covariance_roots` gives them."""
-        nothing = torch.zeros_like(roots[:1, :, :STRIDE, :STRIDE])
+        """Fit all filters to the images (K, C, side, side) that `covariance_roots` returns for a spectrum."""
+        black = torch.zeros_like(roots[:1, :, :STRIDE, :STRIDE])
         energy = roots.square().sum().clamp(min=1e-12)
 
         def loss() -> Tensor:
-            blank = self(nothing)  # the pattern that the shift of the code leaves, which must vanish
-            errors = self(roots) - blank.tile(1, 1, *(side // STRIDE for side in roots.shape[2:])) - roots
-            return errors.square().sum() / energy + blank.square().mean()
+            offset = self(black)  # the pattern that the shift of the code leaves in the reconstruction; it must vanish
+            errors = self(roots) - offset.tile(1, 1, *(side // STRIDE for side in roots.shape[2:])) - roots
+            return errors.square().sum() / energy + offset.square().mean()
 
         parameters = [
             self.hidden, self.hidden_pooling, self.bottleneck, self.bottleneck_pooling,

@@ -1,11 +1,13 @@
-"""Deep autoencoder: four convolutions and poolings, three fully connected layers to 256 numbers, and back.
+"""Deep autoencoder: four convolutions with pooling and three fully connected layers to a code of 256 numbers, and back.
 
-The topology is the origin's: image → 4 × (convolution, 2×2 pooling, ReLU) → 3 fully connected layers → code of
-256 numbers → 3 fully connected layers → 4 transposed convolutions (stride 2, ReLU between) → image. Pooling is a
-weighted mean with learned weights. Such a chain, started at random, spends its first epochs on the mean image; this
-one starts as a linear code (see `_layers`): hidden units are pairs of opposite rectifiers, the convolutions are an
-orthonormal transform of 16×16 blocks by principal components, and the fully connected layers hold the principal
-components of the maps that it makes of all images. Training then bends that linear code.
+The layers are: image → 4 × (convolution, 2×2 pooling, ReLU) → 3 fully connected layers → code of 256 numbers →
+3 fully connected layers → 4 transposed convolutions (stride 2, with ReLU) → image. Pooling is a weighted mean with
+learned weights.
+
+With random weights such a network spends its first epochs on learning the mean image. This one is therefore initialised
+as a linear code (see `_layers`). Hidden units are pairs of opposite rectifiers. The convolutions are an orthonormal
+transform of 16×16 blocks into principal components. The fully connected layers hold the principal components of the
+resulting maps over all training images. Training then adds the non-linear part.
 """
 
 from __future__ import annotations
@@ -18,27 +20,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cyclic_cli.models._layers import (
+from cyclic_cli.models._components import (
     CHUNKS,
-    Enlargement,
-    PooledConvolution,
     SmoothPrior,
     StreamingComponents,
-    check_image_shape,
     code_scale,
-    layers_of,
-    paired,
     patch_components,
-    set_layer,
     take_sample,
     with_displaced,
+)
+from cyclic_cli.models._layers import (
+    Enlargement,
+    PooledConvolution,
+    check_image_shape,
+    layers_of,
+    set_layer,
+    with_negatives,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    latent: int = 256  # numbers in the code; the layers on either side of it hold twice as many
-    width: int = 16  # maps after the first convolution, doubled by each next; even, they start as pairs
+    latent: int = 256  # dimensions of the code; the fully connected layers around it have twice as many
+    width: int = 16  # maps after the first convolution, doubled by each further one; even, initialised as pairs
 
 
 OUTPUTS = ("reconstruction", "code")
@@ -52,7 +56,7 @@ class Model(nn.Module):
     """Deep autoencoder of images (C, H, W) whose sides are multiples of 16."""
 
     def __init__(self, config: Config, image_shape: tuple[int, int, int]) -> None:
-        """Raise ValueError for impossible sides, an odd width, or a code larger than the maps it is made of."""
+        """Raises ValueError for an impossible image size, an odd width, or a code larger than half the last maps."""
         super().__init__()
         check_image_shape(image_shape, multiple=2**STAGES)
         if config.width < 2 or config.width % 2:
@@ -63,7 +67,10 @@ class Model(nn.Module):
         features = widths[-1] * self.maps_shape[1] * self.maps_shape[2]
         latent = config.latent
         if not 1 <= latent <= features // 2:
-            raise ValueError(f"a code of such images holds between 1 and {features // 2} numbers, not {latent}")
+            raise ValueError(
+                f"for images of this size the code (latent) can have between 1 and {features // 2} dimensions, "
+                f"not {latent}"
+            )
         analysis: list[nn.Module] = []
         synthesis: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
@@ -82,9 +89,9 @@ class Model(nn.Module):
         )  # fmt: skip
 
     def initialise(self, images: Iterable[Tensor]) -> None:
-        """Fit the convolutions to a sample of batches of images (N, C, H, W) and the rest to all of them.
+        """Fit the convolutions to a sample of the images, and the fully connected layers to all images.
 
-        Raises ValueError when there are no images.
+        `images` are batches (N, C, H, W). Raises ValueError when there are no images.
         """
         sample, stream = take_sample(images)
         filters = self.fit_convolutions(sample)
@@ -92,14 +99,14 @@ class Model(nn.Module):
         for batch in stream:
             prior.update(batch)
             observed.update(linear_maps(with_displaced(batch), filters).flatten(1))
-        nothing = linear_maps(torch.zeros_like(sample[:1]), filters)
-        smooth = torch.cat([linear_maps(chunk, filters) - nothing for chunk in prior.images().chunk(CHUNKS)])
+        offset = linear_maps(torch.zeros_like(sample[:1]), filters)
+        smooth = torch.cat([linear_maps(chunk, filters) - offset for chunk in prior.images().chunk(CHUNKS)])
         self.set_compression(observed, smooth.flatten(1))
 
     def fit_convolutions(self, sample: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Fit and set all convolutions from a sample (N, C, H, W); return the encoder's filters and offsets.
+        """Initialise all convolutions from a sample (N, C, H, W), and return the encoder's filters and offsets.
 
-        The filters (O, C, 2, 2) and offsets (O,) are those of the maps before they are paired.
+        The filters (O, C, 2, 2) and offsets (O,) give the maps without their negative copies.
         """
         maps, filters = sample, list[tuple[Tensor, Tensor]]()
         mirrors = reversed(layers_of(self.synthesis, Enlargement))
@@ -108,28 +115,34 @@ class Model(nn.Module):
             components, mean = patch_components(maps, outputs)
             offset = -components.sum((2, 3)) @ mean
             first = not filters
-            layer.set_patches(paired(components if first else paired(components, 1)), paired(offset))
-            drawn, level = (components, mean) if first else (paired(components, 1), paired(mean))
-            mirror.set_patches(paired(drawn), level)
+            layer.set_patches(
+                with_negatives(components if first else with_negatives(components, 1)), with_negatives(offset)
+            )
+            patches, level = (components, mean) if first else (with_negatives(components, 1), with_negatives(mean))
+            mirror.set_patches(with_negatives(patches), level)
             filters.append((components, offset))
             maps = functional.conv2d(maps, components, offset, stride=2)
         return filters
 
     def set_compression(self, observed: StreamingComponents, prior: Tensor) -> None:
-        """Set the fully connected layers to principal components of the maps, the code to one common scale."""
+        """Initialise the fully connected layers with principal components of the maps.
+
+        `observed` holds the maps of the training images, and `prior` (K, P) those of the smooth prior. All dimensions
+        of the code share one scale.
+        """
         first, second, third = layers_of(self.compression, nn.Linear)
         latent = third.out_features
         directions, variances = observed.components(latent, prior)
         scale = code_scale(variances)
         identity, zero = torch.eye(latent), torch.zeros(latent)
-        inputs = paired(directions.view(latent, -1, *self.maps_shape[1:]), 1).flatten(1)  # pairs of maps
-        set_layer(first, paired(inputs / scale), paired(-directions @ observed.mean / scale))
-        set_layer(second, paired(paired(identity, 1)), paired(zero))
-        set_layer(third, paired(identity, 1), zero)
+        inputs = with_negatives(directions.view(latent, -1, *self.maps_shape[1:]), 1).flatten(1)  # pairs of maps
+        set_layer(first, with_negatives(inputs / scale), with_negatives(-directions @ observed.mean / scale))
+        set_layer(second, with_negatives(with_negatives(identity, 1)), with_negatives(zero))
+        set_layer(third, with_negatives(identity, 1), zero)
         first, second, third = layers_of(self.expansion, nn.Linear)
-        set_layer(first, paired(identity), paired(zero))
-        set_layer(second, paired(paired(identity, 1)), paired(zero))
-        set_layer(third, paired(paired(directions.T * scale, 1)), paired(observed.mean))
+        set_layer(first, with_negatives(identity), with_negatives(zero))
+        set_layer(second, with_negatives(with_negatives(identity, 1)), with_negatives(zero))
+        set_layer(third, with_negatives(with_negatives(directions.T * scale, 1)), with_negatives(observed.mean))
 
     def encode(self, image: Tensor) -> Tensor:
         """Return the code (N, latent) of images (N, C, H, W) in [0, 1]."""
@@ -148,7 +161,7 @@ class Model(nn.Module):
 
 
 def linear_maps(images: Tensor, filters: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the maps that the fitted convolutions make of images (N, C, H, W), without pairs and rectifiers."""
+    """Return the maps of images (N, C, H, W) under the fitted convolutions, without paired maps and rectifiers."""
     for weight, offset in filters:
         images = functional.conv2d(images, weight, offset, stride=2)
     return images

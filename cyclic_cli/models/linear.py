@@ -1,10 +1,10 @@
-"""Linear autoencoder: image → 128 → 128 → 128 → image, without any non-linearity; the code is the middle 128.
+"""Linear autoencoder: image → 128 → 128 → 128 → image, without any non-linearity; the middle layer is the code.
 
-The topology is the origin's. A linear autoencoder that minimises the squared error spans the principal
-components of its images (Baldi and Hornik, "Neural networks and principal component analysis", 1989), so it
-starts there in closed form instead of searching for them: the components of one streaming pass, steadied for
-small sets by displaced copies and a smooth prior (see `_layers`). Training then only adjusts the maps, with a
-learning rate as small as their weights.
+A linear autoencoder with the least squared error spans the principal components of its training images (Baldi and
+Hornik, "Neural networks and principal component analysis", 1989). This model is therefore initialised by that
+closed-form solution. The components come from one pass over the images; displaced copies and a smooth prior regularise
+them for small datasets (see `_components`). Training only makes small adjustments, with a learning rate that suits the
+small weights.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from cyclic_cli.models._layers import check_image_shape, image_components, layers_of, set_layer
+from cyclic_cli.models._components import image_components
+from cyclic_cli.models._layers import check_image_shape, layers_of, set_layer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    latent: int = 128  # numbers in the code, and in the layer on either side of it
+    latent: int = 128  # dimensions of the code, and of the layer on either side of it
 
 
 OUTPUTS = ("reconstruction", "code")
@@ -30,24 +31,27 @@ RECIPE = {"lr": 1e-6, "batch_size": 32, "weight_decay": 0.0, "warmup": 0.1}
 
 
 class Model(nn.Module):
-    """Linear autoencoder of images (C, H, W), of any sides from 32 pixels."""
+    """Linear autoencoder of images (C, H, W) whose sides are at least 32 pixels."""
 
     def __init__(self, config: Config, image_shape: tuple[int, int, int]) -> None:
-        """Raise ValueError when a side is below 32 pixels or the code is larger than the image."""
+        """Raises ValueError when a side is shorter than 32 pixels, or the code is larger than the image."""
         super().__init__()
         check_image_shape(image_shape, multiple=1)
         values, latent = prod(image_shape), config.latent
         if not 1 <= latent <= values:
-            raise ValueError(f"a code of such images holds between 1 and {values} numbers, not {latent}")
+            raise ValueError(
+                f"for images of this size the code (latent) can have between 1 and {values} dimensions, not {latent}"
+            )
         self.image_shape = image_shape
         self.encoder = nn.Sequential(nn.Linear(values, latent), nn.Linear(latent, latent))
         self.decoder = nn.Sequential(nn.Linear(latent, latent), nn.Linear(latent, values))
 
     def initialise(self, images: Iterable[Tensor]) -> None:
-        """Start at the principal components of batches of images (N, C, H, W); ValueError when there are none.
+        """Initialise with the principal components of batches of images (N, C, H, W).
 
-        Both maps between the layers of the code start as identities. All numbers of the code share one scale,
-        which gives them a root mean square of about one and keeps distances between codes those of the images.
+        The two square layers are initialised as identities. One common scale gives the code a root mean square of about
+        one, and keeps the distances between codes proportional to those between images. Raises ValueError when there
+        are no images.
         """
         compress, into_code = layers_of(self.encoder, nn.Linear)
         out_of_code, expand = layers_of(self.decoder, nn.Linear)

@@ -1,13 +1,16 @@
-"""Residual autoencoder, the recommended one: residual networks on either side of the best linear code.
+"""Residual autoencoder (recommended): an optimal linear code, with residual networks for encoding and decoding.
 
     code            = linear.encode(image) + trunk(image)
     reconstruction  = base + refinement(base),   base = linear.decode(code)
 
-The linear code starts as the optimum of the images: for a vector the principal components of the reduced image, for
-maps the overlapping filters that keep most of the power spectrum (see `_spectrum`). The trunk adds to the code what is
-not linear. The refinement is a U-Net (Ronneberger et al., 2015) at a quarter of the sides and below, of pre-activated
-residual blocks (He et al., "Identity Mappings in Deep Residual Networks", 2016): it sees the whole blurred image that
-a small code gives, and draws what usually belongs there. Both start near zero.
+The linear code is initialised at its optimum for the training images. For a vector code these are the principal
+components of the downsampled images. For a code of maps they are the overlapping filters that keep most of the power
+spectrum (see `_spectrum`).
+
+The trunk adds the non-linear part of the code. The refinement is a U-Net (Ronneberger et al., MICCAI 2015) at a quarter
+of the sides and below, with pre-activation residual blocks (He et al., "Identity Mappings in Deep Residual Networks",
+ECCV 2016). It reads the blurred image that a small code gives and adds the typical details. Both networks initially
+return almost zero.
 """
 
 from __future__ import annotations
@@ -21,16 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cyclic_cli.models._layers import (
-    GROUPS,
-    JITTER,
-    check_image_shape,
-    image_components,
-    patch_components,
-    residual_branch,
-    set_layer,
-    take_sample,
-)
+from cyclic_cli.models._components import image_components, patch_components, take_sample
+from cyclic_cli.models._layers import GROUPS, JITTER, check_image_shape, residual_branch, set_layer
 from cyclic_cli.models._spectrum import covariance_roots, minimise, periodic
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -38,8 +33,8 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    latent: int = 256  # numbers in the code, or its maps
-    reduction: int | None = None  # None: the code is a vector; 2, 4, 8, 16: maps at this part of the sides
+    latent: int = 256  # dimensions of the code, or its number of maps
+    reduction: int | None = None  # None: the code is a vector; 2, 4, 8 or 16: maps with sides smaller by this factor
     width: int = 32  # channels of the refinement at a quarter of the sides, a multiple of 8
 
 
@@ -47,34 +42,38 @@ OUTPUTS = ("reconstruction", "code")
 OBJECTIVES = {"reconstruction": 1.0}
 RECIPE = {"lr": 1e-3, "batch_size": 8, "weight_decay": 0.0, "warmup": 0.05, "augment": 1.0, "fitted_lr": 0.03}
 FITTED = ("linear",)
-MULTIPLE = 16  # of pixels, that the sides of images are: four halvings
-PATCH = 4  # pixels of a side that become the channels of the refinement
-SMALL = 48  # pixels: principal components are of images reduced to at least this
-QUIET = 1e-3  # spread of the last weights of trunk and refinement at the start
-ITERATIONS = 200  # of the fit to the spectrum
-FEWEST = 8  # blocks of a side; of fewer, most lie at a border, of which the spectrum knows nothing
+MULTIPLE = 16  # image sides must be multiples of this: they are halved four times
+PATCH = 4  # side of the patches, in pixels, that become the channels of the refinement
+SMALL = 48  # pixels: smallest side to which images are downsampled for their principal components
+LAST_STD = 1e-3  # initial standard deviation of the last weights of trunk and refinement
+ITERATIONS = 200  # limit for the fit to the spectrum
+FEWEST = 8  # blocks along a side. With fewer, most blocks lie at a border, which the spectrum does not describe
 
 
 class Model(nn.Module):
     """Residual autoencoder of images (C, H, W) whose sides are multiples of 16."""
 
     def __init__(self, config: Config, image_shape: tuple[int, int, int]) -> None:
-        """Raise ValueError for impossible sides, widths, reductions or sizes of the code."""
+        """Raises ValueError for an impossible image size, width, reduction or size of the code."""
         super().__init__()
         check_image_shape(image_shape, MULTIPLE)
         if config.width < GROUPS or config.width % GROUPS:
             raise ValueError(f"the width must be a multiple of {GROUPS}, not {config.width}")
         if config.reduction not in (None, 2, 4, 8, 16):
-            raise ValueError(f"the reduction is 2, 4, 8, 16 or none, not {config.reduction}")
+            raise ValueError(f"the reduction must be 2, 4, 8, 16 or null, not {config.reduction}")
         channels, width = image_shape[0], config.width
         head: list[nn.Module]
         if config.reduction is None:
             self.linear: VectorCode | MapCode = VectorCode(image_shape, config.latent)
             positions = (image_shape[1] // MULTIPLE) * (image_shape[2] // MULTIPLE)
-            head = [nn.Conv2d(4 * width, width, 1), nn.Flatten(), quiet(nn.Linear(width * positions, config.latent))]
+            head = [
+                nn.Conv2d(4 * width, width, 1),
+                nn.Flatten(),
+                near_zero(nn.Linear(width * positions, config.latent)),
+            ]
         else:
             self.linear = MapCode(channels, config.latent, config.reduction)
-            head = [quiet(nn.Conv2d(4 * width, config.latent, 3, padding=1))]
+            head = [near_zero(nn.Conv2d(4 * width, config.latent, 3, padding=1))]
         side = config.reduction or MULTIPLE
         self.trunk = nn.Sequential(
             nn.PixelUnshuffle(side), nn.Conv2d(channels * side**2, 4 * width, 3, padding=1),
@@ -83,16 +82,16 @@ class Model(nn.Module):
         self.refinement = Refinement(channels, width)
 
     def initialise(self, images: Iterable[Tensor]) -> None:
-        """Fit the linear code to batches of images (N, C, H, W). Raises ValueError when there are none."""
+        """Fit the linear code to batches of images (N, C, H, W). Raises ValueError when there are no images."""
         self.linear.initialise(images)
 
     def encode(self, image: Tensor) -> Tensor:
-        """Return the code of images (N, C, H, W) in [0, 1]: (N, latent), or (N, latent, h, w) of reduced sides."""
+        """Return the code of images (N, C, H, W) in [0, 1]: (N, latent), or (N, latent, h, w) with a reduction."""
         code: Tensor = self.linear.encode(image) + self.trunk(image)
         return code
 
     def decode(self, code: Tensor) -> Tensor:
-        """Return images (N, C, H, W), nominally in [0, 1], of codes as `encode` gives them."""
+        """Return images (N, C, H, W), nominally in [0, 1], of codes as `encode` returns them."""
         base = self.linear.decode(code)
         image: Tensor = base + self.refinement(base)
         return image
@@ -104,7 +103,7 @@ class Model(nn.Module):
 
 
 class Residual(nn.Module):
-    """A residual block of maps (N, C, H, W), which keeps their shape."""
+    """A residual block of maps (N, C, H, W) that keeps their shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -116,7 +115,10 @@ class Residual(nn.Module):
 
 
 class Refinement(nn.Module):
-    """What to add to blurred images (N, C, H, W): a U-Net at a quarter, an eighth and a sixteenth of their sides."""
+    """A U-Net that returns what to add to blurred images (N, C, H, W).
+
+    It works at a quarter, an eighth and a sixteenth of the sides.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -130,7 +132,7 @@ class Refinement(nn.Module):
         )
         self.from_eighth = nn.Sequential(Residual(wide), nn.ConvTranspose2d(wide, width, 2, 2))
         self.from_quarter = nn.Sequential(
-            Residual(width), quiet(nn.Conv2d(width, channels * PATCH**2, 3, padding=1)), nn.PixelShuffle(PATCH)
+            Residual(width), near_zero(nn.Conv2d(width, channels * PATCH**2, 3, padding=1)), nn.PixelShuffle(PATCH)
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -142,10 +144,10 @@ class Refinement(nn.Module):
 
 
 class VectorCode(nn.Module):
-    """The best linear code (N, latent) of images (N, C, H, W): principal components of the reduced images."""
+    """The best linear code (N, latent) of images (N, C, H, W): principal components of the downsampled images."""
 
     def __init__(self, image_shape: tuple[int, int, int], latent: int) -> None:
-        """Raise ValueError when the reduced images hold fewer numbers than the code."""
+        """Raises ValueError when the code has more dimensions than the downsampled images, or none."""
         super().__init__()
         channels, height, width = image_shape
         self.factor = 1
@@ -157,14 +159,16 @@ class VectorCode(nn.Module):
         self.reduced = (channels, height // self.factor, width // self.factor)
         values = prod(self.reduced)
         if not 1 <= latent <= values:
-            raise ValueError(f"a code of such images holds between 1 and {values} numbers, not {latent}")
+            raise ValueError(
+                f"for images of this size the code (latent) can have between 1 and {values} dimensions, not {latent}"
+            )
         self.analysis, self.synthesis = nn.Linear(values, latent), nn.Linear(latent, values)
 
     def reduce(self, images: Tensor) -> Tensor:
         return functional.avg_pool2d(images, self.factor)
 
     def initialise(self, images: Iterable[Tensor]) -> None:
-        """Start at the principal components of batches of images; all numbers share one scale (see `linear`)."""
+        """Initialise with the principal components of batches of images; all dimensions share one scale."""
         reduced = (self.reduce(batch.float()) for batch in images)
         directions, mean, scale = image_components(reduced, self.reduced, self.analysis.out_features)
         set_layer(self.analysis, directions / scale, -directions @ mean / scale)
@@ -180,19 +184,25 @@ class VectorCode(nn.Module):
 
 
 class MapCode(nn.Module):
-    """The best linear code of maps: filters that overlap by a whole block on each side, of images (N, C, H, W)."""
+    """The best linear code (N, latent, h, w) of images (N, C, H, W) by filters of 3×3 blocks of pixels.
+
+    The filters of neighbouring positions overlap by one block on each side.
+    """
 
     def __init__(self, channels: int, latent: int, reduction: int) -> None:
-        """Raise ValueError when a block of the images holds fewer numbers than the maps at its place."""
+        """Raises ValueError when the code has more maps than a block has pixel values, or none."""
         super().__init__()
         self.reduction, values = reduction, channels * reduction**2
         if not 1 <= latent <= values:
-            raise ValueError(f"a code of such images holds between 1 and {values} maps, not {latent}")
+            raise ValueError(f"at this reduction the code (latent) can have between 1 and {values} maps, not {latent}")
         self.analysis = nn.Conv2d(values, latent, 3, padding=1, padding_mode="replicate")
         self.synthesis = nn.Conv2d(latent, values, 3, padding=1, padding_mode="replicate")
 
     def initialise(self, images: Iterable[Tensor]) -> None:
-        """Start at the principal components of blocks, lengthened by a fit to the spectrum of a sample."""
+        """Initialise with the principal components of blocks, then extend the filters to the neighbouring blocks.
+
+        The filters are extended by a fit to the power spectrum of a sample of the images.
+        """
         sample, _ = take_sample(images)
         latent, values = self.synthesis.in_channels, self.analysis.in_channels
         components, mean = patch_components(sample, latent, self.reduction)
@@ -221,9 +231,12 @@ class MapCode(nn.Module):
         return functional.pixel_shuffle(self.synthesis(code), self.reduction)
 
 
-def quiet(layer: Layer) -> Layer:
-    """Return a layer with its weight made small and its bias zero: the branch that it ends starts near zero."""
-    nn.init.normal_(layer.weight, std=QUIET)
+def near_zero(layer: Layer) -> Layer:
+    """Return a layer after setting its weights to small random numbers and its bias to zero.
+
+    A branch that ends with this layer initially returns almost zero.
+    """
+    nn.init.normal_(layer.weight, std=LAST_STD)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer

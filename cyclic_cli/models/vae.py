@@ -1,16 +1,19 @@
-"""Variational autoencoder: a small ResNet-18 to the mean and log-variance of 256 numbers, and its mirror back.
+"""Variational autoencoder: a small ResNet-18 that gives the mean and log-variance of a code, and its mirrored decoder.
 
-The topology is the origin's: a stem, four stages of two residual blocks with the widths doubling, two heads; the
-decoder mirrors it. Differences from He et al., "Deep Residual Learning" (2016): a quarter of the original
-widths, a stem of stride 4 without pooling, normalisation over groups of channels inside the residual branches
-only (pre-activation, He et al., "Identity Mappings in Deep Residual Networks", 2016), and heads that see the
-positions of the last maps instead of their average.
+The encoder has a stem, four stages of two residual blocks with doubling widths, and two heads. The decoder mirrors it.
+It differs from the network of He et al., "Deep Residual Learning" (CVPR 2016), in four ways:
 
-The start is what is unusual. Branches start near zero (as in De and Smith, "Batch Normalization Biases Residual
-Blocks Towards the Identity Function", 2020), so the model is linear; its strided shortcuts are principal
-components of patches, and its heads and the first layer of the decoder are the optimum of the linear variational
-autoencoder: probabilistic principal components (Tipping and Bishop, 1999; Lucas et al., "Don't Blame the ELBO!",
-2019). No dimension of the code that the images support is collapsed then.
+- The widths are a quarter of the original ones.
+- The stem is one convolution of stride 4, without pooling.
+- Groups of channels are normalised, and only inside the residual branches (pre-activation, He et al., "Identity
+  Mappings in Deep Residual Networks", ECCV 2016).
+- The heads read the last maps with their positions instead of the average over positions.
+
+The initialisation is unusual. Residual branches start near zero (as in De and Smith, "Batch Normalization Biases
+Residual Blocks Towards the Identity Function", NeurIPS 2020), so the model is initially linear. The strided shortcuts
+are principal components of patches. The heads and the first layer of the decoder are the optimum of the linear
+variational autoencoder, which is probabilistic principal component analysis (Tipping and Bishop, 1999; Lucas et al.,
+"Don't Blame the ELBO!", NeurIPS 2019). Thus no dimension of the code that the images support is collapsed at first.
 """
 
 from __future__ import annotations
@@ -22,39 +25,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cyclic_cli.models._layers import (
+from cyclic_cli.models._components import (
     CHUNKS,
-    GROUPS,
-    JITTER,
     SmoothPrior,
     StreamingComponents,
-    check_image_shape,
-    layers_of,
     patch_components,
-    residual_branch,
-    set_layer,
     take_sample,
     with_displaced,
 )
+from cyclic_cli.models._layers import GROUPS, JITTER, check_image_shape, layers_of, residual_branch, set_layer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    latent: int = 256  # numbers in the code
-    width: int = 32  # channels of the first stage, a multiple of 8; each next stage has twice as many
+    latent: int = 256  # dimensions of the code
+    width: int = 32  # channels of the first stage, a multiple of 8; each further stage doubles them
 
 
 OUTPUTS = ("reconstruction", "code", "mean", "log_variance")
-PIXEL_VARIANCE = 0.0025  # of the Gaussian around the reconstruction: a standard deviation of 0.05
-OBJECTIVES = {"reconstruction": 1.0, "divergence": 2 * PIXEL_VARIANCE}  # the evidence bound, see divergence
+PIXEL_VARIANCE = 0.0025  # variance of the Gaussian around the reconstruction, a standard deviation of 0.05
+OBJECTIVES = {"reconstruction": 1.0, "divergence": 2 * PIXEL_VARIANCE}  # evidence lower bound, see `divergence`
 RECIPE = {"lr": 1e-4, "batch_size": 16, "weight_decay": 0.0, "warmup": 0.1, "augment": 1.0}
-STAGES = 4  # of two residual blocks each
-STRIDE = 32  # of the encoder: 4 in the stem, 2 in each stage after the first
-LOG_VARIANCE_BOUND = 14.0  # log-variances lie between plus and minus this
+STAGES = 4  # stages of two residual blocks
+STRIDE = 32  # total stride of the encoder: 4 in the stem, 2 in each stage after the first
+LOG_VARIANCE_BOUND = 14.0  # log-variances lie between minus and plus this value
 
 
 class Block(nn.Module):
-    """Residual block: a linear shortcut, which may change the size, then a branch added to what it gives."""
+    """Residual block: a linear shortcut, which may change the size, followed by a residual branch."""
 
     def __init__(self, shortcut: nn.Module, channels: int) -> None:
         super().__init__()
@@ -71,7 +69,7 @@ class Model(nn.Module):
     """Variational autoencoder of images (C, H, W) whose sides are multiples of 16."""
 
     def __init__(self, config: Config, image_shape: tuple[int, int, int]) -> None:
-        """Raise ValueError for impossible sides or a width that the normalisation cannot group."""
+        """Raises ValueError for an impossible image size, width or number of dimensions of the code."""
         super().__init__()
         check_image_shape(image_shape, multiple=16)
         channels, height, width = image_shape
@@ -79,12 +77,15 @@ class Model(nn.Module):
             raise ValueError(f"the width must be a multiple of {GROUPS}, not {config.width}")
         widths = [config.width * 2**stage for stage in range(STAGES)]
         self.image_shape = image_shape
-        self.padding = (0, -width % STRIDE, 0, -height % STRIDE)  # black, to whole strides; cut off again
+        self.padding = (0, -width % STRIDE, 0, -height % STRIDE)  # black, to whole strides; `decode` removes it
         self.maps_shape = (widths[-1], -(-height // STRIDE), -(-width // STRIDE))
         features = self.maps_shape[0] * self.maps_shape[1] * self.maps_shape[2]
         self.latent = config.latent
         if not 1 <= config.latent <= features:
-            raise ValueError(f"a code of such images holds between 1 and {features} numbers, not {config.latent}")
+            raise ValueError(
+                f"for images of this size the code (latent) can have between 1 and {features} dimensions, "
+                f"not {config.latent}"
+            )
         downward: list[nn.Module] = []
         upward: list[nn.Module] = []
         for stage, wide in enumerate(widths):
@@ -99,9 +100,9 @@ class Model(nn.Module):
         self.expansion = nn.Linear(self.latent, features)
 
     def initialise(self, images: Iterable[Tensor]) -> None:
-        """Fit the shortcuts to a sample of batches of images (N, C, H, W) and the heads to all of them.
+        """Fit the shortcuts to a sample of the images, and the heads to all images.
 
-        Raises ValueError when there are no images.
+        `images` are batches (N, C, H, W). Raises ValueError when there are no images.
         """
         sample, stream = take_sample(images)
         self.fit_shortcuts(sample)
@@ -110,12 +111,15 @@ class Model(nn.Module):
             for batch in stream:
                 prior.update(batch)
                 observed.update(self.linear_maps(with_displaced(batch)).flatten(1))
-            nothing = self.linear_maps(torch.zeros_like(sample[:1]))
-            smooth = torch.cat([self.linear_maps(chunk) - nothing for chunk in prior.images().chunk(CHUNKS)])
+            offset = self.linear_maps(torch.zeros_like(sample[:1]))
+            smooth = torch.cat([self.linear_maps(chunk) - offset for chunk in prior.images().chunk(CHUNKS)])
         self.set_heads(observed, smooth.flatten(1))
 
     def fit_shortcuts(self, sample: Tensor) -> None:
-        """Set each strided shortcut to principal components of patches of a sample, its mirror to the inverse."""
+        """Set each strided shortcut to the principal components of patches of a sample (N, C, H, W).
+
+        The mirrored layer of the decoder is set to the transpose.
+        """
         maps = functional.pad(sample, self.padding)
         shrinking = [layer for layer in layers_of(self.encoder, nn.Conv2d) if layer.stride[0] > 1]
         enlarging = layers_of(self.decoder, nn.ConvTranspose2d)
@@ -128,14 +132,17 @@ class Model(nn.Module):
                 maps = shrink(maps)
 
     def linear_maps(self, image: Tensor) -> Tensor:
-        """Return the maps (N, channels, h, w) that the shortcuts alone make of images (N, C, H, W)."""
+        """Return the last maps (N, channels, h, w) of images (N, C, H, W), computed by the shortcuts only."""
         maps = functional.pad(image, self.padding)
         for block in layers_of(self.encoder, Block):
             maps = block.shortcut(maps)
         return maps
 
     def set_heads(self, observed: StreamingComponents, prior: Tensor) -> None:
-        """Set the heads and the decoder's first layer to probabilistic principal components of the maps."""
+        """Set the heads and the decoder's first layer to probabilistic principal components of the maps.
+
+        `observed` holds the maps of the training images, and `prior` (K, P) those of the smooth prior.
+        """
         directions, variances = observed.components(self.latent, prior)
         signal = (variances - PIXEL_VARIANCE).clamp(min=JITTER * PIXEL_VARIANCE)
         total = signal + PIXEL_VARIANCE
@@ -145,7 +152,7 @@ class Model(nn.Module):
         set_layer(self.expansion, directions.T * signal.sqrt(), observed.mean)
 
     def distribution(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean and the bounded log-variance (N, latent each) of the codes of images."""
+        """Return the mean and the bounded log-variance, (N, latent) each, of the codes of images (N, C, H, W)."""
         features = self.encoder(functional.pad(image, self.padding)).flatten(1)
         log_variance = self.log_variance_head(features)
         bounded = LOG_VARIANCE_BOUND * torch.tanh(log_variance / LOG_VARIANCE_BOUND)
@@ -163,7 +170,7 @@ class Model(nn.Module):
     def forward(self, image: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
         """Return the distribution of the code of images (N, C, H, W), a code, and the reconstruction from it.
 
-        With standard normal `noise` (N, latent) the code is drawn by it; without, it is the mean.
+        With standard normal `noise` (N, latent) the code is sampled; without noise it is the mean.
         """
         mean, log_variance = self.distribution(image)
         code = mean if noise is None else mean + (0.5 * log_variance).exp() * noise

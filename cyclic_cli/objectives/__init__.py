@@ -1,23 +1,35 @@
-"""Objectives: one file each, found by its name.
+"""Objectives (loss functions), one file each. An objective is known by the name of its file.
 
-An objective file has
+Files whose names begin with an underscore hold shared code. To add an objective, write a new file here that meets the
+contract below; nothing has to be registered. A model is trained with a weighted sum of objectives:
 
-    NEEDS        the names it reads of a model's outputs
-    PER_SAMPLE   True when the loss is the mean over the samples of a function of each sample alone: the losses of
+- an autoencoder with `OBJECTIVES` of its architecture's file,
+- an image–text model with the preset that `--objective` names (see `PRESETS` in the configuration),
+- either with `--set 'objectives={reconstruction: 1, similarity: 0.1}'`.
+
+The module docstring states in one sentence what the objective asks of the model, its formula, and the paper it comes
+from. The file defines
+
+    NEEDS        names of the outputs of the model that `loss` reads
+    PER_SAMPLE   whether the loss is the mean over the samples of a function of each sample. The losses of
                  micro-batches, weighted by their sizes, then add up to the loss of the whole batch
-    PAIRS_ONLY   optional: True when values without a partner add nothing: batches for such objectives alone have none
-    NEEDS_PAIRS  optional: True when it is nothing in a batch without any pair, as all of those are
-    JOINT        optional: False when joint models lack what it looks at, which is more than their outputs' names say
+    PAIRS_ONLY   optional, default False: unpaired samples contribute nothing. When this holds for all objectives of a
+                 run, its batches have no unpaired samples. Implies NEEDS_PAIRS
+    NEEDS_PAIRS  optional, default False: the loss is zero in a batch without any pair
+    JOINT        optional, default True: False when the objective is for autoencoders only, although image–text models
+                 have outputs of the names in NEEDS
     def loss(outputs, batch, *, ...) -> Tensor
 
-which returns a scalar; keywords with defaults are its settings. Of an autoencoder, `outputs` are its tensors and
-`batch["image"]` (N, C, H, W), in [0, 1], is what it was shown. Of a joint model, `outputs` are those of
-`joint.OUTPUTS`, by modality or by (from, to), and `batch` tells what belongs together:
+`loss` returns a scalar. Its keyword arguments with defaults are the settings of the objective. When there is nothing to
+compare, such as a batch without pairs, it returns a zero that has a gradient (see `_pairs.mean`).
 
-    batch["sample"]    by modality (N,): equal numbers are one sample, `mixing.UNPAIRED` knows no partner
-    batch["content"]   by modality (N,): equal numbers are equal values, such as a report that others repeat
-    batch["step"]      the step's number, to draw random numbers from
+For an autoencoder, `outputs` are the tensors that its `forward` returns, and `batch["image"]` (N, C, H, W), in [0, 1],
+holds the images that it was given. For an image–text model, `outputs` are those of `OUTPUTS` in `models/_joint.py`, by
+modality or by (from, to), and `batch` holds
 
-A model names the objectives it is trained with, and their weights, in its `OBJECTIVES`; `--objective` names a mixture
-for joint models (`config.PRESETS`); a run mixes others with `--set 'objectives={reconstruction: 1, similarity: 0.1}'`.
+    batch["sample"]    by modality, (N,) sample numbers. Equal numbers are paired; `data.mixture.UNPAIRED` marks an
+                       unpaired sample
+    batch["content"]   by modality, (N,) hashes of the content. Equal hashes mean equal content, such as a report text
+                       that occurs several times
+    batch["step"]      the number of the training step, as a seed for random numbers
 """

@@ -1,4 +1,4 @@
-"""What the objectives share that compare modalities: mean values, and the pairs of a batch."""
+"""Helpers of the objectives that compare modalities: the paired and the unpaired samples of a batch, and means."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from cyclic_cli.data.mixture import UNPAIRED
-from cyclic_cli.models._joint import linked
+from cyclic_cli.models._joint import paired_places
 
 
 class Pairs(NamedTuple):
-    """Samples with both of two modalities: embeddings (P, D) each, and which contents equal which, (P, P) bool."""
+    """The P paired samples of two modalities: their embeddings (P, D), and which of them have equal content, (P, P)."""
 
     first: Tensor
     second: Tensor
@@ -23,34 +23,37 @@ class Pairs(NamedTuple):
 
 
 def pairs(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Iterator[Pairs]:
-    """The paired samples of each two modalities of a batch, those without any left out."""
+    """Yield the paired samples of every two modalities of a batch that have any."""
     embeddings = outputs["embedding"]
     for a, b in combinations(embeddings, 2):
-        of_a, of_b = linked(batch["sample"][a], batch["sample"][b])
-        if len(of_a):
-            contents = batch["content"][a][of_a], batch["content"][b][of_b]
+        in_a, in_b = paired_places(batch["sample"][a], batch["sample"][b])
+        if len(in_a):
+            contents = batch["content"][a][in_a], batch["content"][b][in_b]
             same = [content[:, None] == content[None, :] for content in contents]
-            yield Pairs(embeddings[a][of_a].float(), embeddings[b][of_b].float(), *same)
+            yield Pairs(embeddings[a][in_a].float(), embeddings[b][in_b].float(), *same)
 
 
 def unpaired(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The embeddings (N, D) and (M, D) of the values alone of each two modalities of a batch that have two or more."""
-    without = {
+    """Yield the embeddings (N, D) and (M, D) of the unpaired samples of every two modalities of a batch.
+
+    Modalities with fewer than two unpaired samples are left out.
+    """
+    embeddings = {
         name: embedding[batch["sample"][name] == UNPAIRED].float() for name, embedding in outputs["embedding"].items()
     }
-    for a, b in combinations(without, 2):
-        if min(len(without[a]), len(without[b])) > 1:
-            yield without[a], without[b]
+    for a, b in combinations(embeddings, 2):
+        if min(len(embeddings[a]), len(embeddings[b])) > 1:
+            yield embeddings[a], embeddings[b]
 
 
 def mean(losses: Iterable[Tensor], outputs: Mapping[str, Any]) -> Tensor:
-    """The mean of scalars; a zero that a gradient reaches where there are none."""
-    several = list(losses)
-    if several:
-        return torch.stack(several).mean()
+    """Return the mean of scalars. Without any, return a zero with a gradient, which data-parallel training needs."""
+    terms = list(losses)
+    if terms:
+        return torch.stack(terms).mean()
     return 0 * torch.stack([embedding.float().sum() for embedding in outputs["embedding"].values()]).sum()
 
 
 def mean_errors(errors: Mapping[Any, Tensor], outputs: Mapping[str, Any]) -> Tensor:
-    """The mean over modalities, or over pairs of them, of the mean over samples of errors (N,)."""
-    return mean([some.float().mean() for some in errors.values() if len(some)], outputs)
+    """Return the mean over modalities, or over pairs of modalities, of the mean of their errors (N,)."""
+    return mean([each.float().mean() for each in errors.values() if len(each)], outputs)

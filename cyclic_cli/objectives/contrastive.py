@@ -1,11 +1,14 @@
-"""Contrastive: each sample finds its partner among those of the batch, by a softmax over similarities (InfoNCE).
+"""Contrastive loss (InfoNCE): a sample should be more similar to its partner than to the others of the batch.
 
     loss = ½ mean_i [ −Σ_j q_ij log softmax_j(s a_i·b_j) ] + ½ mean_j [ −Σ_i r_ij log softmax_i(s a_i·b_j) ]
 
-over the P pairs (a_i, b_i) of embeddings of unit norm of each two modalities, with a learned scale s ≤ 100 (Radford et
-al., CLIP, ICML 2021; van den Oord et al., 2018). Reports repeat: q_i spreads evenly over the j whose b_j has the same
-content as b_i, r_j over the i whose a_i has that of a_j, so that nobody is pushed away from the very words of their
-own report (as for labels in Khosla et al., NeurIPS 2020). Without repetitions q and r are the identity.
+over the P pairs (a_i, b_i) of L2-normalised embeddings of every two modalities, with a learned scale s ≤ 100 (Radford
+et al., CLIP, ICML 2021; van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018).
+
+Several samples may have the same report text. The target q_i is therefore uniform over the j whose b_j has the same
+content as b_i, and r_j is uniform over the i whose a_i has the same content as a_j. Otherwise an image would be pushed
+away from the text of its own report. Labels are treated alike in Khosla et al., "Supervised Contrastive Learning",
+NeurIPS 2020. Without repeated content q and r are the identity.
 """
 
 from __future__ import annotations
@@ -23,18 +26,18 @@ PAIRS_ONLY = True
 
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:
-    """Return the scalar loss, nats, of outputs["embedding"], (N, D) by modality, at outputs["scale"]."""
+    """Return the scalar loss, in nats, of outputs["embedding"], (N, D) by modality, at outputs["scale"]."""
     scale = outputs["scale"].float()
 
-    def of(first: Tensor, second: Tensor, same_first: Tensor, same_second: Tensor) -> Tensor:
+    def info_nce(first: Tensor, second: Tensor, same_first: Tensor, same_second: Tensor) -> Tensor:
         logits = scale * first @ second.T
-        forth = functional.cross_entropy(logits, _even(same_second))
-        back = functional.cross_entropy(logits.T, _even(same_first))
+        forth = functional.cross_entropy(logits, _uniform(same_second))
+        back = functional.cross_entropy(logits.T, _uniform(same_first))
         return (forth + back) / 2
 
-    return mean([of(*pair) for pair in pairs(outputs, batch)], outputs)
+    return mean([info_nce(*pair) for pair in pairs(outputs, batch)], outputs)
 
 
-def _even(same: Tensor) -> Tensor:
-    """Rows (P, P) of equal shares over those that are the same."""
+def _uniform(same: Tensor) -> Tensor:
+    """Return distributions (P, P), one per row, that are uniform over the entries of equal content, (P, P) bool."""
     return same.float() / same.sum(1, keepdim=True)

@@ -1,11 +1,11 @@
-"""Data cycle: what goes to another modality and comes back is the picture, or the words, it was.
+"""Data cycle: content that is translated to another modality and back should not change.
 
-    loss = mean over ordered pairs (a, b) of 1 / N Σ_n error_a(decode_a(encode_b(draw_b(e_n)), private_n), x_n)
+    loss = mean over ordered pairs (a, b) of 1 / N Σ_n error_a(decode_a(encode_b(decode_b(e_n)), private_n), x_n)
 
-over all N values x_n of a, paired or not, with embedding e_n; the private part is carried around the loop, so that
-the embedding need not hide in b what b cannot say (Zhu et al., CycleGAN, ICCV 2017; Almahairi et al., "Augmented
-CycleGAN", ICML 2018, for what is carried). An error of 1 is that of the best constant. Text passes as numbers with a
-gradient.
+over the content x_n of all N samples of modality a, paired or not, with embedding e_n (cycle consistency: Zhu et al.,
+CycleGAN, ICCV 2017). The private part of a bypasses b. Otherwise the model would have to hide details of a in b that b
+cannot express (Almahairi et al., "Augmented CycleGAN", ICML 2018). Errors are relative to the mean predictor, whose
+error is 1. Text is decoded to a form that gradients pass through (`soft_decode` of the text encoders).
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ PER_SAMPLE = False
 
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:
-    """Return the scalar mean of outputs["data_cycle"], errors (N,) by (from, to)."""
+    """Return the scalar mean of outputs["data_cycle"], which holds errors (N,) by (from, to)."""
     return mean_errors(outputs["data_cycle"], outputs)

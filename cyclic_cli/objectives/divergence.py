@@ -1,12 +1,12 @@
-"""Divergence: of the distribution of a variational code from the standard normal, per pixel.
+"""Divergence: the distribution of a variational code should be close to the standard normal distribution.
 
     loss = 1 / (N P) Σ_n Σ_d ½ (mean_nd² + exp(l_nd) − l_nd − 1),   l = log-variance
 
-which is KL(N(mean, exp(l)) ‖ N(0, 1)) in nats (Kingma and Welling, "Auto-Encoding Variational Bayes", 2014,
-appendix B), summed over the D numbers of the code, averaged over the N samples and divided by the P = C H W
-values of an image. Divided like the pixel error, it keeps its weight at every image size: with a weight of
-2 s², the sum with the mean squared error is 2 s² / P times the negative evidence bound (up to a constant) for
-Gaussian pixels of standard deviation s.
+This is KL(N(mean, exp(l)) ‖ N(0, 1)) in nats (Kingma and Welling, "Auto-Encoding Variational Bayes", ICLR 2014,
+appendix B). It is summed over the D dimensions of the code, averaged over the N samples, and divided by the P = C H W
+values of an image. The pixel error is divided by P as well, so one weight fits all image sizes. Take a weight of 2 s²,
+and pixels with Gaussian noise of standard deviation s. The mean squared error plus the weighted divergence is then
+2 s² / P times the negative evidence lower bound, up to a constant.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ PER_SAMPLE = True
 
 
 def loss(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
-    """Return the scalar divergence of outputs["mean"] and outputs["log_variance"], both (N, D), per pixel.
+    """Return the scalar divergence, in nats per pixel value, of outputs["mean"] and outputs["log_variance"], (N, D).
 
-    The image batch["image"] (N, C, H, W) only gives the number of pixel values.
+    Of batch["image"] (N, C, H, W) only the number of values is used.
     """
     mean, log_variance = outputs["mean"], outputs["log_variance"]
     divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(1)  # (N,), nats

@@ -1,7 +1,8 @@
-"""Half data cycle: the data cycle whose way back alone learns.
+"""Half data cycle: content should be recovered from its translation, where only the recovery is trained.
 
-The loss is that of `data_cycle`, but what is drawn on the way counts as given (the "half-cycle" of ITIT, Li et al.,
-ICLR 2024, section 3; back-translation, Sennrich et al., ACL 2016).
+The loss is that of `data_cycle`, but no gradient passes through the decoded content of the other modality. This is the
+"half-cycle" of ITIT (Li et al., ICLR 2024, section 3). In machine translation it is called back-translation (Sennrich
+et al., ACL 2016).
 """
 
 from __future__ import annotations
@@ -17,5 +18,5 @@ PER_SAMPLE = False
 
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:
-    """Return the scalar mean of outputs["half_data_cycle"], errors (N,) by (from, to)."""
+    """Return the scalar mean of outputs["half_data_cycle"], which holds errors (N,) by (from, to)."""
     return mean_errors(outputs["half_data_cycle"], outputs)

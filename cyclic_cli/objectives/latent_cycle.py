@@ -1,10 +1,10 @@
-"""Latent cycle: what one modality is decoded to in another, encoded again, is where it started.
+"""Latent cycle: an embedding that is decoded to another modality and encoded again should not change.
 
-    loss = mean over ordered pairs (a, b) of 1 / N Σ_n (1 − e_n · encode_b(draw_b(e_n)))
-    e_n = embedding of a's n-th value
+    loss = mean over ordered pairs (a, b) of 1 / N Σ_n (1 − e_n · encode_b(decode_b(e_n)))
 
-over all N values of a, paired or not: no partner is needed (Zhu et al., CycleGAN, ICCV 2017, in the code). Text is
-drawn as numbers that a gradient passes through (see `text_encoders`), so that the whole cycle learns.
+over the embeddings e_n of all N samples of modality a, paired or not. It is the cycle consistency of CycleGAN (Zhu et
+al., ICCV 2017), measured between embeddings. Text is decoded to a form that gradients pass through (`soft_decode` of
+the text encoders), so the whole cycle is trained.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ PER_SAMPLE = False
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:
     """Return the scalar loss, from 0 to 2, of outputs["latent_cycle"], embeddings (N, D) by (from, to)."""
-    return returned(outputs["embedding"], outputs["latent_cycle"], outputs)
+    return cosine_distance(outputs["embedding"], outputs["latent_cycle"], outputs)
 
 
-def returned(starts: dict[str, Tensor], backs: dict[tuple[str, str], Tensor], outputs: dict[str, Any]) -> Tensor:
-    """Mean cosine distance between embeddings and what came back of them."""
-    losses = [1 - (starts[a].float() * back.float()).sum(1).mean() for (a, _), back in backs.items() if len(back)]
+def cosine_distance(
+    targets: dict[str, Tensor], cycled: dict[tuple[str, str], Tensor], outputs: dict[str, Any]
+) -> Tensor:
+    """Return the mean cosine distance between embeddings, by modality, and embeddings after a cycle, by (from, to)."""
+    losses = [1 - (targets[a].float() * after.float()).sum(1).mean() for (a, _), after in cycled.items() if len(after)]
     return mean(losses, outputs)

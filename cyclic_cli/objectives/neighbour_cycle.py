@@ -1,12 +1,14 @@
-"""Neighbour cycle: from each value alone to its soft neighbour in another modality, and back to itself.
+"""Neighbour cycle: the nearest neighbour in another modality should have the original sample as its own neighbour.
 
     loss = mean over ordered pairs (a, b) of −1 / N Σ_i log softmax_k(t a_k · ñ_i)[i]
-    ñ_i = Σ_j softmax_j(t a_i · b_j) b_j, brought to unit norm
+    ñ_i = Σ_j softmax_j(t a_i · b_j) b_j, L2-normalised: the soft nearest neighbour of a_i
 
-over the N embeddings a_i and M embeddings b_j that have no partner in the batch, at an inverse temperature t
-(cycle-back classification of Dwibedi et al., "Temporal Cycle-Consistency Learning", CVPR 2019). No pair is needed;
-the loss is least where the two clouds of embeddings lie upon one another so that neighbours are mutual, so it helps
-where pairs have begun to align them, and misleads before.
+over the N embeddings a_i and M embeddings b_j of the unpaired samples of every two modalities, with an inverse
+temperature t. This is the cycle-back classification of Dwibedi et al. ("Temporal Cycle-Consistency Learning", CVPR
+2019).
+
+The loss is smallest when the two sets of embeddings coincide and neighbours are mutual. It needs no pairs. It helps
+once other objectives have begun to align the modalities; before that it may align the wrong samples.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ PER_SAMPLE = False
 
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any], *, sharpness: float = 15.0) -> Tensor:
-    """Return the scalar loss, nats, of outputs["embedding"], (N, D) of unit norm by modality.
+    """Return the scalar loss, in nats, of L2-normalised outputs["embedding"], (N, D) by modality.
 
     `sharpness` is the inverse temperature t.
     """
 
-    def of(a: Tensor, b: Tensor) -> Tensor:
+    def cycle_back(a: Tensor, b: Tensor) -> Tensor:
         neighbours = functional.normalize((sharpness * a @ b.T).softmax(1) @ b, dim=1)
         return functional.cross_entropy(sharpness * neighbours @ a.T, torch.arange(len(a), device=a.device))
 
-    ways = [of(*way) for a, b in unpaired(outputs, batch) for way in ((a, b), (b, a))]
-    return mean(ways, outputs)
+    losses = [cycle_back(*pair) for a, b in unpaired(outputs, batch) for pair in ((a, b), (b, a))]
+    return mean(losses, outputs)

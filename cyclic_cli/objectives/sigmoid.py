@@ -1,10 +1,10 @@
-"""Sigmoid: every pair of a batch is judged by itself, as belonging together or not (SigLIP).
+"""Sigmoid loss (SigLIP): each combination of an image and a report should be classified as matching or not.
 
-    loss = −1 / P Σ_i Σ_j log σ(z_ij (s a_i·b_j + c)),   z_ij = 1 where i and j belong together, else −1
+    loss = −1 / P Σ_i Σ_j log σ(z_ij (s a_i·b_j + c)),   z_ij = 1 where i and j match, else −1
 
-over the P pairs (a_i, b_i) of embeddings of unit norm of each two modalities, with a learned scale s ≤ 100 and bias c
-(Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023). Reports repeat: i and j belong together
-too where both have the same content on either side.
+over the P pairs (a_i, b_i) of L2-normalised embeddings of every two modalities, with a learned scale s ≤ 100 and a
+learned bias c (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023). Several samples may have the
+same report text. Therefore i and j also match when a_i and a_j, or b_i and b_j, have equal content.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ PAIRS_ONLY = True
 
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:
-    """Return the scalar loss, nats, of outputs["embedding"], (N, D) by modality, at a scale and a bias."""
+    """Return the scalar loss, in nats, of L2-normalised outputs["embedding"], (N, D) by modality.
+
+    outputs["scale"] is the scale s, and outputs["bias"] the bias c.
+    """
     scale, bias = outputs["scale"].float(), outputs["bias"].float()
 
-    def of(first: Tensor, second: Tensor, same_first: Tensor, same_second: Tensor) -> Tensor:
+    def classification(first: Tensor, second: Tensor, same_first: Tensor, same_second: Tensor) -> Tensor:
         logits = scale * first @ second.T + bias
-        together = 2.0 * (same_first | same_second) - 1
-        return -functional.logsigmoid(together * logits).sum() / len(logits)
+        signs = 2.0 * (same_first | same_second) - 1
+        return -functional.logsigmoid(signs * logits).sum() / len(logits)
 
-    return mean([of(*pair) for pair in pairs(outputs, batch)], outputs)
+    return mean([classification(*pair) for pair in pairs(outputs, batch)], outputs)

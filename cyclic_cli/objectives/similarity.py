@@ -1,13 +1,14 @@
-"""Similarity: one minus the structural similarity of images, SSIM.
+"""Structural similarity: the reconstruction should have the local structure of the image, measured by 1 − SSIM.
 
     loss = 1 / N Σ_n (1 − mean over the inner positions of SSIM_n)
 
     SSIM = (2 μx μy + C1) (2 σxy + C2) / ((μx² + μy² + C1) (σx² + σy² + C2)),   C1 = 0.01², C2 = 0.03²
 
-where μ, σ² and σxy are the mean, variance and covariance under a Gaussian window of 11×11 pixels and σ 1.5 for images
-that span [0, 1] (Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE TIP
-13(4), 2004). Inner positions are those whose window lies wholly inside the image. The formula is that
-of `cyclic_cli.metrics.ssim`, here over the whole image with its letterbox, and not clamped.
+where μ, σ² and σxy are the mean, variance and covariance under a Gaussian window of 11×11 pixels with σ = 1.5, for
+images in [0, 1] (Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE TIP
+13(4), 2004). Inner positions are those whose window lies completely inside the image. `metrics.reconstruction.ssim` has
+the same formula. `cyclic reconstruct` evaluates it on clamped images without their letterbox; the loss includes the
+letterbox and does not clamp.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def loss(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
     Sides are at least 11 pixels. Raises ValueError when the shapes differ.
     """
     reconstruction, image = compared(outputs, batch)
-    with torch.autocast(image.device.type, enabled=False):  # variances are small differences of large numbers
+    # Variances are small differences of large numbers, so they are computed in single precision or better.
+    with torch.autocast(image.device.type, enabled=False):
         x, y = (value.to(torch.promote_types(value.dtype, torch.float32)) for value in (reconstruction, image))
         rows, columns = _blurring(x.shape[-2], x), _blurring(x.shape[-1], x)
         mean_x, mean_y, squares, product = (
@@ -44,10 +46,10 @@ def loss(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
 
 
 def _blurring(side: int, like: Tensor) -> Tensor:
-    """The Gaussian average along a side as a band matrix (side - 10, side).
+    """Return the Gaussian window along a side of an image as a band matrix (side - 10, side).
 
-    A product with it takes a tenth of the time of a convolution of one channel on a CPU, and keeps float32 on a GPU,
-    where convolutions round to TF32.
+    On a CPU a product with this matrix takes a tenth of the time of a convolution with one channel. On a GPU it keeps
+    float32 precision, while convolutions round to TF32.
     """
     position = torch.arange(side, dtype=like.dtype, device=like.device)
     centre = position[WINDOW // 2 : side - WINDOW // 2, None]

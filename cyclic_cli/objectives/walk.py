@@ -1,12 +1,13 @@
-"""Walk: from each value alone to its soft neighbours in another modality, and on to theirs, ends near where it began.
+"""Walker loss (association learning): a random walk to the other modality and back should end near its first sample.
 
     loss = mean over ordered pairs (a, b) of 1 / N Σ_i KL(T_i ‖ P_i)
-    P = softmax_j(t a_i · b_j) softmax_k(t b_j · a_k)        where a walk from a_i over b_j to a_k ends
-    T = softmax_k(u a_i · a_k), without a gradient           where it should: with itself and what is like it
+    P_ik = Σ_j softmax_j(t a_i · b_j) softmax_k(t b_j · a_k)     probability that a walk from a_i over b ends at a_k
+    T_ik = softmax_k(u a_i · a_k), without a gradient            target: a_i itself and the samples that resemble it
 
-over the N embeddings a_i and M embeddings b_j of unit norm that have no partner in the batch (round trips of Haeusser
-et al., "Learning by Association", CVPR 2017, whose labels are replaced by likeness, so that all normal cases need not
-be told apart). It only asks that walks return, not that they go everywhere: see `visit`.
+over the N embeddings a_i and M embeddings b_j, L2-normalised, of the unpaired samples of every two modalities, at
+inverse temperatures t and u. The walks are those of Haeusser et al., "Learning by Association", CVPR 2017. There the
+targets come from class labels. Here they come from similarity, so that a walk may end at another normal case, for
+example. The loss does not ask that walks reach every sample; the visit loss (`visit`) does.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from cyclic_cli.objectives._pairs import mean, unpaired
 
 NEEDS = ("embedding",)
 PER_SAMPLE = False
-SMALLEST = 1e-9  # probability, whose logarithm is taken
+SMALLEST = 1e-9  # added to probabilities before their logarithm
 
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any], *, sharpness: float = 10.0, likeness: float = 20.0) -> Tensor:
-    """Return the scalar loss, nats, of outputs["embedding"], (N, D) of unit norm by modality.
+    """Return the scalar loss, in nats, of L2-normalised outputs["embedding"], (N, D) by modality.
 
-    `sharpness` is the inverse temperature t of a step, `likeness` that of the goal, u.
+    `sharpness` is the inverse temperature t of the steps of a walk, and `likeness` that of the target, u.
     """
 
-    def of(a: Tensor, b: Tensor) -> Tensor:
-        likenesses = sharpness * a @ b.T
-        ends = (likenesses.softmax(1) @ likenesses.T.softmax(1) + SMALLEST).log()
-        goal = (likeness * a.detach() @ a.detach().T).softmax(1)
-        return (goal * ((goal + SMALLEST).log() - ends)).sum(1).mean()
+    def walker_loss(a: Tensor, b: Tensor) -> Tensor:
+        logits = sharpness * a @ b.T
+        log_ends = (logits.softmax(1) @ logits.T.softmax(1) + SMALLEST).log()
+        target = (likeness * a.detach() @ a.detach().T).softmax(1)
+        return (target * ((target + SMALLEST).log() - log_ends)).sum(1).mean()
 
-    return mean([of(*way) for a, b in unpaired(outputs, batch) for way in ((a, b), (b, a))], outputs)
+    return mean([walker_loss(*pair) for a, b in unpaired(outputs, batch) for pair in ((a, b), (b, a))], outputs)

@@ -1,1 +1,1 @@
-"""Synthetic chest radiographs with reports and known findings: the demo data."""
+"""Generates the demo data: synthetic chest radiographs with reports and known findings."""

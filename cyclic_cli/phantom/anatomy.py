@@ -1,8 +1,8 @@
-"""The chest of one synthetic patient: trunk, lungs, heart, great vessels, skeleton, airways and lung vessels.
+"""Models the chest of a synthetic patient: trunk, lungs, heart, great vessels, skeleton, airways and lung vessels.
 
-Unusual here: the numbers are proportions of a reference adult, and a patient is that adult with every outline
-bent by a few smooth random terms. The same table of ribs, spine and vessels serves the frontal and the
-lateral view; only the thickness of the smooth organs is written once for each of the two directions.
+All numbers describe a reference adult. A patient is this adult, with every outline deformed by a few smooth random
+terms. The frontal and the lateral view share the tables of ribs, spine and vessels. Only the thickness of the smooth
+organs is defined separately for the two directions.
 """
 
 import math
@@ -35,8 +35,9 @@ RIB_WIDTH = np.array([58, 87, 106, 117, 125, 130, 134, 136, 136, 134, 128, 112],
 RIB_DEPTH = np.array([38, 55, 66, 74, 80, 85, 89, 91, 92, 91, 88, 82], dtype=float)
 RIB_DROP = np.array([30, 52, 70, 84, 95, 103, 110, 115, 118, 118, 112, 100], dtype=float)
 RIB_END = np.radians([142, 143, 144, 144, 143, 141, 138, 128, 117, 105, 74, 50])
-"""The twelve ribs as tilted rings: y at the spine, half width, half depth and fall to the front in mm; and where the
-bony part ends, as an angle round the chest from the spine."""
+"""The twelve ribs as tilted rings: y at the spine, half width, half depth and drop towards the front in mm.
+
+RIB_END is the end of the bony part, as an angle in radians around the chest from the spine."""
 
 HEART_RADII = np.array([62, 80, 76, 70, 70, 66, 58, 56, 58, 76, 64, 56], dtype=float)
 """Frontal heart outline in mm from (18, 162), every 30 degrees from the patient's left towards the feet."""
@@ -44,7 +45,7 @@ HEART_RADII = np.array([62, 80, 76, 70, 70, 66, 58, 56, 58, 76, 64, 56], dtype=f
 
 @dataclass(frozen=True)
 class Patient:
-    """What stays the same in every image of a patient. Factors are relative to the reference adult."""
+    """The properties of a patient that are the same in every image. Factors are relative to the reference adult."""
 
     number: int
     sex: str
@@ -65,7 +66,7 @@ class Patient:
 
 
 def sample_patient(number: int, generator: np.random.Generator) -> Patient:
-    """Draw one patient's build."""
+    """Sample the body build of one patient."""
     sex = "F" if generator.random() < 0.5 else "M"
     age = int(np.clip(generator.normal(57, 17), 19, 92))
     size = generator.normal(0.95 if sex == "F" else 1.02, 0.03)
@@ -95,9 +96,9 @@ def sample_patient(number: int, generator: np.random.Generator) -> Patient:
 class LungField:
     """One lung on the body grid. All maps are (grid rows, grid columns).
 
-    `thickness` is the depth in mm of the pleural cavity along the beam, `aerated` the share of it that the
-    lung fills (the rest is air of a pneumothorax), `fluid` the share taken by effusion, `dense` mm of airless
-    lung.
+    `thickness` is the depth of the pleural cavity along the beam in mm. `aerated` is the fraction of it that the lung
+    fills, while the rest is air of a pneumothorax. `fluid` is the fraction filled by an effusion. `dense` is the path
+    through airless lung in mm.
     """
 
     thickness: Array
@@ -111,13 +112,13 @@ class LungField:
         self.dense = np.zeros_like(self.thickness)
 
     def deficit(self) -> Array:
-        """Attenuation that the contents lack against soft tissue, dimensionless and not negative."""
+        """How much less the contents attenuate than soft tissue, dimensionless and not negative."""
         parenchyma = np.minimum(self.dense, self.thickness * (1 - self.fluid) * self.aerated)
         full = self.thickness * (SOFT_TISSUE - LUNG * self.aerated) * (1 - self.fluid)
         return np.asarray(np.maximum(full - parenchyma * (SOFT_TISSUE - LUNG), 0), dtype=np.float32)
 
     def visibility(self) -> Array:
-        """Share of vessels that stand against air here, 0 to 1."""
+        """The fraction of vessels that are visible against air at each point, 0 to 1."""
         return np.asarray(
             np.clip(self.thickness / 95, 0, 1) ** 2
             * (1 - self.fluid)
@@ -134,7 +135,7 @@ class Chest:
     """Path through the body in mm, as if it were solid soft tissue."""
     lungs: dict[str, LungField]
     bone: Array
-    """Attenuation of bone that is drawn as a map, dimensionless."""
+    """Attenuation of the bones that are drawn as maps, dimensionless."""
     air: Array
     """Path in mm through air outside the lungs."""
 
@@ -147,7 +148,7 @@ class Chest:
 
 
 def profile(points: list[tuple[float, float]], smooth: float = 9.0) -> Array:
-    """A smooth function of y on the grid, (grid rows, 1), through about the given (y, value) points."""
+    """A smooth function of y on the grid, (grid rows, 1), that approximates the given (y, value) points."""
     fine = np.interp(GRID_Y[:, 0], [point[0] for point in points], [point[1] for point in points])
     steps = np.arange(-20, 21) * GRID_STEP
     kernel = np.exp(-0.5 * (steps / smooth) ** 2)
@@ -161,16 +162,16 @@ def dome(value: Array | Float) -> Array:
 
 
 def soft_step(value: Array | Float, width: float) -> Array:
-    """0 to 1 as `value` in mm goes from -width to width."""
+    """A smooth step from 0 to 1 as `value` goes from -width to width, both in mm."""
     share = np.clip(value / (2 * width) + 0.5, 0, 1)
     return np.asarray(share * share * (3 - 2 * share), dtype=np.float32)
 
 
 def ellipse(centre: tuple[float, float], radii: tuple[float, float], depth: float, tilt: float = 0.0) -> Array:
-    """Path in mm through an ellipsoid `depth` mm thick at its middle; `tilt` in radians."""
+    """Path in mm through an ellipsoid that is `depth` mm thick at its centre; `tilt` is in radians."""
     cosine, sine = math.cos(tilt), math.sin(tilt)
     across, down = GRID_H - centre[0], GRID_Y - centre[1]
-    # as a quadratic form, whose square terms cost a row and a column instead of a map
+    # In a quadratic form, the square terms are computed on one row and one column instead of the whole map.
     first, second = 1 / radii[0] ** 2, 1 / radii[1] ** 2
     mixed = 2 * cosine * sine * (first - second)
     inside = (1 - (first * cosine**2 + second * sine**2) * across**2) - (first * sine**2 + second * cosine**2) * down**2
@@ -180,7 +181,7 @@ def ellipse(centre: tuple[float, float], radii: tuple[float, float], depth: floa
 
 
 def union(paths: list[Array]) -> Array:
-    """Path through overlapping organs: the root of summed squares, a maximum without creases."""
+    """Path through overlapping organs: the root of summed squares, which acts as a smooth maximum."""
     total = np.zeros_like(paths[0])
     for path in paths:
         total = total + path * path
@@ -191,7 +192,7 @@ def union(paths: list[Array]) -> Array:
 
 
 def frontal_chest(patient: Patient, view: View, heart: float = 1.0) -> Chest:
-    """The smooth organs seen from the front or back. `heart` enlarges the heart over the patient's own."""
+    """The smooth organs seen from the front or back. `heart` scales the patient's own heart size."""
     central = _frontal_mediastinum(patient, view, heart)
     lungs = {side: LungField(_frontal_lung(patient, view, side, central)) for side in SIDES}
     air = _airways_frontal(view)
@@ -267,7 +268,7 @@ def frontal_dome_height(patient: Patient, view: View, side: str) -> Array:
 
 
 def _frontal_lung(patient: Patient, view: View, side: str, central: Array) -> Array:
-    """Depth of one lung in mm, less what heart and great vessels take of it."""
+    """Depth of one lung in mm, reduced where the heart and the great vessels (`central`) displace it."""
     sign = SIDES[side]
     midline = view.parallax(20.0) + spine_offset(patient, GRID_Y) * 0.6
     outward = (GRID_H - midline) * sign
@@ -282,7 +283,7 @@ def _frontal_lung(patient: Patient, view: View, side: str, central: Array) -> Ar
     below = (GRID_Y - frontal_dome_height(patient, view, side)) / 62
     sulcus = 1 - 0.60 * soft_step(below * 62 - 1.5, 2.5) - 0.40 * np.clip(below, 0, 1) ** 0.5
     thickness = depth * (1 + 0.07 * view.inspiration) * lateral * inner * apex * sulcus
-    # a product, not a difference: where heart and lung overlap in depth, a difference would crease
+    # A product is used, since a difference would show a crease where heart and lung overlap in depth.
     return np.asarray(thickness * (1 - np.minimum(central, 165) / 172), dtype=np.float32)
 
 
@@ -326,7 +327,7 @@ def _periodic(values: Float, angle: Array) -> Array:
 
 
 def _airways_frontal(view: View) -> Array:
-    """Path in mm through the air of the trachea; the bronchi are tubes."""
+    """Path in mm through the air of the trachea. The bronchi are drawn as tubes instead."""
     centre = view.parallax(10.0) - 3.0 * soft_step(GRID_Y - 45, 40)
     column = 14 * dome((GRID_H - centre) / 8.5) * soft_step(82 - GRID_Y, 6) * soft_step(GRID_Y + 95, 20)
     return np.asarray(column, dtype=np.float32)
@@ -340,14 +341,14 @@ def spine_offset(patient: Patient, down: Array | Float) -> Array:
 
 
 def _vertebral_phase() -> tuple[Array, Array]:
-    """At each y: the distance to the nearest disc's middle in mm, and the vertebra's height in mm."""
+    """At each y, the distance from the middle of the vertebra in mm, and the height of the vertebra in mm."""
     height = profile([(-110, 17), (0, 19), (120, 22), (240, 25), (350, 29)])
     count = np.cumsum(GRID_STEP / height[:, 0]).astype(np.float32)[:, None]
     return np.asarray(np.abs((count + 0.35) % 1 - 0.5) * height, dtype=np.float32), height
 
 
 def _vertebral_column(across: Array | Float, half: Array) -> Array:
-    """Attenuation of the vertebral bodies, given the distance in mm from the column's middle line."""
+    """Attenuation of the vertebral bodies, from the distance to the column's centre line in mm."""
     to_middle, height = _vertebral_phase()
     disc = soft_step(to_middle - height / 2 + 3.2, 1.6)
     waist = half * (1 - 0.10 * np.cos(np.pi * to_middle / height))
@@ -372,7 +373,7 @@ def _frontal_spine(patient: Patient, view: View) -> Array:
 
 
 def _shoulders(view: View) -> Array:
-    """Attenuation of the shoulder blades, turned away from the lungs in PA only, and of the humeral heads."""
+    """Attenuation of the shoulder blades and the humeral heads. Only PA rotates the blades away from the lungs."""
     total = np.zeros((GRID_Y.shape[0], GRID_H.shape[1]), dtype=np.float32)
     medial_edge = 128 if view.name == "PA" else 104
     for sign in SIDES.values():
@@ -390,7 +391,7 @@ def _shoulders(view: View) -> Array:
 
 
 def lateral_chest(patient: Patient, view: View, heart: float = 1.0) -> Chest:
-    """The smooth organs seen from the patient's left side, front of the body at the left of the image."""
+    """The smooth organs seen from the patient's left side. The front of the body is at the left of the image."""
     central = _lateral_mediastinum(patient, view, heart)
     lungs = {side: LungField(_lateral_lung(patient, view, side, central)) for side in SIDES}
     middle = np.asarray(profile([(-90, -6), (0, 8), (80, 22)]))
@@ -444,7 +445,7 @@ def lateral_lung_edges(patient: Patient) -> tuple[Array, Array]:
 
 
 def _lateral_lung(patient: Patient, view: View, side: str, central: Array) -> Array:
-    """Width in mm of one lung, less its half of the mediastinum."""
+    """Width in mm of one lung, reduced where the mediastinum (`central`) displaces it."""
     front, back = lateral_lung_edges(patient)
     width = profile([(-20, 30), (0, 44), (30, 66), (70, 92), (120, 106), (180, 116), (300, 118)])
     share = (2 * GRID_H - front - back) / (back - front)
@@ -489,7 +490,7 @@ def _lateral_spine(patient: Patient) -> Array:
 
 
 def rib_curves(patient: Patient, view: View) -> tuple[Float, Float]:
-    """Both sides' ribs: points (24, 48, 3) and radii (24, 48) in mm. The first twelve are the right side's."""
+    """The ribs of both sides: points (24, 48, 3) and radii (24, 48) in mm. The first twelve are on the right side."""
     turn = np.linspace(0, 1, 48)[None, :]
     start = np.arcsin(14 / RIB_WIDTH)[:, None]
     angle = start + turn * (RIB_END[:, None] - start)
@@ -510,7 +511,7 @@ def rib_curves(patient: Patient, view: View) -> tuple[Float, Float]:
 
 
 def draw_ribs(tubes: TubeProjector, points: Float, radius: Float) -> None:
-    """Ribs are flat: less thick through the chest wall than tall. They fade to cartilage at the front."""
+    """Draw the ribs as flat bands that are taller than thick, and that fade to cartilage at the front."""
     along = np.linspace(0, 1, points.shape[1])
     fade = (1 - 0.45 * along) * np.clip(np.minimum(1 - along, along + 0.01) / 0.06, 0.15, 1)
     level = np.tile(np.concatenate([[0.7, 0.85], np.ones(7), [0.85, 0.6, 0.45]]), 2)
@@ -518,7 +519,7 @@ def draw_ribs(tubes: TubeProjector, points: Float, radius: Float) -> None:
 
 
 def draw_skeleton(tubes: TubeProjector, view: View) -> None:
-    """Clavicles, the shoulder blades' edges and upper arms; in a lateral view also the sternum."""
+    """Draw the clavicles, the edges of the shoulder blades and the upper arms, and the sternum in a lateral view."""
     for sign in SIDES.values():
         _draw_shoulder(tubes, view, sign)
     if view.lateral:
@@ -565,7 +566,7 @@ def _side(points: Sequence[Sequence[float]], sign: int) -> Float:
 def draw_line(
     tubes: TubeProjector, points: Float, radii: list[float], density: float, wall: float | None = None
 ) -> None:
-    """One tube along a smooth curve through a few points; `density` in 1/mm, the rest in mm."""
+    """Draw one tube along a smooth curve through a few points. `density` is in 1/mm, all other arguments in mm."""
     place = np.linspace(0, len(points) - 1, 12 * len(points))
     curve = np.stack([_smooth_interp(place, points[:, axis]) for axis in range(3)], axis=-1)
     radius = _smooth_interp(place, np.array(radii))
@@ -600,7 +601,10 @@ def spine_depth(patient: Patient, down: float) -> float:
 
 @lru_cache(maxsize=8)
 def vessel_tree(seed: int, side: str) -> tuple[tuple[Float, Float], ...]:
-    """Vessels of one lung, from large to small: for each generation, points (branches, 10, 3) and radii in mm."""
+    """The vessels of one lung, as one entry per generation of branches, from large to small.
+
+    An entry holds points (branches, 10, 3) and radii (branches, 10), both in mm.
+    """
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, SIDES[side] + 1])))
     fan = np.array(
         [
@@ -635,7 +639,7 @@ def vessel_tree(seed: int, side: str) -> tuple[tuple[Float, Float], ...]:
 def _bifurcate(
     curve: Float, heading: Float, radius: Float, length: Float, generator: np.random.Generator
 ) -> tuple[Float, Float, Float, Float]:
-    """Two children for each branch, the thicker one straighter (Murray's law gives 0.79 for equal children)."""
+    """Two children for each branch. The thicker child is straighter (Murray's law gives 0.79 for equal children)."""
     count = len(radius)
     aside = generator.normal(0, 1, heading.shape)
     aside -= (aside * heading).sum(1, keepdims=True) * heading / (heading**2).sum(1, keepdims=True)
@@ -649,17 +653,17 @@ def _bifurcate(
 
 
 def draw_vessels(tubes: TubeProjector, patient: Patient, chest: Chest) -> None:
-    """Lung vessels, wherever there is aerated lung to set them off."""
+    """Draw the lung vessels where aerated lung makes them visible."""
     for side, lung in chest.lungs.items():
         visible = lung.visibility()
         for place, (points, radius) in enumerate(vessel_tree(patient.vessel_seed, side)):
-            # the trunks fade in at the hilum, whose own soft tissue they leave there
+            # The trunks fade in, since they leave the hilum, whose soft tissue is already drawn.
             ramp = np.linspace(0.1 if place == 0 else 1.0, 1.0, points.shape[1])
             tubes.add(points, radius, 1.9 * (SOFT_TISSUE - LUNG), mask=visible, strength=ramp[None])
 
 
 def draw_bronchi(tubes: TubeProjector) -> None:
-    """Main bronchi: air within the mediastinum, with a thin wall."""
+    """Draw the main bronchi as air within the mediastinum."""
     right = np.array([[-2, 76, 12], [-18, 96, 16], [-32, 116, 20], [-38, 136, 24]], dtype=float)
     left = np.array([[-1, 77, 12], [20, 97, 18], [40, 110, 26], [50, 126, 30]], dtype=float)
     for points in (right, left):

@@ -1,8 +1,7 @@
-"""A synthetic dataset of chest radiographs with reports: `write_demo` draws it into a folder.
+"""Writes a synthetic dataset of chest radiographs with reports to a folder (`write_demo`).
 
-Unusual here: every patient, study and image has a random stream of its own, seeded by its place in the data
-set, so the files do not depend on the number of worker processes, and the first patients stay the same
-whatever the count.
+Every patient, study and image has its own random stream, which is seeded by its position in the dataset. The files
+therefore do not depend on the number of worker processes. The first patients are the same for every image count.
 """
 
 import csv
@@ -26,7 +25,7 @@ from cyclic_cli.storage.files import write_text
 from cyclic_cli.workers import pool as workers_pool
 
 _BUILD, _PLAN, _STUDY, _REPORT, _VIEW, _NOISE, _FILE = range(7)
-"""What a random stream is for; the first number of its seed after the dataset's own."""
+"""The purpose of a random stream. It follows the dataset's seed and the patient's number in the stream's seed."""
 
 STUDY_PLANS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("PA",),),
@@ -36,13 +35,13 @@ STUDY_PLANS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("PA", "LL"), ("PA",)),
     (("AP",), ("PA", "LL")),
 )
-"""The views of a patient's studies."""
+"""Possible sequences of studies of a patient, each study with its views."""
 STUDY_PLAN_SHARES = (0.24, 0.28, 0.12, 0.10, 0.14, 0.12)
 
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """What `write_demo` wrote, and how long it took in seconds."""
+    """The counts of what `write_demo` wrote, and its duration in seconds."""
 
     folder: Path
     images: int
@@ -53,7 +52,7 @@ class DemoSummary:
 
 @dataclass(frozen=True)
 class PatientTask:
-    """One patient's share of the dataset: the views of each study."""
+    """The images of one patient to be written, given by the views of each study."""
 
     folder: Path
     seed: int
@@ -72,14 +71,14 @@ class PatientTask:
 
 @dataclass(frozen=True)
 class Rows:
-    """One image's rows of the two tables, by column."""
+    """The rows of one image in the two tables, as dicts from column to text."""
 
     report: dict[str, str]
     finding: dict[str, str]
 
 
 def _silent(done: int, count: int) -> None:
-    """Progress to nobody."""
+    """Ignore progress reports."""
 
 
 def write_demo(
@@ -90,18 +89,27 @@ def write_demo(
     workers: int = 1,
     report: Callable[[int, int], None] = _silent,
 ) -> DemoSummary:
-    """Write `count` synthetic radiographs as DICOM, a report per study, and two tables with a row per image.
+    """Write `count` synthetic radiographs as DICOM, one report per study, and two tables with one row per image.
 
-    The folder holds `p00012/s01/1.dcm`, `p00012/s01/report.txt`, `reports.csv` (path, patient, study, text)
-    and `findings.csv` (the truth). The longer side is 400 to 700 pixels, with `full_size` 2000 to 3000. The
-    same seed gives the same bytes, whatever the number of `workers` (processes). `report` is called with the
-    images done and `count`. The folder appears when it is whole; one of that name must be empty or not there.
+    The folder holds images such as `p00012/s01/1.dcm`, reports such as `p00012/s01/report.txt`, `reports.csv` (path,
+    patient, study, text) and `findings.csv` (the true findings). The same seed gives the same bytes.
+
+    Args:
+        out: The folder, which must be empty or not exist. It appears only when it is complete.
+        count: Number of images, at least 1.
+        seed: Seed of the dataset.
+        full_size: Whether the longer side of an image is 2000 to 3000 pixels instead of 400 to 700.
+        workers: Number of processes; it does not change the files.
+        report: Called with the number of images written so far and `count`.
+
+    Raises:
+        ValueError: `count` is below 1.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
     started = time.monotonic()
     draft = out.absolute().with_name(f".{out.absolute().name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)  # of an interrupted call
+    shutil.rmtree(draft, ignore_errors=True)  # left by an interrupted call
     draft.mkdir(parents=True)
     tasks = _plan(draft, count, seed, full_size)
     rows: list[Rows] = []
@@ -117,7 +125,7 @@ def write_demo(
 
 
 def _plan(out: Path, count: int, seed: int, full_size: bool) -> list[PatientTask]:
-    """As many patients as `count` images take; the last one's studies are cut short to fit."""
+    """Tasks for as many patients as `count` images need. The studies of the last patient are shortened to fit."""
     tasks: list[PatientTask] = []
     left = count
     while left > 0:
@@ -133,7 +141,7 @@ def _plan(out: Path, count: int, seed: int, full_size: bool) -> list[PatientTask
 
 
 def _run(tasks: list[PatientTask], workers: int) -> Iterator[list[Rows]]:
-    """Each patient's rows, in the tasks' order."""
+    """Yield the table rows of each patient, in the order of the tasks."""
     if workers <= 1:
         yield from map(_write_patient, tasks)
         return
@@ -172,7 +180,7 @@ def _uid(task: PatientTask, *parts: object) -> str:
 
 
 def _study_date(task: PatientTask, study: int) -> str:
-    """A made-up date, later for a later study."""
+    """A synthetic study date (YYYYMMDD). Later studies of a patient have later dates."""
     start = date(2019, 1, 1) + timedelta(days=int(task.generator(_FILE).integers(900)))
     return f"{start + timedelta(days=170 * (study - 1)):%Y%m%d}"
 
@@ -180,7 +188,10 @@ def _study_date(task: PatientTask, study: int) -> str:
 def _write_image(
     task: PatientTask, patient: Patient, findings: tuple[Finding, ...], study: int, image: int, path: Path
 ) -> None:
-    """Draw one image and store it in one of the many forms that DICOM allows."""
+    """Draw one image, and write it with randomly chosen DICOM attributes.
+
+    These are modality, bit depth, photometric interpretation, transfer syntax and windows.
+    """
     name = task.studies[study - 1][image - 1]
     positioning = task.generator(_VIEW, study, image)
     view = sample_view(name, patient, task.full_size, positioning)

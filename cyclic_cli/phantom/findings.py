@@ -1,8 +1,7 @@
-"""Findings of a study: their vocabulary, how they are drawn by lot, how they change a chest, and the truth table.
+"""Samples the findings of a study, draws them into a chest, and writes them to the truth table.
 
-A finding belongs to a study, so that all its views show it. Its side, site and severity are words that the
-report and the truth table share; where it lies in the body is a point in millimetres that only the drawing
-uses.
+A finding belongs to a study, so all views of the study show it. Side, site and severity are words that the report and
+the truth table share. The location in the body is a point in millimetres, which only the drawing uses.
 """
 
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ FREQUENCY = {
     "pacemaker": 0.11,
     "fracture": 0.10,
 }
-"""Relative frequency of each finding; the keys are the names, in the order of the truth table."""
+"""Relative frequency of each finding. The keys are the names, in the order of the truth table."""
 FINDINGS = tuple(FREQUENCY)
 NORMAL_SHARE = 0.455
-"""Share of studies without a new finding; pacemakers that stay bring it to 0.43 of all studies."""
+"""Fraction of studies without a new finding. Earlier pacemakers lower the fraction of normal studies to 0.43."""
 
 LOBES = {
     ("right", "upper lobe"): ((-72, 66, 0), (46, 38, 44)),
@@ -38,13 +37,17 @@ LOBES = {
 }
 """Centre and radii in mm of a consolidation in each lobe."""
 ZONES = {"upper zone": 62.0, "mid zone": 115.0, "lower zone": 165.0}
-"""y in mm of a nodule."""
+"""y in mm of a nodule in each zone."""
 ORDINALS = {3: "third", 4: "fourth", 5: "fifth", 6: "sixth", 7: "seventh", 8: "eighth", 9: "ninth"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding. Words that do not apply are empty; `centre` and `size` are in mm and depend on the name."""
+    """One finding.
+
+    Words that do not apply are empty. `centre` and `size` hold its location and extent. Their meaning and unit depend
+    on the name, as `sample_finding` sets them.
+    """
 
     name: str
     side: str = ""
@@ -63,7 +66,7 @@ class Finding:
 
 
 def sample_findings(generator: np.random.Generator, earlier: tuple[Finding, ...] = ()) -> tuple[Finding, ...]:
-    """The findings of one study, in the table's order. A pacemaker of the patient's earlier study remains."""
+    """The findings of one study, in the order of the truth table. A pacemaker of the earlier study is kept."""
     kept = tuple(finding for finding in earlier if finding.name == "pacemaker")
     names: list[str] = []
     if generator.random() >= NORMAL_SHARE:
@@ -75,7 +78,7 @@ def sample_findings(generator: np.random.Generator, earlier: tuple[Finding, ...]
 
 
 def sample_finding(name: str, generator: np.random.Generator) -> Finding:
-    """One finding of the given name with side, site, severity and place drawn by lot."""
+    """One finding of the given name, with side, site, severity and location sampled at random."""
     severity = str(generator.choice(SEVERITIES, p=[0.40, 0.36, 0.24]))
     side = str(generator.choice(["right", "left"]))
     level = SEVERITIES.index(severity)
@@ -107,7 +110,7 @@ def sample_finding(name: str, generator: np.random.Generator) -> Finding:
 
 
 def apply_to_chest(findings: tuple[Finding, ...], chest: Chest, patient: Patient, view: View) -> None:
-    """Change the smooth organs in place. Cardiomegaly is not handled here: the heart is drawn larger from the start."""
+    """Change the smooth organs in place. Cardiomegaly is not handled here, since the heart was drawn larger already."""
     for finding in findings:
         if finding.name == "pleural_effusion":
             for side in finding.sides:
@@ -127,12 +130,12 @@ def apply_to_chest(findings: tuple[Finding, ...], chest: Chest, patient: Patient
 
 
 def heart_factor(findings: tuple[Finding, ...]) -> float:
-    """How much larger than the patient's own the heart is."""
+    """The factor by which cardiomegaly enlarges the heart; 1 without it."""
     return max([finding.size for finding in findings if finding.name == "cardiomegaly"], default=1.0)
 
 
 def _wall_share(patient: Patient, view: View, side: str) -> Array:
-    """0 at the middle of the lung to 1 at the chest wall."""
+    """A map that rises from 0 at the middle of the lung to 1 at the chest wall."""
     if view.lateral:
         front, back = anatomy.lateral_lung_edges(patient)
         share = np.abs(2 * GRID_H - front - back) / (back - front)
@@ -142,7 +145,10 @@ def _wall_share(patient: Patient, view: View, side: str) -> Array:
 
 
 def _add_effusion(finding: Finding, lung: LungField, patient: Patient, view: View, side: str) -> None:
-    """Fluid to a level `size` mm above the costophrenic angle at the wall, lower inwards: the meniscus."""
+    """Add fluid up to `size` mm above the costophrenic angle at the chest wall.
+
+    The level is lower towards the middle, which forms the meniscus.
+    """
     angle = 256 + patient.dome[0] + 10 * view.inspiration
     sag = 18 + 0.22 * finding.size
     surface = angle - finding.size + sag * (1 - _wall_share(patient, view, side) ** 3)
@@ -150,7 +156,7 @@ def _add_effusion(finding: Finding, lung: LungField, patient: Patient, view: Vie
 
 
 def _add_pneumothorax(finding: Finding, chest: Chest, patient: Patient, view: View) -> None:
-    """Air between the chest wall and the lung, `size` mm wide at the top, with the pleural line between."""
+    """Add air between the chest wall and the lung, `size` mm wide at the top, and the pleural line."""
     lung = chest.lungs[finding.side]
     gap = finding.size * (1 - 0.55 * np.clip((GRID_Y - 50) / 170, 0, 1))
     top = -4 + 1.5 * finding.size
@@ -186,7 +192,7 @@ def _consolidation_shape(finding: Finding, patient: Patient, view: View) -> Arra
     distance = np.hypot((GRID_H - float(across)) / wide, (GRID_Y - float(down)) / radii[1]) + 1.3 * ragged
     body = np.exp(-(distance**4))
     if finding.side == "right" and finding.site == "upper lobe":
-        body = body * soft_step(96 + 0.05 * GRID_H - GRID_Y, 3.0)  # the horizontal fissure cuts it off sharply
+        body = body * soft_step(96 + 0.05 * GRID_H - GRID_Y, 3.0)  # the horizontal fissure is a sharp lower border
     return np.asarray(np.clip(body * (1 - 0.9 * ragged), 0, 1), dtype=np.float32)
 
 
@@ -200,7 +206,7 @@ def _generator_box(finding: Finding, view: View) -> Array:
 
 
 def draw_devices(findings: tuple[Finding, ...], tubes: TubeProjector, patient: Patient) -> None:
-    """Pacemaker leads: through the subclavian vein and superior vena cava to the right heart."""
+    """Draw pacemaker leads through the subclavian vein and superior vena cava to the right heart."""
     for finding in findings:
         if finding.name != "pacemaker":
             continue
@@ -238,7 +244,7 @@ def break_ribs(findings: tuple[Finding, ...], points: Float, radius: Float) -> N
 
 
 def draw_air_bronchograms(findings: tuple[Finding, ...], tubes: TubeProjector, patient: Patient, view: View) -> None:
-    """Air in the larger branches within a consolidation that is more than mild."""
+    """Draw air in the larger branches within each consolidation that is more than mild."""
     for finding in findings:
         if finding.name == "consolidation" and finding.level > 0:
             shape = _consolidation_shape(finding, patient, view)
@@ -257,7 +263,7 @@ DETAILS = {
     "pacemaker": ("side", "site"),
     "fracture": ("side", "site", "severity"),
 }
-"""Which words apply to each finding: the descriptive columns of the truth table."""
+"""The words that apply to each finding, which are the descriptive columns of the truth table."""
 TRUTH_COLUMNS = ("no_finding", *FINDINGS, *(f"{name}_{word}" for name, words in DETAILS.items() for word in words))
 
 

@@ -1,12 +1,12 @@
-"""X-ray projection: where a point of the body falls on the image, line integrals, and the detector.
+"""Simulates the X-ray projection: geometry, line integrals of attenuation, and the detector.
 
-Unusual here: organs come in two forms. Smooth ones (lungs, heart, trunk) are thickness maps on one coarse
-grid in the body's own frame and reach the image in a single affine resampling. Thin ones (ribs, vessels,
-leads) are tubes in three dimensions whose mass is laid on the image sample by sample, which is exact for any
-direction of view and needs no loop over pixels.
+Organs have two representations. Smooth organs (lungs, heart, trunk) are thickness maps on one coarse grid in the body
+frame, and one affine resampling transfers them to the image. Thin structures (ribs, vessels, leads) are tubes in three
+dimensions. Their mass is added to the image sample by sample, which is exact for any direction of view and needs no
+loop over pixels.
 
-Body frame, in millimetres of a reference adult: x to the patient's left, y to the feet (0 near the lung
-apex), z to the back. The horizontal image axis is x in a frontal view and z in a lateral one.
+The body frame is in millimetres of a reference adult. x points to the patient's left, y to the feet (0 near the lung
+apex), and z to the back. The horizontal image axis is x in a frontal view and z in a lateral view.
 """
 
 import math
@@ -19,28 +19,28 @@ from PIL import Image
 
 Array = NDArray[np.float32]
 Points = NDArray[Any]
-"""Coordinates as floating-point numbers of either precision."""
+"""Coordinates as floating-point numbers of single or double precision."""
 
 GRID_STEP = 2.0
 GRID_H = np.arange(-232.0, 232.1, GRID_STEP, dtype=np.float32)[None, :]
 GRID_Y = np.arange(-110.0, 350.1, GRID_STEP, dtype=np.float32)[:, None]
 
 SOFT_TISSUE = 0.0190
-"""Linear attenuation coefficient in 1/mm, about that of water at 65 keV (NIST XCOM: 0.0193)."""
+"""Linear attenuation coefficient of soft tissue in 1/mm, about that of water at 65 keV (NIST XCOM: 0.0193)."""
 LUNG = 0.0048
-"""Aerated lung at a quarter of the density of water."""
+"""Linear attenuation coefficient of aerated lung in 1/mm, at a quarter of the density of water."""
 BONE = 0.058
-"""What cortical bone adds to the soft tissue it displaces, in 1/mm, rounded up for visible trabeculae."""
+"""Attenuation of cortical bone beyond that of soft tissue, in 1/mm, rounded up so that trabeculae are visible."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One exposure: direction, positioning and the image's raster.
+    """One exposure: direction, positioning and pixel grid.
 
-    `name` is PA, AP or LL; `rotation` (about the body's long axis) and `roll` (in the image) are in radians;
-    `shift` is (across, down) in mm; `scale` holds the patient's size over the reference adult along x, y, z;
-    `spacing` is in mm per pixel; `inspiration` runs from -1 (poor) to 1 (deep); `exposure` is the number of
-    quanta per square millimetre that reach the detector without a patient.
+    `name` is PA, AP or LL. `rotation` (about the body's long axis) and `roll` (in the image plane) are in radians.
+    `shift` is (across, down) in mm. `scale` is the patient's size along x, y and z, relative to the reference adult.
+    `spacing` is in mm per pixel. `inspiration` runs from -1 (poor) to 1 (deep). `exposure` is the number of quanta per
+    square millimetre that reach the detector without a patient.
     """
 
     name: str
@@ -59,7 +59,7 @@ class View:
         return self.name == "LL"
 
     def affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Matrix (2, 2) and offset (2,) that take body-frame (h, y) in mm to (column, row) in pixels."""
+        """Matrix (2, 2) and offset (2,) that map body-frame (h, y) in mm to (column, row) in pixels."""
         cosine, sine = np.cos(self.roll), np.sin(self.roll)
         across = self.scale[2] if self.lateral else self.scale[0]
         matrix = np.array([[cosine * across, -sine * self.scale[1]], [sine * across, cosine * self.scale[1]]])
@@ -67,14 +67,14 @@ class View:
         return matrix / self.spacing, centre - matrix @ np.array([0.0, FIELD_CENTRE]) / self.spacing
 
     def plane(self, points: Points) -> tuple[Points, Points]:
-        """Body-frame (h, y) in mm that points (..., 3) project to once the patient is rotated."""
+        """Body-frame coordinates (h, y) in mm of points (..., 3), projected after the patient's rotation."""
         x, y, z = points[..., 0], points[..., 1], points[..., 2]
         if self.lateral:
             return z - x * (math.sin(self.rotation) * self.scale[0] / self.scale[2]), y
         return x + z * self.parallax(1.0), y
 
     def parallax(self, depth: float) -> float:
-        """Shift across a frontal image, in mm, that rotation gives a structure at depth z."""
+        """Horizontal shift in mm, in a frontal image, of a structure at depth z by the patient's rotation."""
         return depth * math.sin(self.rotation) * self.scale[2] / self.scale[0]
 
     def pixels(self, points: Points) -> Points:
@@ -86,12 +86,12 @@ class View:
         return np.stack([a * across + b * down + left, c * across + d * down + top], axis=-1)
 
     def resample(self, grid: Array) -> Array:
-        """A map on the body grid, brought to the image's raster by bicubic interpolation."""
+        """A map on the body grid, resampled to the pixel grid (rows, columns) by bicubic interpolation."""
         matrix, offset = self.affine()
         inverse = np.linalg.inv(matrix)
         start = inverse @ (-offset) - np.array([GRID_H[0, 0], GRID_Y[0, 0]])
         rows = np.concatenate([inverse, start[:, None]], axis=1) / GRID_STEP
-        rows[:, 2] += 0.5  # PIL measures from the corner of a pixel, the grid from its centre
+        rows[:, 2] += 0.5  # Pillow measures from the corner of a pixel, and the grid from its centre
         picture = Image.fromarray(np.ascontiguousarray(grid, dtype=np.float32))
         size = (self.columns, self.rows)
         coefficients = tuple(float(value) for value in rows.ravel())
@@ -101,18 +101,22 @@ class View:
 
 
 FIELD_CENTRE = 122.0
-"""The body's y, in mm, that an exposure is centred on."""
+"""The body's y in mm on which an exposure is centred."""
 
 
 FORESHORTENING = 2.6
-"""A tube along the beam counts for no more than this many times its length in the image: real ones curve away."""
+"""Upper limit on the length of a tube along the beam, relative to its length in the image.
+
+Real tubes curve away from the beam, so longer paths are not realistic."""
 
 TUBE_RASTER = 0.62
-"""Tubes are drawn on a raster this much coarser than the image's, for speed; detectors blur about as much."""
+"""Resolution at which tubes are drawn, relative to the image.
+
+The coarser grid is faster, and blurs about as much as a detector does."""
 
 
 class TubeProjector:
-    """Collects tubes and returns their summed attenuation: the line integral through each pixel."""
+    """Collects tubes, and sums their attenuation, the line integral through each pixel."""
 
     def __init__(self, view: View) -> None:
         self.full = view
@@ -138,12 +142,16 @@ class TubeProjector:
     ) -> None:
         """Add tubes along polylines.
 
-        `points` (tubes, samples, 3) and `radius` (tubes, samples) are in mm, `density` in 1/mm. With `wall`
-        the tube is a shell that thick, in mm, with a core of an eighth of its density. `flatness` scales the
-        path through it, `mask` is a map on the body grid that multiplies the density. An `upright` tube is a
-        band whose breadth stays as near to the body's long axis as its course allows, like a rib's; others
-        turn their breadth to the viewer. `strength` (tubes, samples) or one number multiplies the density
-        along the course.
+        Args:
+            points: (tubes, samples, 3) in mm.
+            radius: (tubes, samples) in mm.
+            density: Attenuation coefficient in 1/mm.
+            wall: Thickness of the wall in mm for hollow tubes, whose core has an eighth of the density.
+            flatness: Factor on the path length through the tube.
+            mask: A map on the body grid that multiplies the density.
+            upright: Whether the tube is a band, like a rib, whose breadth stays as close to the body's long axis as its
+                course allows. Other tubes turn their breadth to the viewer.
+            strength: (tubes, samples) or one number, multiplies the density along the tube.
         """
         amount = np.broadcast_to(np.asarray(strength, dtype=float), radius.shape)
         points, radius, amount = _refine(points, radius, amount, self.view)
@@ -164,7 +172,7 @@ class TubeProjector:
         self._deposit(column.ravel() - 0.5, row.ravel() - 0.5, weight.ravel())
 
     def _deposit(self, column: Array, row: Array, mass: Array) -> None:
-        """Share each sample's mass between the four nearest pixels."""
+        """Distribute the mass of each sample over the four nearest pixels (bilinear weights)."""
         inside = (column >= 0) & (row >= 0) & (column < self.view.columns - 1) & (row < self.view.rows - 1)
         if not inside.all():
             column, row, mass = column[inside], row[inside], mass[inside]
@@ -192,16 +200,16 @@ class TubeProjector:
 
 
 def _facing_breadth(pixel: Array, view: View) -> Array:
-    """In the image across the tube, in pixels per mm: (tubes, samples, 2)."""
+    """The direction perpendicular to the tube in the image, in pixels per mm: (tubes, samples, 2)."""
     tangent = np.gradient(pixel, axis=1)
     normal = np.stack([-tangent[..., 1], tangent[..., 0]], axis=-1)
     return np.asarray(normal / (np.maximum(np.hypot(normal[..., :1], normal[..., 1:]), 1e-6) * view.spacing))
 
 
 def _upright_breadth(points: Array, view: View) -> Array:
-    """The long axis less its part along the tube, in pixels per mm: (tubes, samples, 2).
+    """The body's long axis without its component along the tube, in pixels per mm: (tubes, samples, 2).
 
-    A little of the direction across is added, for the band would have no thickness where it turns edge-on.
+    A small perpendicular component is added, because the band would have no thickness where it turns edge-on.
     """
     tangent = np.gradient(points, axis=1)
     tangent /= np.linalg.norm(tangent, axis=-1, keepdims=True)
@@ -215,7 +223,7 @@ def _upright_breadth(points: Array, view: View) -> Array:
 
 
 def _refine(points: Points, radius: Points, amount: Points, view: View) -> tuple[Array, Array, Array]:
-    """Insert samples until neighbours are less than a pixel apart."""
+    """Insert samples until neighbouring samples are less than a pixel apart."""
     step = np.abs(np.diff(view.pixels(points), axis=1)).max()
     pieces = max(1, int(np.ceil(step)))
     samples = points.shape[1]
@@ -239,14 +247,14 @@ def _chord(radius: Array, offsets: Array, wall: float | None) -> Array:
 
 
 def _look_up(grid: Array, across: Array, down: Array) -> Array:
-    """Nearest values of a body-grid map at (h, y) in mm."""
+    """Nearest-neighbour values of a body-grid map at (h, y) in mm."""
     column = np.clip((across - GRID_H[0, 0]) / GRID_STEP + 0.5, 0, grid.shape[1] - 1).astype(np.int64)
     row = np.clip((down - GRID_Y[0, 0]) / GRID_STEP + 0.5, 0, grid.shape[0] - 1).astype(np.int64)
     return grid[row, column]
 
 
 def low_pass(image: Array, cells: int) -> Array:
-    """The image blurred to about `cells` independent values along its longer side."""
+    """The image, blurred to about `cells` independent values along its longer side."""
     rows, columns = image.shape
     longer = max(rows, columns)
     small = (max(2, columns * cells // longer), max(2, rows * cells // longer))
@@ -255,10 +263,10 @@ def low_pass(image: Array, cells: int) -> Array:
 
 
 def expose(attenuation: Array, view: View, generator: np.random.Generator) -> Array:
-    """Log exposure (rows, columns) that the detector reports for a map of attenuation.
+    """The negative logarithm of the detected exposure (rows, columns) for a map of attenuation.
 
-    Beer-Lambert transmission, plus scatter as a broad blur of it, plus quantum noise: counts are Poisson,
-    whose logarithm has the standard deviation one over the root of the count.
+    It is the Beer-Lambert transmission plus scatter, a broad blur of the transmission, and quantum noise. Counts are
+    Poisson distributed. The logarithm of a count has the standard deviation one over the root of the count.
     """
     transmission = np.exp(-attenuation)
     scatter = np.maximum(low_pass(transmission, 16), 0)
@@ -269,10 +277,10 @@ def expose(attenuation: Array, view: View, generator: np.random.Generator) -> Ar
 
 
 def presentation(exposure: Array, attenuation: Array) -> Array:
-    """What a workstation shows: 0 (black) to about 1 (white) over the anatomy, some values beyond.
+    """The processed image for display: 0 (black) to about 1 (white) over the anatomy, with some values outside.
 
-    Dynamic range compression with a mild unsharp mask, the usual processing of digital radiographs (Prokop
-    and others, Journal of Thoracic Imaging 18:148, 2003). `attenuation` tells the body from the air round it.
+    The processing is dynamic range compression with a mild unsharp mask, as is usual for digital radiographs (Prokop
+    and others, Journal of Thoracic Imaging 18:148, 2003). `attenuation` separates the body from the surrounding air.
     """
     coarse, fine = low_pass(exposure, 8), low_pass(exposure, 110)
     processed = exposure - 0.36 * coarse + 0.5 * (exposure - fine)

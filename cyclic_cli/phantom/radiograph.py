@@ -1,7 +1,7 @@
-"""One finished radiograph: positioning, exposure, collimation, the lead marker, and the values to store.
+"""Draws one finished radiograph: positioning, exposure, collimation, the lead marker, and the stored values.
 
-Unusual here: chance comes from two generators, one for positioning and one for noise, so that the same
-exposure can be drawn with and without a finding and differ in nothing else.
+Two random generators are used, one for positioning and one for noise. The same exposure can therefore be drawn with and
+without a finding, and nothing else differs.
 """
 
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ from cyclic_cli.phantom.projection import Array, TubeProjector, View, expose, pr
 
 @dataclass(frozen=True)
 class Finish:
-    """What is done to an image around its anatomy: collimated borders as shares of its size, and the lead marker."""
+    """Collimation and lead marker of an image. `borders` are fractions of its width and height."""
 
     borders: tuple[float, float, float, float]
     """Left, top, right, bottom."""
     letter: str
     letter_place: tuple[float, float]
-    """Centre as shares of width and height."""
+    """Centre as fractions of width and height."""
     letter_turn: float
     """Degrees."""
 
 
 def sample_view(name: str, patient: Patient, full_size: bool, generator: np.random.Generator) -> View:
-    """Positioning and exposure of one image; the field of view follows the patient's size."""
+    """Sample positioning and exposure of one image. The field of view scales with the patient's size."""
     low, high = (2000, 3000) if full_size else (400, 700)
     longer = int(generator.integers(low, high + 1))
     wide = 372 * patient.scale[0] * generator.uniform(0.97, 1.08)
@@ -56,7 +56,7 @@ def sample_view(name: str, patient: Patient, full_size: bool, generator: np.rand
 
 
 def sample_finish(view: View, generator: np.random.Generator) -> Finish:
-    """Borders on about a third of images, and an L or R by the shoulder of that side."""
+    """Sample collimated borders, on about a third of images, and an L or R beside the shoulder of that side."""
     borders = np.where(generator.random(4) < 0.7, generator.uniform(0.008, 0.045, 4), 0.0)
     collimated = generator.random() < 0.35
     letter = "L" if view.lateral or generator.random() < 0.5 else "R"
@@ -71,7 +71,7 @@ def sample_finish(view: View, generator: np.random.Generator) -> Finish:
 def draw_radiograph(
     patient: Patient, view: View, findings: tuple[Finding, ...], finish: Finish | None, noise: np.random.Generator
 ) -> Array:
-    """Display values (rows, columns): 0 is black, about 1 is the brightest anatomy; bone and heart are bright."""
+    """Draw display values (rows, columns). 0 is black, and the brightest anatomy, such as bone, is about 1."""
     draw_chest = anatomy.lateral_chest if view.lateral else anatomy.frontal_chest
     chest = draw_chest(patient, view, pathology.heart_factor(findings))
     pathology.apply_to_chest(findings, chest, patient, view)
@@ -90,6 +90,7 @@ def draw_radiograph(
 
 
 def _finish(image: Array, finish: Finish) -> Array:
+    """The image with its lead marker and collimated borders."""
     rows, columns = image.shape
     size = max(12, int(0.055 * max(rows, columns)))
     marker = Image.new("L", (2 * size, 2 * size))
@@ -109,9 +110,9 @@ def _finish(image: Array, finish: Finish) -> Array:
 
 
 def quantise(image: Array, bits: int, inverted: bool) -> tuple[NDArray[np.uint16], tuple[float, float]]:
-    """Stored values, and the (centre, width) of the window that shows display values 0 to 1.
+    """The stored values, and the (centre, width) of the window that shows display values 0 to 1.
 
-    A sixth of the range is kept below black and above white, as detectors do. `inverted` is for MONOCHROME1.
+    A sixth of the range is reserved below black and above white, as in real detectors. `inverted` is for MONOCHROME1.
     """
     top = 2**bits - 1
     span = top * 0.68

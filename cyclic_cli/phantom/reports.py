@@ -1,8 +1,8 @@
-"""Report grammar: the words a radiologist would put to a study's findings.
+"""Writes the synthetic radiology report of a study from its findings, by a grammar.
 
-Every table below holds interchangeable wordings. In a wording, {side}, {site} and {severity} take the
-finding's own words, so the text always agrees with the truth table; {Severity} and the like start a sentence.
-`SEVERITY_WORDS` lists the only adjectives that stand for each severity.
+Every table below holds interchangeable wordings. The placeholders {side}, {site} and {severity} are replaced by the
+finding's own words, so the text always agrees with the truth table. Capitalised placeholders such as {Severity} start a
+sentence. `SEVERITY_WORDS` lists all adjectives that can express each severity.
 """
 
 import numpy as np
@@ -14,9 +14,11 @@ STANDARD_NORMAL = (
     "The lungs are clear. No pleural effusion or pneumothorax. No acute bony abnormality.\n"
     "IMPRESSION: No acute cardiopulmonary abnormality."
 )
-"""The text that many studies without a finding repeat word for word."""
+"""The text that many studies without a finding share word for word."""
 STANDARD_NORMAL_SHARE = 0.46
-"""Share of the studies without a finding that do so; they are 43 % of all, so about a fifth of all reports."""
+"""Fraction of the studies without a finding that have this text.
+
+Studies without a finding are 43 % of all, so about a fifth of all reports have this text."""
 
 SEVERITY_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "cardiomegaly": {"mild": ("mild",), "moderate": ("moderate",), "severe": ("severe", "marked")},
@@ -142,7 +144,7 @@ BILATERAL_EFFUSION = (
     "The bilateral costophrenic angles are obscured by {severity} pleural effusions.",
     "A {severity} amount of bilateral pleural fluid.",
 )
-"""Takes the place of `WORDINGS["pleural_effusion"]` when both sides are affected."""
+"""Replaces `WORDINGS["pleural_effusion"]` where both sides are affected."""
 
 NEGATIONS = {
     "cardiomegaly": (
@@ -239,7 +241,7 @@ TECHNIQUES = {
 def write_report(
     findings: tuple[Finding, ...], views: tuple[str, ...], first: bool, generator: np.random.Generator
 ) -> str:
-    """The report of one study, its sections on lines of their own. `first` is whether it is the patient's first."""
+    """The report of one study, with one section per line. `first` says whether it is the patient's first study."""
     if not findings and generator.random() < STANDARD_NORMAL_SHARE:
         return STANDARD_NORMAL
     sentences = _body(findings, generator)
@@ -258,7 +260,7 @@ def write_report(
 
 
 def _body(findings: tuple[Finding, ...], generator: np.random.Generator) -> list[str]:
-    """Sentences on what is there, then on some of what is not."""
+    """Sentences on all findings that are present, followed by some negations and general remarks."""
     present = [word_finding(finding, generator) for finding in findings]
     if not findings:
         present = [_pick(NORMAL, generator)]
@@ -281,7 +283,7 @@ def _impression(findings: tuple[Finding, ...], generator: np.random.Generator) -
 
 
 def word_finding(finding: Finding, generator: np.random.Generator) -> str:
-    """One sentence that states a finding."""
+    """One sentence that states the finding, in a randomly chosen wording."""
     severity = _pick(SEVERITY_WORDS[finding.name][finding.severity], generator) if finding.severity else ""
     words = {"side": finding.side, "site": finding.site, "severity": severity}
     words |= {name.capitalize(): word.capitalize() for name, word in words.items()}

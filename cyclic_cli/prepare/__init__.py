@@ -1,1 +1,1 @@
-"""`cyclic prepare`: files and reports become a dataset. Nothing here loads torch."""
+"""Makes a dataset from image files and reports (`cyclic prepare`). Nothing here imports torch."""

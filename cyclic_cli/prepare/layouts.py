@@ -1,17 +1,17 @@
-"""How collections lay out their texts: which files hold reports, and whose.
+"""Knows the layouts of public collections: which files hold reports, and which patients and studies they belong to.
 
-    tables           CSV or JSON Lines beside the images, or named with --reports; every layout reads these too
+    tables           CSV, TSV or JSON Lines beside the images, or named with --reports; all layouts read these too
     mimic-cxr-jpg    files/p10/p10000032/s50414267/….jpg, mimic-cxr-2.0.0-split.csv.gz, -metadata, -chexpert, -negbio
     mimic-cxr        the same with ….dcm, reports in files/p10/p10000032/s50414267.txt, cxr-record-list.csv.gz
     openi            ecgen-radiology/1.xml, CXR1_1_IM-0001-3001.png or 1/1_IM-0001-3001.dcm
-    roco             train/radiology/captions.txt and images/ROCO_00002.jpg; of version 2, train_captions.csv
+    roco             train/radiology/captions.txt and images/ROCO_00002.jpg; in version 2 train_captions.csv
 
 MIMIC-CXR and MIMIC-CXR-JPG: Johnson et al., Scientific Data 6:317, 2019, and physionet.org/content/mimic-cxr-jpg.
 Open-i: Demner-Fushman et al., JAMIA 23(2):304, 2016. ROCO: Pelka et al., LABELS 2018; Rückert et al., Scientific
 Data 11:688, 2024.
 
-A new layout is a class here and its line in `LAYOUTS`. Where a collection writes a report's number into the paths of
-its images, the report is given by that number and reaches every image of the study, whatever its format and folder.
+To add a layout, write a class here and add it to `LAYOUTS`. Where the paths of images contain the number of their
+study, reports are given under that number. A report then reaches all images of its study, in any format and folder.
 """
 
 import re
@@ -25,21 +25,29 @@ from xml.etree import ElementTree
 
 from cyclic_cli.config import PrepareConfig
 from cyclic_cli.errors import Rejected
-from cyclic_cli.prepare.tables import DAMAGED, SPLITS, TABLE_NAMES, Report, Table, TextFile, as_text
+from cyclic_cli.prepare.report import Report
+from cyclic_cli.prepare.tables import DAMAGED, SPLIT_NAMES, TABLE_NAMES, Table
+from cyclic_cli.prepare.texts import TextFile, as_text
 from cyclic_cli.registry import check
 
-LONGEST_DOCUMENT = 2**24  # bytes; a longer one is no report
+LONGEST_DOCUMENT = 2**24  # bytes; a longer file is not taken for a report
 
 
 class ReportStream:
-    """Every report of some texts, one by one; to be iterated once.
+    """The reports of tables and documents, one at a time; can be iterated once.
 
-    `labels` are the label columns of all tables, and `notes` say how each table was understood. Both are known before
-    the first report is taken; once the last is, `notes` also say how many texts could not be read, and which first.
+    `labels` are the labels of all tables, and `notes` say how the columns of each table were understood. Both are
+    available before the iteration. After it, `notes` also give the number of unreadable texts and the first of them.
     """
 
     def __init__(self, layout: "Layout", files: Sequence[TextFile], config: PrepareConfig) -> None:
-        """Look at every table's head. Raises UsageError for a table, or a column asked for, that cannot be."""
+        """Read the columns of every table.
+
+        Raises:
+            CyclicError: a table cannot be read.
+            UsageError: a table has no usable columns or would be misread, or no table has a column that the settings
+                name.
+        """
         self._layout, self._files = layout, layout.chosen(files)
         self._tables = {
             number: Table(file, config, layout.columns)
@@ -47,16 +55,16 @@ class ReportStream:
             if not layout.is_document(file.relative)
         }
         tables = self._tables.values()
-        known = sorted({name for table in tables for name in table.names})
-        for asked in (config.image_column, config.text_column, config.patient_column, *config.label_columns):
-            if asked is not None:
-                check(asked, known, "column of the tables")
+        names = sorted({name for table in tables for name in table.names})
+        for column in (config.image_column, config.text_column, config.patient_column, *config.label_columns):
+            if column is not None:
+                check(column, names, "column of the tables")
         for table in tables:
             table.columns.check(table.name, table.names)
         self.labels = list(dict.fromkeys(label for table in tables for label in table.columns.labels))
         self.notes = [f"{table.name}: {table.columns.described()}" for table in tables]
         unread = len(files) - len(self._files)
-        self.notes += [f"{unread} texts of the collection hold no reports, and are not read"] if unread else []
+        self.notes += [f"{unread} text files of the collection hold no reports and are not read"] if unread else []
 
     def __iter__(self) -> Iterator[Report]:
         failed, first = 0, ""
@@ -71,57 +79,57 @@ class ReportStream:
                 first = first or f"{PurePosixPath(file.relative).name}: {error.message}"
                 failed += 1
         if failed:
-            self.notes.append(f"{failed} texts could not be read, the first of them {first}")
+            self.notes.append(f"{failed} text files could not be read; the first is {first}")
 
 
 class Layout:
-    """Tables beside the images. The base of all others, which say what differs."""
+    """Tables beside the images; the base class of all layouts."""
 
     columns: ClassVar[dict[str, str]] = {}
-    """What a column says → a further usual name of it; see `text.Columns`."""
+    """Role of a column → one more usual name of it; see `columns.Columns.find`."""
 
     def recognises(self, relative: str) -> bool:
-        """Whether a file's path, relative to its source, shows that the source is in this layout."""
+        """Whether the path of a file, relative to its source, is typical of this layout."""
         return False
 
     def claims(self, relative: str) -> bool:
-        """Whether a file of the sources is one of the layout's texts, and so no image."""
+        """Whether the file is one of the layout's texts, and therefore not an image."""
         return relative in TABLE_NAMES
 
     def owner(self, relative: str) -> tuple[str, str]:
-        """The patient and the study that a file's path names; empty where it names none."""
+        """The patient and the study that a path contains; an empty string for what it does not contain."""
         return "", ""
 
     def read(self, files: Sequence[TextFile], config: PrepareConfig) -> ReportStream:
-        """The reports of texts that the layout claims, and of tables that the user named."""
+        """The reports in texts that the layout claims, and in tables that the user named."""
         return ReportStream(self, files, config)
 
     def chosen(self, files: Sequence[TextFile]) -> list[TextFile]:
-        """Those of the texts that are read: others belong to the collection, and hold no reports."""
+        """The texts that are read. The collection's other texts hold no reports."""
         return list(files)
 
     def is_document(self, relative: str) -> bool:
-        """Whether a text is read by `document`, and not as a table."""
+        """Whether a text is read with `document`; otherwise it is read as a table."""
         return False
 
     def document(self, file: TextFile) -> Iterator[Report]:
-        """The reports of a text that is no table. Raises Rejected where it cannot be read."""
+        """The reports in a text that is not a table. Raises Rejected when it cannot be read."""
         raise NotImplementedError
 
     def row(self, report: Report, relative: str) -> Report:
-        """What a table's row means here."""
+        """A row of a table, adapted to the layout."""
         return report
 
 
 def content_of(file: TextFile) -> bytes:
-    """A document's bytes. Raises Rejected: unreadable, too_large."""
+    """The bytes of a document. Raises Rejected with the reason `unreadable` or `too_large`."""
     try:
         with file.open() as stream:
             content = stream.read(LONGEST_DOCUMENT + 1)
     except DAMAGED as error:
         raise Rejected("unreadable") from error
     if len(content) > LONGEST_DOCUMENT:
-        raise Rejected("too_large", f"more than {LONGEST_DOCUMENT // 2**20} MiB, which no report has")
+        raise Rejected("too_large", f"more than {LONGEST_DOCUMENT // 2**20} MiB, too large for a report")
     return content
 
 
@@ -129,14 +137,14 @@ def content_of(file: TextFile) -> bytes:
 
 
 class MimicCxr(Layout):
-    """MIMIC-CXR or MIMIC-CXR-JPG, or the images of one with texts of the other.
+    """MIMIC-CXR or MIMIC-CXR-JPG, or the images of one with the texts of the other.
 
-    Splits and labels are given by study. Several tables hold the same labels found by different labellers, which do
-    not agree: of them the first of CheXpert's, NegBio's and the test set's is read.
+    Splits and labels are given for studies. Several tables hold the same labels, made by different labellers that
+    disagree. Only one of these tables is read: CheXpert's, else NegBio's, else the test set's.
 
     Args:
-        suffix: Of the images' names.
-        shown_by: What the path of an image or a text ends with.
+        suffix: Suffix of the images' names.
+        shown_by: Regular expression for the end of a path of an image or text that is typical of the layout.
     """
 
     IN_STUDY = re.compile(r"(?:^|/)p(?P<patient>\d{8})/s(?P<study>\d{8})(?:/[^/]+|\.txt)$")
@@ -160,10 +168,10 @@ class MimicCxr(Layout):
         return (found["patient"], found["study"]) if found else ("", "")
 
     def chosen(self, files: Sequence[TextFile]) -> list[TextFile]:
-        there = {self._table(file.relative) for file in files}
-        labellers = [name for name in self.LABELLERS if name in there]
-        left_out = {"provider", *labellers[1:]}
-        return [file for file in files if self._table(file.relative) not in left_out]
+        tables = {self._table(file.relative) for file in files}
+        labellers = [name for name in self.LABELLERS if name in tables]
+        unread = {"provider", *labellers[1:]}
+        return [file for file in files if self._table(file.relative) not in unread]
 
     def is_document(self, relative: str) -> bool:
         return relative.endswith(".txt") and bool(self.IN_STUDY.search(relative))
@@ -175,7 +183,7 @@ class MimicCxr(Layout):
 
     def row(self, report: Report, relative: str) -> Report:
         table, image = self._table(relative), PurePosixPath(report.image)
-        if table in ("split", "study"):  # of a whole study; the study list's paths are those of reports
+        if table in ("split", "study"):  # rows about whole studies; the study list's paths name reports, not images
             return replace(report, image="")
         if table in ("record", "metadata") and report.patient and report.study:
             folder = f"files/p{report.patient[:2]}/p{report.patient}/s{report.study}"
@@ -183,59 +191,67 @@ class MimicCxr(Layout):
         return report
 
     def _table(self, relative: str) -> str:
-        """Which table of the collection this is; empty for none."""
+        """The name of the collection's table at a path; empty for any other file."""
         found = self.TABLE.search(relative)
         return (found["list"] or found["of"]) if found else ""
 
 
 HEADING = re.compile(r"^[ \t]*([A-Z][A-Z ()/,&-]*[A-Z)])[ \t]*:", re.MULTILINE)
-SAYS = {"FINDINGS": True, "FINDING": True, "IMPRESSION": True, "IMPRESSIONS": True, "CONCLUSION": True} | dict.fromkeys(
+DESCRIBES_IMAGE = {
+    "FINDINGS": True,
+    "FINDING": True,
+    "IMPRESSION": True,
+    "IMPRESSIONS": True,
+    "CONCLUSION": True,
+} | dict.fromkeys(
     "INDICATION HISTORY COMPARISON COMPARISONS TECHNIQUE EXAMINATION EXAM REASON CLINICAL INFORMATION RECOMMENDATION "
     "RECOMMENDATIONS NOTIFICATION WET WETREAD READ ADDENDUM DATE COMMENT NOTE PROCEDURE REQUEST DOSE PFI".split(),
     False,
 )
-"""Words of a heading, and whether what stands under it describes the picture."""
+"""Word of a heading → whether its section describes the image."""
 VIEWS = re.compile("CHEST|PORTABLE|VIEW|LATERAL|FRONTAL|UPRIGHT|RIBS")
-"""Words of headings that only name the picture (`CHEST, TWO VIEWS:`), under which its findings stand."""
+"""Words of headings that only name the examination (`CHEST, TWO VIEWS:`) and are followed by the findings."""
 
 
 def findings_and_impression(report: str) -> str:
-    """What a report of MIMIC-CXR says of the picture, a line a section.
+    """The sections of a MIMIC-CXR report that describe the image, one line per section.
 
-    Sections are told by their headings, words in capitals and a colon at a line's beginning, as by the collection's
-    own parser (github.com/MIT-LCP/mimic-cxr, txt/section_parser.py); a misspelt one counts as the word that it is
-    nearest to. A heading within FINDINGS or IMPRESSION that is none of a report's sections (`HEART:`) is part of them.
-    A report without these sections gives what follows the first paragraph of its last section; one without any
-    heading gives everything but its title.
+    A heading is a run of words in capitals with a colon at the beginning of a line, as in the collection's own parser
+    (github.com/MIT-LCP/mimic-cxr, txt/section_parser.py). A misspelt word of a heading counts as the most similar known
+    word. Within FINDINGS or IMPRESSION, a heading of unknown words (`HEART:`) belongs to the section's text.
+    A report without these sections gives its last section from the second paragraph on. A report without any heading
+    gives its whole text except the title.
     """
     sections = _sections("\n".join(report.splitlines()))
-    said = [text for says, text in sections if says and text.strip()]
-    if not said:
+    texts = [text for describes_image, text in sections if describes_image and text.strip()]
+    if not texts:
         paragraphs = [part for part in re.split(r"\n[ \t]*\n", sections[-1][1]) if part.strip()]
-        said = paragraphs[1:] if len(sections) > 1 else [" ".join(paragraphs)]
-    plain = (" ".join(text.split()).removeprefix("FINAL REPORT ") for text in said)
+        texts = paragraphs[1:] if len(sections) > 1 else [" ".join(paragraphs)]
+    plain = (" ".join(text.split()).removeprefix("FINAL REPORT ") for text in texts)
     return "\n".join(text for text in plain if text)
 
 
 def _sections(report: str) -> list[tuple[bool, str]]:
-    """Whether each section describes the picture, and its text; the first is what stands before all headings."""
+    """For each section whether it describes the image, and its text; the first is the text before all headings."""
     headings = list(HEADING.finditer(report))
     ends = [heading.start() for heading in headings[1:]] + [len(report)]
     sections = [(False, report[: headings[0].start()] if headings else report)]
     for heading, end in zip(headings, ends, strict=False):
-        says, text = _says(heading[1]), report[heading.end() : end]
-        if says is None and sections[-1][0]:
+        describes_image, text = _describes_image(heading[1]), report[heading.end() : end]
+        if describes_image is None and sections[-1][0]:
             sections[-1] = (True, sections[-1][1] + report[heading.start() : end])
         else:
-            sections.append((bool(says if says is not None else VIEWS.search(heading[1])), text))
+            if describes_image is None:
+                describes_image = bool(VIEWS.search(heading[1]))
+            sections.append((describes_image, text))
     return sections
 
 
 @lru_cache(maxsize=4096)
-def _says(heading: str) -> bool | None:
-    """Whether a section describes the picture; None where its heading is none of those a report has."""
-    nearest = [get_close_matches(word, SAYS, n=1, cutoff=0.8) for word in re.findall("[A-Z]+", heading)]
-    known = [SAYS[word[0]] for word in nearest if word]
+def _describes_image(heading: str) -> bool | None:
+    """Whether the section under a heading describes the image; None when the heading has no known word."""
+    nearest = [get_close_matches(word, DESCRIBES_IMAGE, n=1, cutoff=0.8) for word in re.findall("[A-Z]+", heading)]
+    known = [DESCRIBES_IMAGE[word[0]] for word in nearest if word]
     return any(known) if known else None
 
 
@@ -243,7 +259,7 @@ def _says(heading: str) -> bool | None:
 
 
 class OpenI(Layout):
-    """Indiana University's chest X-rays in Open-i. One number names a report, its patient and its study."""
+    """Indiana University's chest X-rays in Open-i. The number of a report is also that of its patient and study."""
 
     IMAGE = re.compile(r"(?:^|/)(?:CXR)?(?P<number>\d+)_(?:\d+_)?IM-\d+-[^/]*$")
     SHOWN_BY = re.compile(r"(?:^|/)(?:ecgen-radiology/\d+\.xml|CXR\d+_(?:\d+_)?IM-\d+-[^/]*)$")
@@ -268,16 +284,16 @@ class OpenI(Layout):
         name = PurePosixPath(file.relative).name
         number = "".join(re.findall(r"\d+", next((node.get("id", "") for node in root.iter("uId")), "")))
         number = number or name.removesuffix(".xml")
-        said = {node.get("Label"): " ".join("".join(node.itertext()).split()) for node in root.iter("AbstractText")}
-        text = "\n".join(said[label] for label in self.SECTIONS if said.get(label))
+        texts = {node.get("Label"): " ".join("".join(node.itertext()).split()) for node in root.iter("AbstractText")}
+        text = "\n".join(texts[label] for label in self.SECTIONS if texts.get(label))
         yield Report(patient=number, study=number, text=text, line=name, table=file.absolute)
 
 
 def _parsed(text: str) -> ElementTree.Element:
-    """An XML document's root. Raises Rejected for what is not well formed, or declares types or entities.
+    """The root of an XML document. Raises Rejected when it is not well formed or declares types or entities.
 
-    A declaration is what every attack by XML needs (entities that multiply, files that are fetched), and no report has
-    one. It cannot hide: the text is decoded here, and no other encoding is looked for.
+    Attacks by XML (entities that expand exponentially, external files) need such a declaration, and reports have none.
+    A declaration cannot be hidden by an encoding, because the parser gets text that is decoded already.
     """
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise Rejected("unknown_format", "an XML document with a type declaration")
@@ -291,10 +307,10 @@ def _parsed(text: str) -> ElementTree.Element:
 
 
 class Roco(Layout):
-    """Radiology Objects in COntext, of both versions.
+    """Radiology Objects in COntext, versions 1 and 2.
 
-    An image's name is its study, and the name of a folder or of a table its split. The images of version 1 are
-    named by ROCO's numbers, or by the article they come from, which `dlinks.txt` says.
+    The name of an image is used as its study. The split is in the name of a folder or of a table. Images of version 1
+    have ROCO's numbers as names, or names made from their article; `dlinks.txt` maps the numbers to the articles.
     """
 
     columns: ClassVar = {"study": "id"}
@@ -323,9 +339,10 @@ class Roco(Layout):
 
     def document(self, file: TextFile) -> Iterator[Report]:
         found = self.OF_V1.search(file.relative)
-        split, name, table = SPLITS[found["split"]] if found else "", f"{self._text(file.relative)}.txt", file.absolute
+        split = SPLIT_NAMES[found["split"]] if found else ""
+        name = f"{self._text(file.relative)}.txt"
         for entry in self.ENTRY.finditer(as_text(content_of(file))):
-            report = Report(study=entry["study"], split=split, line=f"{name}, {entry['study']}", table=table)
+            report = Report(study=entry["study"], split=split, line=f"{name}, {entry['study']}", table=file.absolute)
             article = self.ARTICLE.search(entry["rest"])
             if name == "captions.txt":
                 yield replace(report, text=" ".join(entry["rest"].split()))
@@ -335,10 +352,10 @@ class Roco(Layout):
 
     def row(self, report: Report, relative: str) -> Report:
         found = self.OF_V2.search(relative)
-        return replace(report, split=SPLITS[found["split"]]) if found and found["split"] else report
+        return replace(report, split=SPLIT_NAMES[found["split"]]) if found and found["split"] else report
 
     def _text(self, relative: str) -> str:
-        """Which text of the collection this is; empty for none."""
+        """The name of the collection's text at a path; empty for any other file."""
         found = self.OF_V1.search(relative) or self.OF_V2.search(relative)
         return (found["what"] or "other") if found else ""
 
@@ -353,11 +370,11 @@ LAYOUTS: dict[str, Layout] = {
     "roco": Roco(),
     "tables": Layout(),
 }
-"""Every layout. Where paths show several, `auto` takes the first."""
+"""Name → layout. When the paths match several layouts, `auto` chooses the first of them."""
 
 
 def resolve(name: str, relatives: Iterable[str]) -> Layout:
-    """The layout behind a name; `auto` goes by the paths, whatever their order.
+    """The layout of a name. `auto` recognises it from the paths, independently of their order.
 
     Args:
         name: A key of `LAYOUTS`, or `auto`.

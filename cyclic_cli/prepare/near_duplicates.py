@@ -1,7 +1,8 @@
-"""Images that look nearly the same: a perceptual hash of each, and the pairs whose hashes are close.
+"""Finds images that look nearly the same, by comparing perceptual hashes.
 
-The hash is a difference hash: 256 bits, each telling whether the image, shrunk to 17 × 16 cells, grows brighter from
-one cell to the next. Scaled, re-encoded and slightly edited copies keep nearly all of them.
+The hash is a difference hash of 256 bits. The image is reduced to 17 × 16 cells, and each bit says whether the image
+becomes brighter from one cell to the next in its row. Copies that are scaled, compressed again or slightly edited share
+nearly all bits.
 """
 
 from collections.abc import Iterable
@@ -9,14 +10,18 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
-CELLS = 16  # of a side
-BANDS = 8  # of 32 bits each: two hashes that differ in fewer bits than there are bands have one of them in common
-NEAR = BANDS - 1  # bits
-NEIGHBOURS = 4  # with which a hash is compared in a band: among very many equal ones not every pair is named
+CELLS = 16  # cells per side
+BANDS = 8  # bands of 32 bits: two hashes that differ in fewer bits than there are bands agree in at least one band
+NEAR = BANDS - 1  # largest number of bits in which near duplicates differ
+NEIGHBOURS = 4  # hashes with an equal band that each hash is compared with; bounds the pairs among many equal images
 
 
 def perceptual_hash(image: np.ndarray) -> str:
-    """The perceptual hash of an image (H, W), uint8 or uint16: 64 hexadecimal digits; empty where all is flat."""
+    """The perceptual hash of an image (H, W), uint8 or uint16.
+
+    Returns:
+        64 hexadecimal digits; an empty string when no bit is set, as for a uniform image.
+    """
     small = Image.fromarray((image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image)
     cells = np.asarray(small.resize((CELLS + 1, CELLS), Image.Resampling.BOX), dtype=np.int16)
     bits = cells[:, 1:] > cells[:, :-1]
@@ -27,10 +32,10 @@ def near_duplicates(hashes: Iterable[tuple[int, str]]) -> list[tuple[int, int, i
     """Pairs of images whose hashes differ in at most `NEAR` bits.
 
     Args:
-        hashes: Number and hash of every image.
+        hashes: Number and hash of every image. Empty hashes are ignored.
 
     Returns:
-        The two numbers, in the order given, and the bits that differ; sorted.
+        Triples, sorted by the order of the images: the numbers of the two images, and the number of bits that differ.
     """
     numbers: list[int] = []
     content = bytearray()

@@ -1,21 +1,18 @@
-"""One shard of a dataset: a fixed run of inputs, decoded, fitted and written by a process that may die of any of them.
+"""Writes the shards of a dataset with decoder processes, which may crash or hang at any input.
 
-Decoders are C libraries fed with files from anywhere: they abort, loop and ask for absurd memory. So each shard has two
-sides. `write_shard` watches; it runs in a thread of the command, or on a worker of a cluster. A decoder process, which
-it starts once and keeps, reads files and appends what they are worth to the shard; pixels never leave that process but
-for the disk. When it dies or hangs, the watcher notes the file at hand as the reason, and a new process goes on after
-it.
+A shard is a fixed range of inputs. Images are decoded by C libraries, and on damaged files these may abort, loop
+forever or request absurd amounts of memory. Therefore `write_shard`, which runs in a thread of the command or on a
+worker of a cluster, only supervises. A decoder process (`decoder.py`), started once and reused, reads the files and
+appends their images and rows to the shard. Pixels leave that process only to the disk. When the process crashes or
+hangs, the supervisor rejects the current file, and a new process continues after it.
 
-Messages, a line each: the watcher sends a job as JSON; the decoder answers with the number of every input it begins, an
-empty line for every frame, and at the end with `done`, or with `failed` and the reason when writing failed.
+Messages have one line each. The supervisor sends a job as JSON. The decoder answers with the number of every input that
+it begins, with an empty line for every frame, and finally with `done`, or with `failed` and the reason when the shard
+could not be written.
 """
 
-import ctypes
-import hashlib
 import json
 import os
-import queue
-import resource
 import select
 import signal
 import subprocess
@@ -29,42 +26,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cyclic_cli.config import Preprocessing
-from cyclic_cli.errors import CyclicError, InputError, Rejected, Skipped
-from cyclic_cli.imaging import readers
-from cyclic_cli.imaging.dicom.header import Identities
-from cyclic_cli.prepare.near_duplicates import perceptual_hash
-from cyclic_cli.prepare.sources import Input
-from cyclic_cli.privacy.keys import Keyer, names_nobody
-from cyclic_cli.privacy.scrub import fingerprints
+from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.dataset_draft import DatasetDraft, ShardDraft
-from cyclic_cli.workers import keep_freed_memory
 
 Row = dict[str, Any]
 
-MEMORY = 4 * 2**30  # bytes a decoder process may hold: the largest picture that is taken needs less
-START = 60.0  # seconds that a process may need to start, on a slow file system
-PR_SET_PDEATHSIG = 1  # of prctl(2)
-KILLS = 3  # times a process may be killed at one input before that counts as the input's fault
-OUTSIDE_SIGNALS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # nobody's fault, at first
+START = 60.0  # seconds that a process may take to start, as on a slow file system
+KILLS = 3  # times that processes may be killed at one input before the input is rejected
+OUTSIDE_SIGNALS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # usually not caused by an input
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What a shard is made of. The secret in it goes through pipes, and to a cluster's workers, never to a disk."""
+    """Inputs and settings of one shard. Its secret is sent through pipes and to cluster workers, never to a disk."""
 
-    folder: str  # of the dataset
-    shard: int
-    inputs: list[tuple[int, str, str]]  # number, path, name within an archive
+    folder: str  # folder of the dataset
+    shard: int  # number of the shard
+    inputs: list[tuple[int, str, str]]  # number, path, and name within an archive
     preprocessing: Preprocessing
     allow_burned_in: bool
-    secret: bytes
-    time_limit: float  # seconds a frame may take
+    secret: bytes  # for keys, see `privacy/keys.py`
+    time_limit: float  # seconds that reading one frame may take
 
     def draft(self) -> ShardDraft:
-        """The shard on disk."""
+        """Open the unfinished shard on disk."""
         size = self.preprocessing.size
         return DatasetDraft(Path(self.folder)).shard(self.shard, (1, size, size), self.preprocessing.bits)
 
@@ -72,20 +58,24 @@ class ShardJob:
         return f"ShardJob({self.shard})"
 
 
-# --------------------------------------------------------------------------------------------------- watcher
+def row_without_image(number: int, status: str, reason: str, detail: str, frame: int = 0) -> Row:
+    """The row of an input, or of one of its frames, that gives no image; `status` is rejected or skipped."""
+    return {"input": number, "frame": frame, "status": status, "reason": reason, "detail": detail}
 
 
 class Decoders:
-    """The decoder processes of this process: those at work, and those that wait for more."""
+    """The decoder processes that this process has started, both busy and idle ones."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: list[_Decoder] = []
         self._all: set[_Decoder] = set()
-        self._starter = ThreadPoolExecutor(1)  # a decoder ends with the thread that started it: see `serve`
+        # A decoder ends with the thread that started it (see `decoder.serve`), so this thread must live on.
+        self._starter = ThreadPoolExecutor(1)
         self.stopped = False
 
     def take(self) -> "_Decoder":
+        """An idle decoder, or a new one. Raises CyclicError after the work was stopped."""
         with self._lock:
             if self.stopped:
                 raise CyclicError("The work was stopped.")
@@ -98,13 +88,14 @@ class Decoders:
             self._waiting.append(decoder)
 
     def drop(self, decoder: "_Decoder") -> None:
+        """End a decoder for good."""
         decoder.kill()
         with self._lock:
             self._all.discard(decoder)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """When the block ends by an exception all end at once; what they were doing continues some other time."""
+        """End all decoders at once when the block raises; their shards can be continued later."""
         self.stopped = False
         try:
             yield
@@ -121,23 +112,23 @@ class Decoders:
 DECODERS = Decoders()
 
 
-def write_shard(job: ShardJob, begun: Callable[[int], None] = lambda number: None) -> None:
-    """Write a shard, whatever its inputs do to the process that reads them.
+def write_shard(job: ShardJob, begun: Callable[[int], None] = lambda count: None) -> None:
+    """Write a shard; inputs at which the decoder process crashes or hangs are rejected.
 
     Args:
         job: The shard.
-        begun: Called with the number of inputs begun since the last call.
+        begun: Called with the number of inputs that were begun since the last call.
 
     Raises:
-        CyclicError: the disk is full, the folder cannot be written, no decoder process can be started.
+        CyclicError: the disk is full, the folder cannot be written, or no decoder process can be started.
     """
     killed: Counter[int | None] = Counter()
     while True:
         decoder = DECODERS.take()
-        at_hand: int | None = None
+        current: int | None = None  # the input that is being read
         try:
             for number in decoder.run(job):
-                at_hand = number
+                current = number
                 begun(1)
             DECODERS.give_back(decoder)
             return
@@ -145,20 +136,20 @@ def write_shard(job: ShardJob, begun: Callable[[int], None] = lambda number: Non
             DECODERS.drop(decoder)
             if DECODERS.stopped:
                 raise CyclicError("The work was stopped.") from None
-            killed[at_hand] += 1
-            if at_hand is None and killed[None] >= KILLS:
+            killed[current] += 1
+            if current is None and killed[None] >= KILLS:
                 raise CyclicError(
-                    "The process that decodes images ends as it starts.", "Check the installation."
+                    "The process that decodes images ends right after its start.", "Check the installation."
                 ) from end
-            if at_hand is not None and (end.reason != "killed" or killed[at_hand] >= KILLS):
+            if current is not None and (end.reason != "killed" or killed[current] >= KILLS):
                 reason = end.reason if end.reason != "killed" else "crashed"
                 with job.draft() as draft:
-                    if at_hand not in draft.done:
-                        draft.append(at_hand, [_left_out(at_hand, "rejected", reason, end.detail)], [])
+                    if current not in draft.done:
+                        draft.append(current, [row_without_image(current, "rejected", reason, end.detail)], [])
 
 
 class _Ended(Exception):
-    """A decoder process ended before its job did: `reason` is crashed, timeout, or killed from outside."""
+    """A decoder process ended before its job was done; `reason` is crashed, timeout, or killed (from outside)."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -166,51 +157,58 @@ class _Ended(Exception):
 
 
 class _Decoder:
-    """A decoder process, seen from its watcher."""
+    """The supervisor's side of a decoder process."""
 
     def __init__(self) -> None:
-        # -P: a file called numpy.py in the working folder is not what is meant
-        command = [sys.executable, "-P", "-m", "cyclic_cli.prepare.shards"]
-        quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # processes share the cores, not threads
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | quiet)
+        # -P keeps Python from importing a file such as numpy.py from the working folder.
+        command = [sys.executable, "-P", "-m", "cyclic_cli.prepare.decoder"]
+        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # the processes already use all cores
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | one_thread
+        )
         self._rest = b""
-        self._patience = START  # seconds, beside the time limit, until it is known to have started
+        self._start_time = START  # seconds added to the time limit until the first message arrives
 
     def run(self, job: ShardJob) -> Iterator[int]:
-        """The number of each input as it is begun. Raises _Ended, and CyclicError when the shard cannot be written."""
-        message = asdict(job) | {"secret": job.secret.hex()}
+        """Give the number of each input when it is begun.
+
+        Raises:
+            _Ended: the process crashed, hung or was killed.
+            CyclicError: the shard cannot be written.
+        """
+        content = asdict(job) | {"secret": job.secret.hex()}
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.write(json.dumps(content).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:
             raise self._end() from None
         while True:
-            for word in self._words(job.time_limit + self._patience):
-                if word == b"done":
+            for message in self._messages(job.time_limit + self._start_time):
+                if message == b"done":
                     return
-                if word.startswith(b"failed "):
-                    raise CyclicError(word[7:].decode(), "Free some space; the same command continues.")
-                if word:  # an empty one tells of a frame
-                    yield int(word)
+                if message.startswith(b"failed "):
+                    raise CyclicError(message[7:].decode(), "Free some space; the same command then continues.")
+                if message:  # an empty message means that a frame is done
+                    yield int(message)
 
-    def _words(self, time_limit: float) -> list[bytes]:
-        """The next messages."""
+    def _messages(self, time_limit: float) -> list[bytes]:
+        """The next complete messages. Raises _Ended when none arrives within `time_limit` seconds."""
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], time_limit)
         if not ready:
             raise _Ended("timeout", f"not read within {time_limit:.0f} s")
-        self._patience = 0.0
+        self._start_time = 0.0
         received = os.read(self._process.stdout.fileno(), 65536)
         if not received:
             raise self._end()
-        *words, self._rest = (self._rest + received).split(b"\n")
-        return words
+        *messages, self._rest = (self._rest + received).split(b"\n")
+        return messages
 
     def _end(self) -> _Ended:
         code = self._process.wait()
         if -code in OUTSIDE_SIGNALS:
-            return _Ended("killed", "the process was killed, perhaps for want of memory")
+            return _Ended("killed", "the process was killed, possibly because memory ran out")
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return _Ended("crashed", f"the decoder crashed ({name})")
 
@@ -220,138 +218,3 @@ class _Decoder:
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
-
-
-# --------------------------------------------------------------------------------------------------- decoder
-
-
-def serve() -> None:
-    """Be a decoder process: do the jobs that stdin brings, and end when it ends, in the middle of anything."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the watcher gets them too, and decides
-    with suppress(OSError, AttributeError):  # `_listen` must wait for a library that keeps the interpreter to itself
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # Linux: with the thread that started this process
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)  # a cluster may allow less
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most), most))
-    keep_freed_memory()
-    answers = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # what libraries print is no answer, and may quote a header
-        os.dup2(nowhere, stream)
-    jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
-    while True:
-        message = json.loads(jobs.get())
-        message["preprocessing"] = Preprocessing(**message["preprocessing"])
-        job = ShardJob(**message | {"secret": bytes.fromhex(message["secret"])})
-        try:
-            _decode(job, lambda word: os.write(answers, word.encode() + b"\n"))
-            os.write(answers, b"done\n")
-        except BrokenPipeError:
-            return
-        except OSError as error:
-            os.write(answers, f"failed {job.folder} cannot be written: {error.strerror}.\n".encode())
-
-
-def _listen(jobs: "queue.SimpleQueue[bytes]") -> None:
-    """Hand on the lines of stdin. When it ends the watcher is gone, and so is whoever waits for this process."""
-    for line in sys.stdin.buffer:
-        jobs.put(line)
-    os._exit(0)
-
-
-def _decode(job: ShardJob, answer: Callable[[str], object]) -> None:
-    """Write a shard, continued where it was left."""
-    keyer = Keyer(job.secret)
-    with job.draft() as draft:
-        for number, path, member in job.inputs:
-            if number not in draft.done:
-                answer(str(number))
-                item = Input(Path(path), "", "", member)
-                rows, fitted = _worth(number, item, job, keyer, answer)
-                draft.append(number, [row | {"shard": job.shard} for row in rows], fitted)
-        draft.finish()
-
-
-def _worth(
-    number: int, item: Input, job: ShardJob, keyer: Keyer, answer: Callable[[str], object]
-) -> tuple[list[Row], list[np.ndarray]]:
-    """What an input is worth: a row for each of its frames, or one for the reason why there is none, and the images."""
-    try:
-        content = item.read()
-        scan = readers.open_scan(content, job.preprocessing, job.allow_burned_in)
-    except InputError as error:
-        return [_refused(number, 0, _better_said(error, item), keyer)], []
-    digest = hashlib.sha256(content).hexdigest()  # what processors have an instruction for
-    rows: list[Row] = []
-    fitted: list[np.ndarray] = []
-    keys = _header_keys(scan.identities, keyer)
-    for frame in scan.frames:
-        try:
-            picture = scan.picture(frame)
-            image = readers.fit(picture, job.preprocessing)
-            if image.min() == image.max():
-                raise Rejected("blank", "nothing is left of it at this size")
-        except InputError as error:
-            rows.append(_refused(number, frame, error, keyer))
-        else:
-            part = (str(frame),) if len(scan.frames) > 1 else ()
-            rows.append({
-                "input": number, "frame": frame, "status": "used", "row": len(fitted),
-                "sample": keyer.key("sample", digest, *part), "perceptual_hash": perceptual_hash(image[0]),
-                "content": hashlib.sha256(image.tobytes()).hexdigest()[:32], **asdict(picture.facts), **keys,
-            })  # fmt: skip
-            fitted.append(image)
-        answer("")
-    rows[0]["words"] = fingerprints(scan.identities.identifying, keyer)  # once a file is enough
-    return rows, fitted
-
-
-def _better_said(error: InputError, item: Input) -> InputError:
-    """Of text and tables a better word than that their format is unknown."""
-    suffix = Path(item.name).suffix.lower()
-    if not isinstance(error, Rejected) or error.reason != "unknown_format":
-        return error
-    if suffix == ".txt":
-        return Rejected("text_without_image")
-    if suffix == ".zip":
-        return Rejected("broken_archive", "a zip archive within another is not read")
-    if suffix in (".csv", ".tsv", ".jsonl", ".ndjson"):
-        return Rejected("unknown_format", "a table that was not named: give it with --reports")
-    return error
-
-
-def _refused(number: int, frame: int, error: InputError, keyer: Keyer) -> Row:
-    """The row of what gives no sample. Of a structured report it says that there is a text, which the join reads."""
-    identities = error.identities if isinstance(error.identities, Identities) else Identities()
-    words = fingerprints(identities.identifying, keyer)
-    known = _header_keys(identities, keyer) | {"words": words}
-    if isinstance(error, Skipped):
-        said = {"told": bool(error.text)}
-        detail = f"{error.message}: its text is taken" if error.text else error.message
-        return _left_out(number, "skipped", error.kind, detail, frame) | known | said
-    reason = error.reason if isinstance(error, Rejected) else "unexpected"
-    return _left_out(number, "rejected", reason, error.message, frame) | known
-
-
-def _left_out(number: int, status: str, reason: str, detail: str, frame: int = 0) -> Row:
-    return {"input": number, "frame": frame, "status": status, "reason": reason, "detail": detail}
-
-
-def _header_keys(identities: Identities, keyer: Keyer) -> Row:
-    """Keys of whom and what a header names; empty where it names none."""
-
-    def key(kind: str, *parts: str) -> str:
-        return keyer.key(kind, *parts) if parts and not names_nobody(parts[0]) else ""
-
-    return {
-        "patient": key("patient", *identities.patient),
-        "patient_number": key("patient", *identities.patient[:1]),
-        "study": key("study", identities.study),
-        "instance": key("instance", identities.instance),
-        "accession": key("accession", identities.accession),
-    }
-
-
-if __name__ == "__main__":
-    serve()

@@ -1,9 +1,9 @@
-"""What the user names, as inputs: files, folders, patterns, zip archives and DICOMDIRs.
+"""Lists the files behind the sources that the user names: files, folders, patterns, zip archives and DICOMDIRs.
 
-A folder is read recursively, but for hidden files and the output itself. The files of a zip archive are read where they
-lie, never unpacked to disk; a DICOMDIR that is named stands for the files it lists. One of either that cannot be read
-is an input itself, so that it is rejected by name. Inputs come one by one, so that a million files need no more memory
-than ten.
+Folders are searched recursively, without hidden files and without the output folder. Files in zip archives are read
+in the archive and never unpacked to disk. A DICOMDIR that the user names is replaced by the files it lists. An archive
+or DICOMDIR that cannot be read becomes an input itself, so that it is rejected under its name. Inputs are produced one
+at a time, so memory does not grow with their number.
 """
 
 import glob
@@ -21,9 +21,10 @@ from typing import BinaryIO, cast
 
 from cyclic_cli.errors import Rejected
 from cyclic_cli.imaging import readers
-from cyclic_cli.prepare.tables import TABLE_NAMES, side_car
+from cyclic_cli.prepare.tables import TABLE_NAMES
+from cyclic_cli.prepare.texts import side_car
 
-LARGEST_MEMBER = 2**32  # bytes of one file of an archive, unpacked
+LARGEST_MEMBER = 2**32  # decompressed bytes of one file of an archive
 BROKEN_ARCHIVE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, LookupError, ValueError,
 )  # fmt: skip
@@ -31,13 +32,13 @@ BROKEN_ARCHIVE = (
 
 @dataclass(frozen=True)
 class Input:
-    """One file offered: where it is, and its path relative to the source it came with."""
+    """One file of the sources: its location, and its path relative to its source."""
 
     path: Path  # the file, or the zip archive that holds it
-    source: str  # as UTF-8 text; of several folders each path begins with its folder's name
-    relative: str  # the same without that name
-    member: str = ""  # its name within the archive, as `_opened` gives it
-    side_car: str = ""  # name of the text file in its folder that is its report
+    source: str  # `relative` as UTF-8 text; with several folders as sources, prefixed with the folder's name
+    relative: str  # path relative to its source
+    member: str = ""  # name within the archive, as `_opened` gives it
+    side_car: str = ""  # name of the text file in the same folder that holds its report
 
     @property
     def name(self) -> str:
@@ -46,35 +47,39 @@ class Input:
 
     @property
     def given(self) -> str:
-        """Its path as the user gave it, as text."""
+        """The path in the form the user gave, as text."""
         return printable(f"{self.path}/{self.member}" if self.member else self.path)
 
     @property
     def absolute(self) -> str:
-        """Where the file is: two names of one file give the same."""
+        """The absolute path, which is the same for two relative spellings of one file."""
         path = os.path.abspath(self.path)
         return f"{path}/{self.member}" if self.member else path
 
     def open(self) -> BinaryIO:
-        """The file as a stream of bytes. Raises OSError, and zipfile.BadZipFile for a damaged archive."""
+        """Open the file as a stream of bytes. Raises OSError, or zipfile.BadZipFile for a damaged archive."""
         if not self.member:
             return self.path.open("rb")
         archive, members = _archive(self.path)
         return cast(BinaryIO, archive.open(members[self.member]))
 
     def read(self) -> bytes:
-        """The file's content. Raises Rejected: missing, unreadable, empty, broken_archive, too_large."""
+        """Read the file.
+
+        Raises:
+            Rejected: with the reason `missing`, `unreadable`, `empty`, `broken_archive` or `too_large`.
+        """
         if not self.member and not _is_archive(self.path):
             return readers.content_of(self.path)
         try:
             archive, members = _archive(self.path)
-            found = members[self.member]  # an archive that could not be opened has no member
+            found = members[self.member]  # KeyError, a LookupError, for an archive that was an input itself
             if found.file_size > LARGEST_MEMBER:
-                raise Rejected("too_large", f"more than {LARGEST_MEMBER // 2**30} GiB unpacked")
+                raise Rejected("too_large", f"more than {LARGEST_MEMBER // 2**30} GiB decompressed")
             content = archive.read(found)
         except OSError as error:
             raise Rejected("unreadable", error.strerror or "") from error
-        except RuntimeError as error:  # what zipfile raises for an encrypted file
+        except RuntimeError as error:  # zipfile raises it for an encrypted file
             raise Rejected("unreadable", "the archive is encrypted") from error
         except BROKEN_ARCHIVE as error:
             raise Rejected("broken_archive") from error
@@ -83,7 +88,13 @@ class Input:
         return content
 
     def ends(self, length: int = 4096) -> bytes:
-        """Size, first and last bytes, which tell it from others of its name; empty where it cannot be read."""
+        """The file's size with its first and last bytes, or in an archive its size with its checksum.
+
+        This distinguishes files of the same name without reading them whole. Empty when the file cannot be read.
+
+        Args:
+            length: Number of bytes to take from each end.
+        """
         try:
             if self.member:
                 found = _archive(self.path)[1][self.member]
@@ -107,9 +118,13 @@ def _archive(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
     return _opened(os.path.abspath(path), path.stat().st_mtime_ns)
 
 
-@lru_cache(maxsize=1)  # the files of an archive come one after another
+@lru_cache(maxsize=1)  # one is enough: the files of an archive are read one after another
 def _opened(path: str, _: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    """An archive and its files by name; the second file of one name, which a zip may hold, is called `name (2)`."""
+    """An open archive and its files by name.
+
+    A zip archive may hold several files of one name; the second is called `name (2)`. The second argument, the time of
+    the last change, keeps a changed archive from being taken from the cache.
+    """
     archive = zipfile.ZipFile(path)
     members: dict[str, zipfile.ZipInfo] = {}
     times: Counter[str] = Counter()
@@ -124,11 +139,11 @@ def _opened(path: str, _: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipIn
 
 
 def walk(sources: list[Path], out: Path) -> Iterator[Input]:
-    """Every file behind the sources, in no order; one that is named twice comes twice.
+    """Every file behind the sources, in no particular order; a file that is named twice is given twice.
 
     Args:
-        sources: Files, there or not, folders, glob patterns, zip archives and DICOMDIRs.
-        out: The output's folder, which is no input.
+        sources: Files (which need not exist), folders, glob patterns, zip archives and DICOMDIRs.
+        out: The output folder, which is skipped.
     """
     folders = {source for source in sources if source.is_dir()}
     common = _common_folder([source for source in sources if source not in folders])
@@ -138,12 +153,12 @@ def walk(sources: list[Path], out: Path) -> Iterator[Input]:
             yield from _files_in(source, out, prefix)
         else:
             for path in _matches(source):
-                own = _own_text(path.name, _texts_beside(str(path.parent)))
-                yield from _offered(path, _relative(path, common), own)
+                text = _side_car_of(path.name, _texts_beside(str(path.parent)))
+                yield from _inputs_of(path, _relative(path, common), text)
 
 
 def expand(sources: list[Path], out: Path) -> list[Input]:
-    """The files behind sources, each once, sorted, without report tables and side-cars."""
+    """The files behind the sources, each once and sorted, without report tables and side-cars."""
     found = {item.absolute: item for item in walk(sources, out) if item.relative not in TABLE_NAMES}
     for item in list(found.values()):
         found.pop(beside(item, item.side_car), None)
@@ -151,7 +166,12 @@ def expand(sources: list[Path], out: Path) -> list[Input]:
 
 
 def stream(paths: Iterable[Path], out: Path | None) -> Iterator[Input]:
-    """The files behind paths, one path after another, without report tables, and of folders without text files."""
+    """The files behind paths, one path after another. Report tables, and text files in folders, are left out.
+
+    Args:
+        paths: As the sources of `walk`.
+        out: The output folder, which is skipped; None for no output folder.
+    """
     for path in paths:
         for item in walk([path], out or Path(os.devnull)):
             is_text = item.name.lower().endswith(".txt") and item.path != path
@@ -160,36 +180,43 @@ def stream(paths: Iterable[Path], out: Path | None) -> Iterator[Input]:
 
 
 def beside(item: Input, name: str) -> str:
-    """The `absolute` of a file of that name in an input's folder; empty for no name."""
+    """The absolute path of the file with a given name in the input's folder; empty for an empty name."""
     return f"{os.path.dirname(item.absolute)}/{name}" if name else ""
 
 
 def printable(path: Path | str) -> str:
-    """A path as UTF-8 text. On disk a name is any bytes; those that are no text read `\\xff`."""
+    """A path as UTF-8 text. File names may be any bytes; bytes that are not UTF-8 are written as `\\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _common_folder(sources: list[Path]) -> Path:
-    """The folder that holds every file named by an absolute path, which their paths are then relative to."""
+    """The deepest folder that contains all files with absolute paths; their paths are given relative to it."""
     folders = [source.parent for source in sources if source.is_absolute()]
     return Path(os.path.commonpath(folders)) if folders else Path()
 
 
 def _files_in(folder: Path, out: Path, prefix: str) -> Iterator[Input]:
-    """The files of a folder, recursively but for `out` and for hidden files."""
-    closed: list[OSError] = []
-    for within, inner, names in os.walk(folder, onerror=closed.append):
+    """The files in a folder, recursively, without `out` and hidden files."""
+    errors: list[OSError] = []
+    for within, inner, names in os.walk(folder, onerror=errors.append):
         inner[:] = [name for name in sorted(inner) if not _is_hidden(name) and not _is_same(Path(within, name), out)]
         texts = _texts(names)
         for path in (Path(within, name) for name in sorted(names) if not _is_hidden(name)):
-            yield from _offered(path, path.relative_to(folder).as_posix(), _own_text(path.name, texts), prefix)
-    for error in closed:  # a folder that cannot be listed is not passed over: it is rejected as unreadable
+            yield from _inputs_of(path, path.relative_to(folder).as_posix(), _side_car_of(path.name, texts), prefix)
+    for error in errors:  # a folder that cannot be listed becomes an input, so that it is rejected as unreadable
         path = Path(error.filename)
-        yield from _offered(path, path.relative_to(folder).as_posix(), "", prefix)
+        yield from _inputs_of(path, path.relative_to(folder).as_posix(), "", prefix)
 
 
-def _offered(path: Path, relative: str, beside_it: str, prefix: str = "") -> Iterator[Input]:
-    """A file as an input; of a zip archive the files within, if it can be read."""
+def _inputs_of(path: Path, relative: str, text: str, prefix: str = "") -> Iterator[Input]:
+    """The inputs behind one file: the file itself, or the files in a zip archive that can be read.
+
+    Args:
+        path: The file.
+        relative: Its path relative to its source.
+        text: Name of its side-car; empty for none.
+        prefix: Put before the relative path in `Input.source`.
+    """
     members: dict[str, zipfile.ZipInfo] | None = None
     if _is_archive(path):
         with suppress(OSError, *BROKEN_ARCHIVE):
@@ -202,10 +229,10 @@ def _offered(path: Path, relative: str, beside_it: str, prefix: str = "") -> Ite
             name = os.path.basename(member)
             if not any(map(_is_hidden, member.split("/"))):
                 within = printable(f"{relative}/{member}")
-                own = _own_text(name, _texts(folders[os.path.dirname(member)]))
-                yield Input(path, prefix + within, within, member, own)
+                member_text = _side_car_of(name, _texts(folders[os.path.dirname(member)]))
+                yield Input(path, prefix + within, within, member, member_text)
     else:
-        yield Input(path, prefix + printable(relative), printable(relative), "", beside_it)
+        yield Input(path, prefix + printable(relative), printable(relative), "", text)
 
 
 def _texts(names: list[str] | set[str]) -> set[str]:
@@ -213,11 +240,11 @@ def _texts(names: list[str] | set[str]) -> set[str]:
 
 
 def _matches(source: Path) -> Iterator[Path]:
-    """The files of a pattern or of a DICOMDIR, or the file itself, there or not."""
+    """The files that match a pattern or that a DICOMDIR lists, or else the file itself, whether or not it exists."""
     if glob.has_magic(str(source)) and not source.exists():
         yield from (Path(match) for match in glob.iglob(str(source), recursive=True) if os.path.isfile(match))
     elif source.name == "DICOMDIR" and source.is_file():
-        from cyclic_cli.imaging.dicom.directory import referenced_files  # here: few need it
+        from cyclic_cli.imaging.dicom.directory import referenced_files  # imported late: rarely needed
 
         yield from referenced_files(source)
     else:
@@ -225,14 +252,18 @@ def _matches(source: Path) -> Iterator[Path]:
 
 
 def _relative(path: Path, common: Path) -> str:
-    """A named file's path relative to `common`, its name where it climbs out of the working folder."""
+    """The relative path of a file that the user named.
+
+    An absolute path is given relative to `common`. A relative path stays as it is, or becomes the file's name when it
+    leads out of the working folder.
+    """
     if path.is_absolute() and path.is_relative_to(common):
         return path.relative_to(common).as_posix()
     return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
 
 
-def _own_text(name: str, texts: set[str]) -> str:
-    """The side-car of a file among the text files of its folder; empty where it has none, or is text itself."""
+def _side_car_of(name: str, texts: set[str]) -> str:
+    """The side-car of a file among the text files of its folder; empty if it has none or is a text file itself."""
     return "" if name.lower().endswith(".txt") else side_car(Path(name), texts) or ""
 
 
@@ -242,7 +273,7 @@ def _texts_beside(folder: str) -> set[str]:
 
 
 def _is_hidden(name: str) -> bool:
-    """What file managers leave behind, such as .DS_Store, is no input."""
+    """Whether a file is hidden or was left by a file manager, such as Thumbs.db."""
     return (name.startswith(".") and name not in (".", "..")) or name in ("Thumbs.db", "desktop.ini", "__MACOSX")
 
 

@@ -1,1 +1,1 @@
-"""Keyed hashes in place of identities, and what is cut out of reports."""
+"""Replaces identities by keyed hashes, and removes identities from reports."""

@@ -1,11 +1,11 @@
-"""Who a sample belongs to, without saying who that is: keyed hashes, the secret behind them, and the split.
+"""Computes keys (keyed hashes) of patients, studies and samples, finds their secret, and derives the split from keys.
 
-Patient, study and sample keys are HMAC-SHA256 with a secret that never enters a dataset, so nobody can find
-a patient by hashing the numbers of a hospital. Data that is de-identified already may be hashed with an
-empty secret; then everybody gets the same keys and the same split.
+Keys are HMAC-SHA256 (RFC 2104) with a secret that is never stored in a dataset. Without the secret, nobody can find a
+patient by hashing all patient numbers of a hospital. Data that is de-identified already may be hashed with an empty
+secret; then everybody gets the same keys and the same split.
 
-A patient's place in [0, 1) is a function of the key alone. The split and every fraction are intervals of
-that place: adding data moves nobody, no patient is in two splits, and 3 % lies inside 15 % inside 40 %.
+The key of a patient determines the patient's place in [0, 1). Splits and fractions are intervals of places. Therefore
+adding data moves no patient, no patient is in two splits, and the 3 % fraction is a subset of the 15 % fraction.
 """
 
 import hashlib
@@ -34,60 +34,69 @@ NOBODY = {
     "NULL",
     "UNKNOWN",
 }
-"""What stands for a number that nobody gave (compared in upper case)."""
+"""Placeholders for a missing patient or study number, in upper case."""
 SCHEME = 1
-"""Of keys and fingerprints; raised when either is made otherwise, so that datasets of both are not mixed."""
+"""Version of the rules for keys and fingerprints. It increases with every change, so that datasets never mix them."""
 
 
 @dataclass(frozen=True)
 class Keyer:
-    """Makes keys from identities. An empty `secret` is for data that is de-identified already."""
+    """Makes keys from identities. An empty `secret` is meant for data that is de-identified already."""
 
     secret: bytes
 
     def key(self, kind: str, *parts: str) -> str:
-        """A key of 32 hexadecimal digits for an identity; `kind` keeps a study from equalling a patient."""
+        """The key of an identity: 32 hexadecimal digits.
+
+        Args:
+            kind: Kind of the identity, such as `patient`. Equal parts of different kinds have different keys.
+            parts: The identity, such as a patient number and its issuer.
+        """
         message = "\0".join((kind, *parts)).encode(errors="surrogateescape")
         return hmac.new(self.secret, message, hashlib.sha256).hexdigest()[:32]
 
     def number(self, text: str) -> int:
-        """A keyed hash of 64 bits, signed, to compare names by."""
+        """A keyed hash (BLAKE2b, RFC 7693) as a signed number of 64 bits, for comparing names."""
         digest = hashlib.blake2b(text.encode(errors="surrogateescape"), key=_short(self.secret), digest_size=8).digest()
         return int.from_bytes(digest, "little", signed=True)
 
     def check(self) -> str:
-        """A value that two keyers share when they have the same secret and scheme, and that gives neither away."""
+        """A key that is equal for keyers of the same secret and scheme, and that does not reveal the secret."""
         return self.key("secret check", str(SCHEME))
 
 
 @lru_cache(maxsize=4)
 def _short(secret: bytes) -> bytes:
-    """A secret of any length as a key of BLAKE2, which takes 64 bytes at most."""
+    """The secret in a form that BLAKE2b accepts, whose key has at most 64 bytes."""
     return hashlib.sha256(secret).digest()
 
 
 def names_nobody(number: str) -> bool:
-    """Whether a patient's or a study's number is none: empty, zeros, or a word for that."""
+    """Whether a patient's or study's number is missing: empty, only zeros and punctuation, or a placeholder."""
     return not number.strip("0 .-_?*") or number.strip().upper() in NOBODY
 
 
 def place(patient_key: str) -> float:
-    """Where a patient lies in [0, 1), from the key alone (SHA-256, its first 52 bits: exact in a float)."""
+    """The place of a patient in [0, 1): the first 52 bits of a SHA-256 of the key, which a float holds exactly."""
     digest = hashlib.sha256(b"place\0" + patient_key.encode()).hexdigest()
     return int(digest[:13], 16) / 16**13
 
 
 def paired_place(patient_key: str) -> float:
-    """Where a patient lies in [0, 1) for `--paired-fraction`: a hash that says nothing of the split."""
+    """The place of a patient in [0, 1) for `--paired-fraction`. It is independent of `place`, and so of the split."""
     digest = hashlib.sha256(b"paired\0" + patient_key.encode()).hexdigest()
     return int(digest[:13], 16) / 16**13
 
 
 def split_of(position: float, shares: tuple[float, float, float]) -> tuple[str, float]:
-    """The split whose interval holds a place, and the place within that interval, both from `shares` that sum to 1.
+    """The split of a place, and the position within the split.
+
+    Args:
+        position: A place in [0, 1).
+        shares: Shares of train, val and test, which sum to 1.
 
     Returns:
-        The split's name and the subset position in [0, 1): `--fraction 0.4` of a split is position < 0.4.
+        The name of the split, and the position within it in [0, 1): `--fraction 0.4` takes positions below 0.4.
     """
     low = 0.0
     for name, share in zip(SPLITS, shares, strict=True):
@@ -102,7 +111,7 @@ def _last_used(shares: tuple[float, float, float]) -> str:
 
 
 def parse_split(text: str) -> tuple[float, float, float]:
-    """`80/10/10` as shares that sum to 1. Raises UsageError when it is not three numbers that sum to 100."""
+    """Read `80/10/10` as shares that sum to 1. Raises UsageError unless the text is three numbers that sum to 100."""
     try:
         train, val, test = (float(part) for part in text.split("/"))
     except ValueError:
@@ -113,10 +122,10 @@ def parse_split(text: str) -> tuple[float, float, float]:
 
 
 def find_secret(salt_file: Path | None) -> bytes:
-    """The secret: from `salt_file`, else `$CYCLIC_SALT`, else the user's own, made once.
+    """The secret: from `salt_file`, else from `$CYCLIC_SALT`, else the user's secret, which is made on first use.
 
     Raises:
-        CyclicError: the file cannot be read or is empty, or no secret can be kept anywhere.
+        CyclicError: the file cannot be read or is empty, or the user's secret cannot be stored.
     """
     if salt_file is not None:
         try:
@@ -128,11 +137,15 @@ def find_secret(salt_file: Path | None) -> bytes:
         return secret
     if os.environ.get("CYCLIC_SALT", "").strip():
         return os.environ["CYCLIC_SALT"].strip().encode()
-    return _own_secret(platformdirs.user_config_path("cyclic") / "salt")
+    return _user_secret(platformdirs.user_config_path("cyclic") / "salt")
 
 
-def _own_secret(path: Path) -> bytes:
-    """Read the user's secret, or make it. Array jobs race here: a whole file is linked into place, once."""
+def _user_secret(path: Path) -> bytes:
+    """Read the user's secret, or make it.
+
+    The jobs of an array may do this at the same time. A complete file is therefore linked to `path`, which succeeds in
+    one process only.
+    """
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,15 +156,15 @@ def _own_secret(path: Path) -> bytes:
             try:
                 os.link(draft, path)
             except FileExistsError:
-                pass  # another process was first: its secret is everybody's
+                pass  # another process was first, and all use its secret
             finally:
                 draft.unlink()
         secret = path.read_bytes().strip()
-        if not secret:  # an empty secret would be none
-            raise CyclicError(f"The secret in {path} is empty.", "Remove that file; a new secret is made.")
+        if not secret:  # keys with an empty secret would not protect anybody
+            raise CyclicError(f"The secret in {path} is empty.", "Remove that file; a new secret is then made.")
         return secret
     except OSError as error:
         raise CyclicError(
-            f"No secret for patient keys can be kept in {path.parent}.",
-            "Give one with --salt-file or $CYCLIC_SALT, or --already-deidentified for public data.",
+            f"No secret for patient keys can be stored in {path.parent}.",
+            "Give one with --salt-file or $CYCLIC_SALT, or use --already-deidentified for public data.",
         ) from error

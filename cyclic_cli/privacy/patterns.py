@@ -1,9 +1,9 @@
-"""What may name somebody by its shape alone: dates, telephones, long numbers, UIDs, addresses of e-mail and the web.
+"""Finds patterns that may identify a person: dates, telephone numbers, long numbers, UIDs, e-mail and web addresses.
 
-The shapes are those of the HIPAA Safe Harbor method (45 CFR 164.514(b)(2)) that can be told without knowing anybody. A
-report is full of other numbers: levels (L4/5), lists of ribs (7/8/9), scores, ranges and measures, which must stay.
+These are the identifiers of the HIPAA Safe Harbor method (45 CFR 164.514(b)(2)) that can be recognised by their form.
+Other numbers of reports must stay: vertebral levels (L4/5), lists of ribs (7/8/9), scores, ranges and measurements.
 
-Patterns begin with a digit, or are tried only where a word stands that may begin them: that is what makes them fast.
+For speed, every pattern either begins with a digit or is tried only at words that may start it.
 """
 
 import re
@@ -20,17 +20,17 @@ MONTHS = (
     "diciembre gennaio febbraio aprile maggio giugno luglio settembre ottobre dicembre janeiro fevereiro março maio "
     "junho julho setembro outubro novembro dezembro"
 ).split()
-FEWEST_DIGITS = 4  # of a shape of digits alone: 1/2/24
-AMBIGUOUS_MONTHS = {"may", "mar", "mars", "march", "oct"}  # other things too: a verb, a sea, a planet, a modality
-ANNOUNCING = set(
+FEWEST_DIGITS = 4  # digits of the shortest pattern that has only digits: 1/2/24
+AMBIGUOUS_MONTHS = {"may", "mar", "mars", "march", "oct"}  # words with other meanings, as a verb or a modality
+NUMBER_LABELS = set(
     "accession acc mrn pid ssn nhs dob patientid tel telephone telefon phone fax mobile pager beeper ext "
     "extension".split()
 )
-"""Words after which even a short number is somebody's."""
+"""Words after which even a short number identifies a person."""
 
 
 def fold(token: str) -> str:
-    """A word without case, accents and ligatures."""
+    """A word in lower case, without accents and ligatures."""
     if token.isascii():
         return token.lower()
     parts = unicodedata.normalize("NFKD", token.casefold())
@@ -41,14 +41,17 @@ _LIGATURES = str.maketrans(dict(zip("æœøłđðþıħ", ("ae", "oe", "o", "l",
 _MONTHS = frozenset(map(fold, MONTHS))
 
 
-def is_opening(token: str) -> bool:
-    """Whether a folded token may begin a shape: a month, what announces a number, or a date in one (12MAR2024)."""
-    return token in _MONTHS or token in ANNOUNCING or bool((found := _COMPACT.fullmatch(token)) and found[1] in _MONTHS)
+def may_start_pattern(token: str) -> bool:
+    """Whether a folded word is a month, the label of a number (MRN), or a date written as one word (12MAR2024)."""
+    if token in _MONTHS or token in NUMBER_LABELS:
+        return True
+    found = _COMPACT.fullmatch(token)
+    return bool(found and found[1] in _MONTHS)
 
 
 # --------------------------------------------------------------------------------------------------------- patterns
 
-# A first digit, and a following end, that are not within a word or number (an underscore is no letter).
+# A first digit and an end that are not inside a word or number; underscores do not count as letters.
 _FIRST = r"\d(?<![^\W_].)(?<!\d[.,/-].)"
 _END = r"(?![^\W_])"
 _LAST = _END + r"(?![./-]\d)"
@@ -79,7 +82,7 @@ _TELEPHONES = [
     re.compile(_FIRST + r"(?:\d\d[ .-]\d{3}[ .-]\d{4}|-\d{3}-\d{3}-\d{4}|\d\d-\d\d-\d{4}|\d\d-\d{4})" + _LAST),
     re.compile(_FIRST + r"(?<=0)\d{1,4}(?:(?:[ /-]\d{2,}){2,}|[ /-]\d{5,})" + _END),
 ]
-_ANNOUNCED = re.compile(
+_LABELLED = re.compile(
     r"[^\W_]+[ .:#]*(?:(?:no|nr|number|num|id)[ .:#]*)?((?:[a-z]{0,4}[-/]?)?\d[\d/_-]{2,}\w*)", re.IGNORECASE
 )
 _EMAIL = re.compile(r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)+")
@@ -98,26 +101,26 @@ _UNIT = re.compile(
     re.IGNORECASE,
 )
 _CLUSTER = re.compile(r"\d[\d ()./-]{2,}\d")
-_COUNTING = frozenset(
+_BEFORE_COUNT = frozenset(
     "image images series slice slices from between rib ribs rippe rippen segment segments level levels teeth tooth "
     "zone zones ray rays digit digits toe toes finger fingers cote cotes costilla costillas frame frames grade "
     "score".split()
 )
-_ANNOUNCING_DAY = frozenset(
+_BEFORE_DAY = frozenset(
     "on from date dated of since exam study until till between and to with by am vom zum bis seit le du el del al "
     "prior film radiograph ct mri aufnahme voraufnahme".split()
 )
 
 
-# ------------------------------------------------------------------------------------------------------ what is found
+# ----------------------------------------------------------------------------------------------------------- search
 
 
-def telling_spans(text: str, openings: list[str]) -> Iterator[Span]:
-    """Where a text has a shape that may name somebody; spans may overlap.
+def pattern_spans(text: str, starts: list[str]) -> Iterator[Span]:
+    """The positions of patterns that may identify a person; spans may overlap.
 
     Args:
         text: A report.
-        openings: Those of its words that `is_opening` holds for.
+        starts: The words of the report for which `may_start_pattern` is true.
     """
     if "@" in text:
         yield from (match.span() for match in _EMAIL.finditer(text))
@@ -126,39 +129,39 @@ def telling_spans(text: str, openings: list[str]) -> Iterator[Span]:
     if any(sum(map(str.isdigit, cluster)) >= FEWEST_DIGITS for cluster in _CLUSTER.findall(text)):
         yield from _numbers(text)
         yield from _dates(text)
-    if openings:
-        yield from _written_dates(text)
-    for word in openings:
-        for place in places(text, word):
-            yield from _opened(text, place, word)
+    if starts:
+        yield from _day_month_dates(text)
+    for word in starts:
+        for position in positions(text, word):
+            yield from _starting_at(text, position, word)
 
 
 def without_ages(text: str) -> str:
-    """The text with ages over 89 as `90+`."""
+    """The text with `90+` in place of ages over 89, as the Safe Harbor method requires."""
     return _OLD.sub("90+", text)
 
 
-def is_measure(text: str, end: int) -> bool:
-    """Whether a unit follows the number that ends there."""
+def is_measurement(text: str, end: int) -> bool:
+    """Whether a unit follows the number that ends at position `end`."""
     return bool(_UNIT.match(text, end))
 
 
 def days(text: str) -> Iterator[tuple[Span, set[str]]]:
-    """Where a text may have a day without a year (12/03, `on 12.3.`), with its readings as MMDD.
+    """The positions of possible dates without a year (12/03, `on 12.3.`), each with its readings as MMDD.
 
-    Numbers that can as well be a fraction, a level or a range are days only after a word that announces one.
+    Numbers that may also be a fraction, a vertebral level or a range count as dates only after a word such as `on`.
     """
     for match in _DAY.finditer(text):
         first, second = match[0].split(match[1])
         padded = match[1] == "/" and len(first) == len(second) == 2 and "0" in (first[0], second[0])
-        if not padded and _word_before(text, match.start()) not in _ANNOUNCING_DAY:
+        if not padded and _word_before(text, match.start()) not in _BEFORE_DAY:
             continue
-        if not is_measure(text, match.end()) and text[match.end() : match.end() + 4].lower() != " of ":
+        if not is_measurement(text, match.end()) and text[match.end() : match.end() + 4].lower() != " of ":
             yield match.span(), _readings(first, second)
 
 
 def days_of(value: str) -> set[str]:
-    """Every date of a header's value or a table's cell, as MMDD; both readings of one that has two."""
+    """The days of all dates in a header's value or a table's cell, as MMDD; an ambiguous date gives both readings."""
     found: set[str] = set()
     for month, day in re.findall(rf"(?<!\d){_YEAR}[-./]?(\d\d)[-./]?(\d\d)(?:\d{{6}}|{_END})", value):
         found |= {month + day} if _is_day(int(month), int(day)) else set()
@@ -177,34 +180,35 @@ def _is_day(month: int, day: int) -> bool:
 
 
 def _is_counted(text: str, start: int) -> bool:
-    """Whether the word before a number says that it counts things."""
-    return _word_before(text, start) in _COUNTING
+    """Whether the word before a number, such as `rib` or `image`, shows that it is a count or an index."""
+    return _word_before(text, start) in _BEFORE_COUNT
 
 
-def _word_before(text: str, place: int) -> str:
-    return fold("".join(text[max(0, place - 16) : place].rstrip(" \t\n:#(").split()[-1:]))
+def _word_before(text: str, position: int) -> str:
+    return fold("".join(text[max(0, position - 16) : position].rstrip(" \t\n:#(").split()[-1:]))
 
 
-def places(text: str, word: str) -> Iterator[int]:
-    """Where a word begins."""
-    place = text.find(word)
-    while place >= 0:
-        if not (place and text[place - 1].isalnum()):
-            yield place
-        place = text.find(word, place + 1)
+def positions(text: str, word: str) -> Iterator[int]:
+    """The positions at which a word begins."""
+    position = text.find(word)
+    while position >= 0:
+        if not (position and text[position - 1].isalnum()):
+            yield position
+        position = text.find(word, position + 1)
 
 
 def _numbers(text: str) -> Iterator[Span]:
+    """Long numbers with the letters and punctuation joined to them, UIDs and telephone numbers."""
     for match in _LONG.finditer(text):
         start, end = match.span()
         start -= len(_CHAIN_BEFORE.search(text[max(0, start - 64) : start])[0])  # type: ignore[index]
         end += len(_CHAIN_AFTER.match(text[end : end + 64])[0])  # type: ignore[index]
-        if not re.fullmatch(r"\d{1,3}[.,]\d+", text[start:end]):  # a measure, exact beyond reason
+        if not re.fullmatch(r"\d{1,3}[.,]\d+", text[start:end]):  # a measurement with many decimals
             yield start, end
     yield from (match.span() for match in _UID.finditer(text))
     for pattern in _TELEPHONES:
         for match in pattern.finditer(text):
-            if not is_measure(text, match.end()) and not _is_counted(text, match.start()):
+            if not is_measurement(text, match.end()) and not _is_counted(text, match.start()):
                 yield match.span()
 
 
@@ -216,47 +220,47 @@ def _dates(text: str) -> Iterator[Span]:
     yield from (match.span() for match in _NUMERIC.finditer(text) if _is_numeric_date(text, match))
     for match in _MONTH_AND_YEAR.finditer(text):
         month = match[0].split(match[1])[0].strip()
-        if 1 <= int(month) <= 12 and (match[1] != "." or len(month) == 2) and not is_measure(text, match.end()):
+        if 1 <= int(month) <= 12 and (match[1] != "." or len(month) == 2) and not is_measurement(text, match.end()):
             yield match.span()
 
 
 def _is_numeric_date(text: str, match: re.Match[str]) -> bool:
-    """12/03/2024; and 12/03/24 where it is no list of ribs and no measure."""
+    """Whether a match is a date: 12/03/2024 always, 12/03/24 unless it may be a list of ribs or a measurement."""
     first, second, year = re.split(r"[-./]", match[0].replace(" ", ""))
     if not _readings(first, second):
         return False
     spaced = match[1] or match[3]
-    return len(year) == 4 or not (spaced or _is_counted(text, match.start()) or is_measure(text, match.end()))
+    return len(year) == 4 or not (spaced or _is_counted(text, match.start()) or is_measurement(text, match.end()))
 
 
-def _written_dates(text: str) -> Iterator[Span]:
-    """`12 March` and `12th of March, 2024`."""
+def _day_month_dates(text: str) -> Iterator[Span]:
+    """Dates with the day before the name of the month: `12 March` and `12th of March, 2024`."""
     for match in _DAY_FIRST.finditer(text):
         if fold(match[2]) in _MONTHS and _is_day_of_month(text, match, match[1], match[2], match[3]):
             yield match.span()
 
 
-def _opened(text: str, place: int, word: str) -> Iterator[Span]:
-    """`March 12, 2024`, `March 12`, `March 2024`, `12MAR2024`, or the number that a word announces."""
+def _starting_at(text: str, position: int, word: str) -> Iterator[Span]:
+    """The pattern at a word: `March 12, 2024`, `March 12`, `March 2024`, `12MAR2024`, or the number after a label."""
     if word[0].isdigit():
-        yield place, place + len(word)
+        yield position, position + len(word)
         return
     if fold(word) not in _MONTHS:
-        if match := _ANNOUNCED.match(text, place):
+        if match := _LABELLED.match(text, position):
             yield match.span(1)
         return
-    match = _MONTH_FIRST.match(text, place)
+    match = _MONTH_FIRST.match(text, position)
     if not match or not _is_day_of_month(text, match, match[1], word, match[2]):
-        match = _MONTH_WITH_YEAR.match(text, place)
+        match = _MONTH_WITH_YEAR.match(text, position)
     if match:
         yield match.span()
 
 
 def _is_day_of_month(text: str, match: re.Match[str], day: str, month: str, year: str | None) -> bool:
-    """`12 March` is one; `NODULES 1 AND 2 MAY REPRESENT` and `OCT 3 mm` are none."""
+    """Whether a match is a date: `12 March` is one, `NODULES 1 AND 2 MAY REPRESENT` and `OCT 3 mm` are not."""
     if not 1 <= int(day) <= 31:
         return False
     if year:
         return True
-    measure = is_measure(text, match.end()) or re.match(r"[.,]\d", text[match.end() : match.end() + 2])
-    return not measure and (fold(month) not in AMBIGUOUS_MONTHS or month.istitle())
+    measurement = is_measurement(text, match.end()) or re.match(r"[.,]\d", text[match.end() : match.end() + 2])
+    return not measurement and (fold(month) not in AMBIGUOUS_MONTHS or month.istitle())

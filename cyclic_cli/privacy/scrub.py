@@ -1,15 +1,16 @@
-"""Identities cut out of reports.
+"""Removes identities from reports.
 
-Who reads a header is long gone when its report turns up, in another process. So what a header names travels as
-*fingerprints*: keyed hashes of its words, which stay with the dataset and tell nobody anything.
+A header is read in another process, and often in another call, than its report. The identities in a header are
+therefore passed on as *fingerprints*: keyed hashes of their words, from which nobody can recover the words without the
+secret. Fingerprints are stored with the dataset. There are four kinds:
 
-    word  a word of a name or a remark that is no ordinary word, or a number: cut wherever it stands
-    part  an ordinary word of a name (Long, Rib): cut only where the text has more of the name around it, or a title
-    pair  two such words of one name: neighbours in the text, they are that name
-    day   day and month of a date: cut where the text has them without a year
+    word  a number, or a word of a name or remark that is not an ordinary word: cut wherever it occurs
+    part  an ordinary word of a name (Long, Rib): cut only beside another part of the name or after a title
+    pair  two ordinary words of one name, which are cut when they are neighbours in the text
+    day   day and month of a date, cut where the text has them without a year
 
-What is ordinary says `assets/ordinary_words.txt`. What may name somebody by its shape alone (`shapes.py`) is cut from
-every text.
+Ordinary words are those in `assets/ordinary_words.txt`. Patterns that may identify a person by their form alone, such
+as dates (see `patterns.py`), are cut from every text.
 """
 
 import re
@@ -26,83 +27,83 @@ from cyclic_cli.privacy.patterns import (
     days,
     days_of,
     fold,
-    is_measure,
-    is_opening,
-    places,
-    telling_spans,
+    is_measurement,
+    may_start_pattern,
+    pattern_spans,
+    positions,
     without_ages,
 )
 
 CUT = "___"
-SHORTEST = 3  # letters of a word, and digits of a number, that is cut where it stands alone
-SHORTEST_CHAIN = 5  # digits of a number whose punctuation may differ: 12/5 is not the number 125
-LONGEST_NUMBER = 32  # characters of a value that is a number as a whole
-LONGEST_NAME = 8  # words; of a longer one only neighbours make pairs
-REMEMBERED = 2**18  # tokens whose hash is kept; and a tenth as many values of headers
+SHORTEST = 3  # letters of the shortest word, and digits of the shortest number, that is cut on its own
+SHORTEST_CHAIN = 5  # digits of the shortest number whose punctuation may differ: 12/5 must not match 125
+LONGEST_NUMBER = 32  # characters at the beginning of a value that are also taken as one number
+LONGEST_NAME = 8  # words of a name; in a longer one only neighbouring words make pairs
+REMEMBERED = 2**18  # words in the cache of hashes; the cache of header values holds a tenth of that
 WORD, PART, PAIR, DAY = "wp&d"  # the last character of a fingerprint
 
 TITLES = frozenset(
     "dr drs mr mrs ms miss prof professor doctor herr herrn frau monsieur madame mme senor senora sra dra".split()
 )
 PARTICLES = frozenset("al da de del della der di du el la le mac mc o san st ten ter van vande von zu".split())
-"""Words that names are written with or without a space after: Van Dyke, Vandyke."""
+"""Words in names that are written with or without a following space: Van Dyke, Vandyke."""
 
 
 @dataclass(frozen=True)
 class Identifying:
-    """What a header or a table's row says that may name somebody. Held in memory only; never written or shown."""
+    """The contents of a header or a row of a table that may identify a person; never written or shown."""
 
-    names: tuple[str, ...] = ()  # persons, institutions, addresses, numbers, dates, as they are written there
-    remarks: tuple[str, ...] = ()  # free text, in which a name may stand
+    names: tuple[str, ...] = ()  # persons, institutions, addresses, numbers and dates, as the source writes them
+    remarks: tuple[str, ...] = ()  # free text, which may contain a name
 
     def __repr__(self) -> str:
         return "Identifying(hidden)"
 
 
 def fingerprints(identifying: Identifying, keyer: Keyer) -> list[str]:
-    """Keyed hashes of all that `scrub` should cut: strings of 16 characters, sorted, each once."""
-    memory = _memory(keyer)
+    """Keyed hashes of everything that `scrub` should cut: distinct strings of 16 characters, sorted."""
+    hashes = _hash_cache(keyer)
     found: set[str] = set()
     for value in identifying.names:
-        found |= memory.of_value(_of_name, value)
+        found |= hashes.of_value(_of_name, value)
     for value in identifying.remarks:
-        found |= memory.of_value(_of_remark, value)
-    # A table gives first and last name in cells of their own.
-    alone = {words[0] for value in identifying.names if len(words := _letters(value)) == 1}
-    found |= _pairs(sorted(alone), memory)
+        found |= hashes.of_value(_of_remark, value)
+    # Tables often have first and last names in separate cells, so single words are paired with each other.
+    single_words = {words[0] for value in identifying.names if len(words := _letters(value)) == 1}
+    found |= _pairs(sorted(single_words), hashes)
     return sorted(found)
 
 
 def scrub(text: str, fingerprints: Collection[str], keyer: Keyer) -> str:
-    """The text with `___` for whatever names somebody, and `90+` for ages over 89.
+    """The text with `___` in place of identities, and `90+` in place of ages over 89.
 
-    Scrubbing again changes nothing; with more fingerprints it cuts more. Letters with accents come out composed
-    (Unicode NFC), and invisible characters within words go.
+    Applying `scrub` again with the same fingerprints changes nothing, and with more fingerprints cuts more. Accented
+    letters are composed (Unicode NFC), and invisible characters in words are removed.
 
     Args:
         text: A report.
-        fingerprints: Of whom it may name.
-        keyer: The one they were made with.
+        fingerprints: Fingerprints of the persons that the report may name.
+        keyer: The keyer that the fingerprints were made with.
     """
-    memory = _memory(keyer)
+    hashes = _hash_cache(keyer)
     known = {fingerprint[:-1]: fingerprint[-1] for fingerprint in fingerprints}
-    dated = DAY in known.values()
+    has_days = DAY in known.values()
     text = _composed(text)
-    while True:  # what is cut may leave a neighbour that is only then seen for what it is
+    while True:  # a cut may change the neighbours of a word so that it is recognised only in the next round
         text = without_ages(text)
         words = set(_TOKEN.findall(text))
-        spans = [*telling_spans(text, [word for word in words if memory[word][1]])]
-        if dated:
-            spans += [span for span, readings in days(text) if any(memory.of("day", day) in known for day in readings)]
+        spans = [*pattern_spans(text, [word for word in words if hashes[word][1]])]
+        if has_days:
+            spans += [span for span, readings in days(text) if any(hashes.of("day", day) in known for day in readings)]
         if known:
-            spans += _names(text, words, known, memory)
+            spans += _names(text, words, known, hashes)
         if not spans:
             return text
         text = _without(text, spans)
 
 
 def _without(text: str, spans: list[Span]) -> str:
-    """The text with one `___` for each span, or for several that touch."""
+    """The text with `___` in place of each span; spans that touch become one."""
     kept: list[str] = []
     end = -1
     for start, stop in sorted(spans):
@@ -122,19 +123,21 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 _UMLAUTS: dict[int, str] = {ord("ä"): "ae", ord("ö"): "oe", ord("ü"): "ue"}
 _PUNCTUATION = re.compile(r"[\W_]")
 _DIGIT = re.compile(r"\d")
-_IN_NUMBER = re.compile(r"(?:(?<=\d)[^\W\d_]{4,}|[^\W\d_]{4,}(?=\d))")  # of a number made of a name: OKONKWO01
+_IN_NUMBER = re.compile(
+    r"(?:(?<=\d)[^\W\d_]{4,}|[^\W\d_]{4,}(?=\d))"
+)  # letters of a number that contains a name: OKONKWO01
 _CLINICAL = re.compile(r"[a-z]{1,2}[1-9]\d?|\d{1,2}[a-z]{1,2}")  # T1, L45, 3D
 
 
 @cache
 def ordinary_words() -> frozenset[str]:
-    """Words that stand in reports for what they mean, folded."""
+    """Folded words that are part of the general and medical vocabulary, and not only names."""
     lines = (files("cyclic_cli") / "assets" / "ordinary_words.txt").read_text(encoding="ascii")
     return frozenset(lines[lines.rindex("#") :].split("\n")[1:-1])
 
 
-class _Memory(dict[str, tuple[str, bool]]):
-    """Hash of every token met, and whether it may open a shape; found out once for each."""
+class _HashCache(dict[str, tuple[str, bool]]):
+    """A cache: word → its hash, and whether it may start a pattern."""
 
     def __init__(self, keyer: Keyer) -> None:
         super().__init__()
@@ -146,18 +149,18 @@ class _Memory(dict[str, tuple[str, bool]]):
             self.clear()
         plain = _PUNCTUATION.sub("", fold(token))
         hashed = self.of("number", plain.lstrip("0")) if _DIGIT.search(plain) else self.of("word", plain)
-        self[token] = known = (hashed, is_opening(plain))
-        return known
+        self[token] = entry = (hashed, may_start_pattern(plain))
+        return entry
 
     def of(self, kind: str, text: str) -> str:
-        """A keyed hash of 15 digits; `kind` keeps a word from equalling a day."""
+        """A keyed hash of 15 hexadecimal digits. Equal texts of different kinds have different hashes."""
         return f"{self._keyer.number(f'{kind} {text}') % 2**60:015x}"
 
     def pair(self, first: str, second: str) -> str:
         return self.of("pair", " ".join(sorted((first, second))))
 
-    def of_value(self, read: Callable[[str, "_Memory"], Iterator[str]], value: str) -> frozenset[str]:
-        """The fingerprints of a value: the headers of a study repeat each other."""
+    def of_value(self, read: Callable[[str, "_HashCache"], Iterator[str]], value: str) -> frozenset[str]:
+        """The fingerprints of a value, cached because the headers of a study repeat the same values."""
         if len(self._values) >= REMEMBERED // 10:
             self._values.clear()
         key = (read.__name__, value)
@@ -167,59 +170,61 @@ class _Memory(dict[str, tuple[str, bool]]):
 
 
 @lru_cache(maxsize=4)
-def _memory(keyer: Keyer) -> _Memory:
-    return _Memory(keyer)
+def _hash_cache(keyer: Keyer) -> _HashCache:
+    return _HashCache(keyer)
 
 
 def _composed(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text).translate(_INVISIBLE)
 
 
-# ----------------------------------------------------------------------------------------------- of names and remarks
+# ----------------------------------------------------------------------------- fingerprints of names and of remarks
 
 
-def _of_name(value: str, memory: _Memory) -> Iterator[str]:
+def _of_name(value: str, hashes: _HashCache) -> Iterator[str]:
     words = _letters(value)
-    whole = {spelling for word in words for spelling in _spellings(word)} | _joined(value)
-    whole |= {fold(word) for word in _IN_NUMBER.findall(value)}
-    yield from (memory.of("word", word) + WORD for word in whole if _is_telling(word))
-    yield from _pairs(words, memory)
-    yield from (memory.of("number", number) + WORD for number in _numbers(value))
-    yield from (memory.of("day", day) + DAY for day in days_of(value))
+    spellings = {spelling for word in words for spelling in _spellings(word)} | _joined(value)
+    spellings |= {fold(word) for word in _IN_NUMBER.findall(value)}
+    yield from (hashes.of("word", word) + WORD for word in spellings if _is_identifying(word))
+    yield from _pairs(words, hashes)
+    yield from (hashes.of("number", number) + WORD for number in _numbers(value))
+    yield from (hashes.of("day", day) + DAY for day in days_of(value))
 
 
-def _of_remark(value: str, memory: _Memory) -> Iterator[str]:
-    yield from (memory.of("word", word) + WORD for word in _letters(value) if _is_telling(word))
+def _of_remark(value: str, hashes: _HashCache) -> Iterator[str]:
+    yield from (hashes.of("word", word) + WORD for word in _letters(value) if _is_identifying(word))
     for number in _numbers(value):
-        if len(_DIGIT.findall(number)) >= SHORTEST_CHAIN or any(map(_is_telling, re.findall(r"[^\W\d_]+", number))):
-            yield memory.of("number", number) + WORD
+        is_long = len(_DIGIT.findall(number)) >= SHORTEST_CHAIN
+        if is_long or any(map(_is_identifying, re.findall(r"[^\W\d_]+", number))):
+            yield hashes.of("number", number) + WORD
 
 
-def _pairs(words: list[str], memory: _Memory) -> set[str]:
-    """Fingerprints of the ordinary words of one name."""
-    parts = [word for word in words if not _is_telling(word)]
+def _pairs(words: list[str], hashes: _HashCache) -> set[str]:
+    """Fingerprints of the ordinary words of one name, alone and in pairs."""
+    parts = [word for word in words if not _is_identifying(word)]
     pairs = combinations(parts, 2) if len(parts) <= LONGEST_NAME else pairwise(parts)
-    found = {memory.pair(first, second) + PAIR for first, second in pairs if first != second}
-    return found | {memory.of("word", part) + PART for part in parts}
+    found = {hashes.pair(first, second) + PAIR for first, second in pairs if first != second}
+    return found | {hashes.of("word", part) + PART for part in parts}
 
 
-def _is_telling(word: str) -> bool:
+def _is_identifying(word: str) -> bool:
+    """Whether a folded word identifies a person on its own: it is not short and not an ordinary word."""
     return len(word) >= SHORTEST and word not in ordinary_words()
 
 
 def _letters(value: str) -> list[str]:
-    """The words of a value, folded, in their order."""
+    """The words of a value that have letters only, folded, in their order."""
     return [fold(token) for token in _TOKEN.findall(_composed(value)) if len(token) > 1 and token.isalpha()]
 
 
 def _spellings(word: str) -> set[str]:
-    """A folded word, and without the e of umlauts that are written as two letters: Mueller is Müller."""
+    """The spellings of a folded word: as it is, and with ae, oe, ue as a, o, u (Mueller may be Müller)."""
     plain = re.sub(r"(?<=[aou])e", "", word)
     return {word, plain} if len(plain) > SHORTEST else {word}
 
 
 def _joined(value: str) -> set[str]:
-    """Words of a name written as one: smithjones, obrien, vandyke; and Müller with two letters for its umlaut."""
+    """Further spellings of a name: joined words (smithjones, obrien, vandyke), and umlauts as two letters."""
     tokens = [fold(token) for token in _TOKEN.findall(_composed(value))]
     found = {_PUNCTUATION.sub("", fold(chain)) for chain in _WORDS.findall(_composed(value))}
     found |= {first + second for first, second in pairwise(tokens) if first in PARTICLES}
@@ -230,7 +235,7 @@ def _joined(value: str) -> set[str]:
 
 
 def _numbers(value: str) -> set[str]:
-    """Every way a number may stand in a text, without punctuation, case and leading zeros."""
+    """The numbers in a value and their parts, without punctuation, case and leading zeros."""
     if not _DIGIT.search(value):
         return set()
 
@@ -245,10 +250,11 @@ def _numbers(value: str) -> set[str]:
 
 
 def _is_number(number: str) -> bool:
+    """Whether a number has a digit and is not a clinical term such as T1 or 3D."""
     return not number.isalpha() and not _CLINICAL.fullmatch(number)
 
 
-# ---------------------------------------------------------------------------------------------------- names in a text
+# ---------------------------------------------------------------------------------------------- identities in a text
 
 _GAP = re.compile(r"[ \t]*(?:\r?\n)?[ \t]*|\s?[,^=/\\&_'’‐‑-]{1,3}\s?")  # between two words of one name
 _GAP_AFTER_DOT = re.compile(r"\.?[ \t]*-?|[,^]\s?|['’]")  # after an initial or a title
@@ -259,20 +265,20 @@ _NEXT_WORD = re.compile(r"[^\W_]+[ \t]+[^\W_]+")
 _INITIAL, _TITLE = "initial", "title"
 
 
-def _names(text: str, words: set[str], known: dict[str, str], memory: _Memory) -> list[Span]:
-    """Where words and numbers of identities stand."""
-    spans = [match.span() for match in _chains(text) if memory[match[0]][0] in known]
+def _names(text: str, words: set[str], known: dict[str, str], hashes: _HashCache) -> list[Span]:
+    """The positions of words and numbers that belong to identities."""
+    spans = [match.span() for match in _chains(text) if hashes[match[0]][0] in known]
     for particle in [word for word in words if len(word) <= 5 and word.lower() in PARTICLES]:
-        following = [_NEXT_WORD.match(text, place) for place in places(text, particle)]
-        spans += [match.span() for match in following if match and memory["".join(match[0].split())][0] in known]
-    kinds = {word: known[memory[word][0]] for word in words if memory[word][0] in known}
+        following = [_NEXT_WORD.match(text, position) for position in positions(text, particle)]
+        spans += [match.span() for match in following if match and hashes["".join(match[0].split())][0] in known]
+    kinds = {word: known[hashes[word][0]] for word in words if hashes[word][0] in known}
     if kinds:
-        spans += _Names(text, kinds, known, memory).spans()
+        spans += _NameSearch(text, kinds, known, hashes).spans()
     return spans
 
 
 def _chains(text: str) -> Iterator[re.Match[str]]:
-    """Words and numbers that are joined without a space and may be taken for one."""
+    """Words or numbers joined by punctuation without a space, which may be one word or number."""
     end = 0
     for joint in _JOINT.finditer(text):
         if joint.start() < end:
@@ -288,44 +294,50 @@ def _chains(text: str) -> Iterator[re.Match[str]]:
                 yield match
 
 
-class _Names:
-    """A text that has words of identities.
+class _NameSearch:
+    """Finds names in a text that contains words of identities.
 
     Args:
         text: The report.
-        kinds: Its words of identities: WORD or PART.
-        known: Kinds of fingerprints by their hash.
-        memory: Hashes.
+        kinds: Words of the text with a fingerprint → its kind, WORD or PART.
+        known: Hash → kind of the fingerprint.
+        hashes: The cache of hashes.
     """
 
-    def __init__(self, text: str, kinds: dict[str, str], known: dict[str, str], memory: _Memory) -> None:
-        self.text, self.known, self.memory = text, known, memory
+    def __init__(self, text: str, kinds: dict[str, str], known: dict[str, str], hashes: _HashCache) -> None:
+        self.text, self.known, self.hashes = text, known, hashes
         self.tokens = list(_TOKEN.finditer(text))
         self.kinds = [kinds.get(token[0]) or _kind(token[0]) for token in self.tokens]
 
     def spans(self) -> Iterator[Span]:
-        """Spans of neighbouring words that are cut, with what lies between them."""
+        """The spans to cut; neighbouring words of a name are one span."""
         named = {index for index, kind in enumerate(self.kinds) if kind in (WORD, PART) and self._is_named(index)}
         cut = sorted(named | {initial for index in named for initial in self._initials(index)})
         first = 0
-        for place, index in enumerate(cut):
-            if place + 1 == len(cut) or cut[place + 1] != index + 1 or not self._touch(index):
+        for number, index in enumerate(cut):
+            if number + 1 == len(cut) or cut[number + 1] != index + 1 or not self._touch(index):
                 yield self.tokens[cut[first]].start(), self.tokens[index].end()
-                first = place + 1
+                first = number + 1
 
     def _is_named(self, index: int) -> bool:
+        """Whether a word or number of an identity is cut at this position."""
         token = self.tokens[index]
         if self.kinds[index] == PART:
             return self._has_more(index, -1) or self._has_more(index, 1)
         return token[0].isalpha() or self._is_whole_number(*token.span())
 
     def _has_more(self, index: int, step: int) -> bool:
-        """Whether a part of a name has more of the name on one side, perhaps behind an initial, or a title before."""
+        """Whether the name continues on one side of an ordinary word, across initials, or a title stands before it.
+
+        Args:
+            index: The word.
+            step: The side: -1 before the word, 1 after it.
+        """
         at = index + step
         while 0 <= at < len(self.tokens) and self._touch(min(at, at - step)):
             kind = self.kinds[at]
             if kind == PART:
-                pair = self.memory.pair(fold(self.tokens[index][0]), fold(self.tokens[at][0]))
+                pair = self.hashes.pair(fold(self.tokens[index][0]), fold(self.tokens[at][0]))
                 return pair in self.known
             if kind != _INITIAL:
                 return (kind == WORD and self.tokens[at][0].isalpha()) or (kind == _TITLE and step < 0)
@@ -333,15 +345,15 @@ class _Names:
         return False
 
     def _is_whole_number(self, start: int, end: int) -> bool:
-        """Whether a number of an identity stands for itself: it is no part of a decimal, and a short one no measure."""
+        """Whether a number is not part of a decimal number and, if it is short, not part of a measurement."""
         before, after = self.text[max(0, start - 4) : start], self.text[end : end + 2]
         if end - start < SHORTEST_CHAIN:
-            in_measure = _BEFORE_SHORT.search(before) or _AFTER_SHORT.match(after) or is_measure(self.text, end)
-            return not in_measure
+            in_measurement = _BEFORE_SHORT.search(before) or _AFTER_SHORT.match(after) or is_measurement(self.text, end)
+            return not in_measurement
         return not (re.search(r"\d[.,]$", before) or re.match(r"[.,]\d", after))
 
     def _initials(self, index: int) -> Iterator[int]:
-        """Initials that belong to a name: `J. R. Okonkwo`, `Okonkwo, J.`"""
+        """The indices of initials that belong to the name at `index`: `J. R. Okonkwo`, `Okonkwo, J.`"""
         if not self.tokens[index][0].isalpha():
             return
         before = index - 1
@@ -358,7 +370,7 @@ class _Names:
             after += 1
 
     def _touch(self, index: int) -> bool:
-        """Whether nothing but what joins the words of a name lies between a token and the next."""
+        """Whether the text between a token and the next one can stand between words of one name."""
         gap = self.text[self.tokens[index].end() : self.tokens[index + 1].start()]
         pattern = _GAP_AFTER_DOT if self.kinds[index] in (_INITIAL, _TITLE) else _GAP
         return len(gap) < 6 and bool(pattern.fullmatch(gap))

@@ -1,1 +1,1 @@
-"""`cyclic search`: the nearest cases of a file of embeddings."""
+"""`cyclic search`: find the nearest cases in a file of embeddings."""

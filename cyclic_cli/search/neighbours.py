@@ -1,4 +1,4 @@
-"""The neighbours of a query: the nearest, or near ones whose reports differ; and what they have in common."""
+"""Nearest neighbours of a query, diverse ones by maximal marginal relevance, and a comparison of both."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,29 +7,30 @@ import numpy as np
 
 from cyclic_cli.config import DIVERSITY
 
-NEAR = 20  # candidates for each answer that is wanted, among which reports are compared
+CANDIDATES = 20  # nearest rows per result, among which diverse ones are chosen
 
 
 def nearest(
     query: np.ndarray, blocks: Iterable[np.ndarray], count: int, allowed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The largest products of a query with rows, and whose they are; of equal ones the first.
+    """The rows with the largest dot product with a query; ties go to the row that comes first.
 
     Args:
         query: (D,) float32.
-        blocks: The rows, (n, D) float32 at a time.
-        count: How many, at most.
-        allowed: (N,) bool, which rows may be found; None: all.
+        blocks: The N rows, as blocks (n, D) float32.
+        count: Number of results, at most.
+        allowed: (N,) bool, the rows that may be found; None: all.
 
     Returns:
-        Products (K,), falling, and numbers (K,) of rows.
+        Dot products (K,) in falling order, and numbers (K,) of the rows.
     """
     best, places, first = np.empty(0, np.float32), np.empty(0, np.int64), 0
     for block in blocks:
         products = block @ query
         if allowed is not None:
             products[~allowed[first : first + len(block)]] = -np.inf
-        least = best[-1] if len(best) == count else -np.inf  # most blocks hold few that are better than what is there
+        # skips the sort for most rows: few of a block are better than the worst of the best so far
+        least = best[-1] if len(best) == count else -np.inf
         better = np.flatnonzero(products > least)
         if len(better) > count:
             cut = np.partition(products[better], len(better) - count)[len(better) - count]
@@ -41,38 +42,46 @@ def nearest(
     return best, places
 
 
-def spread(similarity: np.ndarray, reports: Any, count: int, share: float) -> np.ndarray:
-    """Maximal marginal relevance: the numbers (K,) of answers, in the order they are chosen.
+def maximal_marginal_relevance(similarity: np.ndarray, reports: Any, count: int, diversity: float) -> np.ndarray:
+    """The numbers (K,) of chosen candidates, in the order of choice (Carbonell and Goldstein, SIGIR 1998).
+
+    Each choice is the candidate with the largest (1 - λ) · similarity - λ · redundancy. The redundancy is the largest
+    cosine similarity of its report to the reports that were chosen before.
 
     Args:
         similarity: (M,) of each candidate to the query.
-        reports: (M, R) of unit norm, an array or sparse: what the reports of the candidates say.
-        count: Answers, at most.
-        share: λ: each is the one with the largest (1 - λ) · similarity - λ · likeness to the report that is most like
-            it among those of the answers before.
+        reports: L2-normalised vectors (M, R) of the candidates' reports, an array or a sparse matrix.
+        count: Candidates to choose, at most.
+        diversity: λ, 0–1.
     """
     chosen: list[int] = []
-    likeness = np.zeros(len(similarity), np.float32)
-    open_ones = np.ones(len(similarity), bool)
+    redundancy = np.zeros(len(similarity), np.float32)
+    remaining = np.ones(len(similarity), bool)
     for _ in range(min(count, len(similarity))):
-        score = (1 - share) * similarity - share * likeness
-        score[~open_ones] = -np.inf
+        score = (1 - diversity) * similarity - diversity * redundancy
+        score[~remaining] = -np.inf
         best = int(np.argmax(score))
         chosen.append(best)
-        open_ones[best] = False
+        remaining[best] = False
         products = reports @ reports[best].T
-        likeness = np.maximum(likeness, products if isinstance(products, np.ndarray) else products.toarray().ravel())
+        products = products if isinstance(products, np.ndarray) else products.toarray().ravel()
+        redundancy = np.maximum(redundancy, products)
     return np.array(chosen, np.int64)
 
 
-def with_untold(vectors: np.ndarray, told: np.ndarray) -> np.ndarray:
-    """Vectors of reports (T, R) as rows (N, R + 1) of those `told` (N,) bool; the others are like one another.
+def with_missing_reports(vectors: np.ndarray, has_report: np.ndarray) -> np.ndarray:
+    """Vectors (N, R + 1) of all samples, given the L2-normalised vectors (T, R) of the T samples with a report.
 
-    T of N are told; products of rows of unit norm are what they were, 1 between two without a report, else 0.
+    The further dimension makes samples without a report similar to one another: their dot product is 1, and 0 with all
+    others. Dot products between reports do not change.
+
+    Args:
+        vectors: (T, R).
+        has_report: (N,) bool, true for T samples.
     """
-    rows = np.zeros((len(told), vectors.shape[1] + 1), np.float32)
-    rows[told, :-1] = vectors
-    rows[~told, -1] = 1
+    rows = np.zeros((len(has_report), vectors.shape[1] + 1), np.float32)
+    rows[has_report, :-1] = vectors
+    rows[~has_report, -1] = 1
     return rows
 
 
@@ -84,42 +93,47 @@ def compare(
     groups: Mapping[str, np.ndarray],
     count: int,
 ) -> dict[str, Any]:
-    """What the neighbours of samples have in common with them, and with one another.
+    """Compare samples with their neighbours from other patients, and these neighbours with one another.
 
-    Each sample asks for its `count` nearest among those of other patients, as they are (`nearest`) and spread over
-    different reports with `DIVERSITY` (`diverse`).
+    Each sample is a query. Its `count` neighbours are the nearest (`nearest`), and those that maximal marginal
+    relevance chooses by their reports with λ = `DIVERSITY` (`diverse`).
 
     Args:
-        embeddings: (N, D) of unit norm.
-        reports: (N, R) of unit norm, an array or sparse, what their reports say; None: nothing is spread.
+        embeddings: L2-normalised (N, D).
+        reports: L2-normalised vectors (N, R) of the reports, an array or a sparse matrix; None: no `diverse`.
         patients: (N,).
-        labels: By name (N,), numbers or text, missing ones NaN or None.
-        groups: By name (N,) ints: what counts as one and the same, such as equal findings or equal texts.
-        count: Neighbours.
+        labels: By name (N,), numbers or text; missing ones are NaN or None.
+        groups: By name (N,) ints; samples of one group count as equal, for example those with equal reports.
+        count: Neighbours per sample; a sample with fewer candidates is left out.
 
     Returns:
-        For `nearest` and `diverse`: `similarity`, its mean; `precision`, by label the share of neighbours that have
-        the sample's own value, over samples and neighbours where it is known, and `chance`, the same of any others;
-        `different`, by group the mean number of different ones among the neighbours. Empty where nobody has enough.
+        For `nearest` and `diverse`, or empty if every sample is left out:
+
+        - `similarity`: the mean cosine similarity;
+        - `precision`: by label, the share of neighbours that have the label of the query, where both are known
+          (`precision`), and the share expected of random samples (`chance`);
+        - `different`: by grouping, the mean number of distinct groups among the neighbours of a sample.
     """
     chosen: dict[str, list[np.ndarray]] = {"nearest": [], "diverse": []}
-    asked = []
+    queries = []
     for sample in range(len(embeddings)):
-        near, numbers = nearest(embeddings[sample], [embeddings], count * NEAR, patients != patients[sample])
+        near, numbers = nearest(embeddings[sample], [embeddings], count * CANDIDATES, patients != patients[sample])
         if len(numbers) < count:
             continue
-        asked.append(sample)
+        queries.append(sample)
         chosen["nearest"].append(numbers[:count])
         if reports is not None:
-            chosen["diverse"].append(numbers[spread(near, reports[numbers], count, DIVERSITY)])
+            chosen["diverse"].append(numbers[maximal_marginal_relevance(near, reports[numbers], count, DIVERSITY)])
     found = {}
     for way, rows in chosen.items():
         if rows:
             neighbours = np.stack(rows)
-            products = np.einsum("nd,nkd->nk", embeddings[asked], embeddings[neighbours])
+            products = np.einsum("nd,nkd->nk", embeddings[queries], embeddings[neighbours])
             found[way] = {
                 "similarity": float(products.mean()),
-                "precision": {name: _precision(values, np.array(asked), neighbours) for name, values in labels.items()},
+                "precision": {
+                    name: _precision(values, np.array(queries), neighbours) for name, values in labels.items()
+                },
                 "different": {
                     name: float(np.mean([len(set(row)) for row in values[neighbours].tolist()]))
                     for name, values in groups.items()
@@ -128,12 +142,13 @@ def compare(
     return found
 
 
-def _precision(values: np.ndarray, asked: np.ndarray, neighbours: np.ndarray) -> dict[str, float | None]:
+def _precision(values: np.ndarray, queries: np.ndarray, neighbours: np.ndarray) -> dict[str, float | None]:
+    """The share of equal labels between queries (Q,) and neighbours (Q, K), and the share expected by chance."""
     missing = np.array([value is None or value != value for value in values.tolist()])
     _, numbered = np.unique(np.where(missing, "", values.astype(str)), return_inverse=True)
-    there = ~missing[asked, None] & ~missing[neighbours]
-    same = numbered[asked, None] == numbered[neighbours]
+    known = ~missing[queries, None] & ~missing[neighbours]
+    same = numbered[queries, None] == numbered[neighbours]
     shares = np.bincount(numbered[~missing]) / max(1, (~missing).sum())
     return {
-        "precision": float(same[there].mean()) if there.any() else None, "chance": float(np.square(shares).sum()),
+        "precision": float(same[known].mean()) if known.any() else None, "chance": float(np.square(shares).sum()),
     }  # fmt: skip

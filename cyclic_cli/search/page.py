@@ -1,7 +1,7 @@
-"""What `cyclic search` found as one page that needs nothing else: the query and the cases, with their reports.
+"""Write the results of `cyclic search` as one self-contained HTML page: the query and the cases, with their reports.
 
-Pictures are those of the dataset, or read again from the files that were embedded. Words of a report that differ
-from the query's own are marked.
+Pictures are taken from the dataset, or read again from the files that were embedded. Words of a report that differ from
+the report of the query are marked.
 """
 
 import base64
@@ -14,17 +14,18 @@ from cyclic_cli.errors import InputError
 from cyclic_cli.events import Note, Report, silent
 from cyclic_cli.imaging import readers
 from cyclic_cli.imaging.readers import as_png
-from cyclic_cli.metrics.generated_text import differing
+from cyclic_cli.metrics.generated_text import marked_differences
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.storage.files import write_text
 
 if TYPE_CHECKING:
-    from cyclic_cli.search.task import Query, SearchSummary
+    from cyclic_cli.search.query import Query
+    from cyclic_cli.search.task import SearchSummary
     from cyclic_cli.storage.embeddings import EmbeddingFile
 
 TEMPLATE = "search.html"
 LARGEST = 512  # pixels of a picture's side
-FINDING = 0.5  # a label above it, or a text, is named
+SHOWN_FROM = 0.5  # a numeric label above this value is shown
 
 
 def write_page(
@@ -40,12 +41,13 @@ def write_page(
 
     Args:
         path: An `.html` file.
-        query: What was looked for.
-        found: What was found.
-        file: Where.
-        dataset: Of the pictures and reports, where they are not in the file; None: files are read again.
+        query: The query.
+        found: The results.
+        file: The embeddings that were searched.
+        dataset: The dataset that was embedded, for pictures, and for the query's report. None: the source files are
+            read again.
         where: The condition that the cases fulfil.
-        report: Gets a Note when there are no pictures.
+        report: Gets a Note when no case has a picture.
 
     Raises:
         CyclicError: the page cannot be written.
@@ -60,52 +62,52 @@ def write_page(
     text = query.text or (own["text"] if own["has_text"] else None)
     base = text or (found.results[0].text if found.results else None) or ""
     shown_query = {
-        "kind": query.kind, "findings": findings(query.labels),
+        "kind": query.kind, "labels": shown_labels(query.labels),
         "words": [(text, False)] if text else [],
         "picture": pictures.of(query.key, query.source) if query.kind == "image" else "",
     }  # fmt: skip
     answers = [
         {
             "key": answer.key, "patient": answer.patient, "split": answer.split, "similarity": answer.similarity,
-            "findings": findings(answer.labels),
+            "labels": shown_labels(answer.labels),
             "picture": pictures.of(answer.key, "" if file.facts.dataset else answer.source),
-            "words": differing(answer.text, base) if answer.text else [],
+            "words": marked_differences(answer.text, base) if answer.text else [],
         }
         for answer in found.results
     ]  # fmt: skip
     if not any(answer["picture"] for answer in answers):
-        report(Note("no picture is at hand: name the --dataset" if dataset is None else "no picture is at hand", True))
+        report(Note(f"no picture is available{': name the --dataset' if dataset is None else ''}", True))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cyclic_cli", "assets"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template(TEMPLATE).render(
         query=shown_query, answers=answers, among=found.among, diversity=found.diversity, where=where or "",
-        file=file.path.name, model=found.model[:8], base="the query" if text else "the first case's report",
+        file=file.path.name, model=found.model[:8], base="the query" if text else "the report of the first case",
     )  # fmt: skip
     write_text(path, page)
 
 
-def findings(labels: dict[str, Any]) -> list[str]:
-    """The labels of a case that say something, in words."""
-    said = []
+def shown_labels(labels: dict[str, Any]) -> list[str]:
+    """The labels of a case as text: numeric ones above `SHOWN_FROM` by their name, others as `name: value`."""
+    shown = []
     for name, value in labels.items():
         if isinstance(value, str) and value:
-            said.append(f"{name}: {value}")
-        elif isinstance(value, int | float) and value > FINDING:
-            said.append(name.replace("_", " "))
-    return said
+            shown.append(f"{name}: {value}")
+        elif isinstance(value, int | float) and value > SHOWN_FROM:
+            shown.append(name.replace("_", " "))
+    return shown
 
 
 class _Pictures:
-    """The pictures of cases, as base64 of a PNG; empty where there is none."""
+    """The pictures of cases, as base64 of a PNG; empty if there is none."""
 
     def __init__(self, file: "EmbeddingFile", stored: StoredDataset | None, samples: dict[str, dict[str, Any]]) -> None:
-        """`samples` are rows of the index of `stored`, by their keys."""
+        """`samples` are rows of the dataset's index by their keys."""
         self.preprocessing, self.stored = file.facts.preprocessing, stored
         self.places = {key: (one["shard"], one["row"]) for key, one in samples.items() if one["has_image"]}
 
     def of(self, key: str, source: str) -> str:
-        """The picture of a case; `source` is a file to read where the dataset lacks it, or empty."""
+        """The picture of a case; `source` is the file to read if the dataset does not hold it, or empty."""
         if self.stored and key in self.places:
             shard, row = self.places[key]
             pixels = self.stored.images(np.array([shard]), np.array([row]))[0, 0]

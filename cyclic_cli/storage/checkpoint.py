@@ -1,4 +1,4 @@
-"""A model in one safetensors file that describes itself."""
+"""Reads and writes checkpoints: a model in one safetensors file whose header has all that is needed to rebuild it."""
 
 import hashlib
 import json
@@ -9,26 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from cyclic_cli.config import RENAMED_SOURCES, Preprocessing, as_plain, build, renamed, train_command, upgraded_settings
+from cyclic_cli.config import Preprocessing, as_plain, build, train_command
+from cyclic_cli.earlier_names import RENAMED_SOURCES, renamed, upgraded_settings
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.files import checksum, read_tensors, refuse_newer, write_tensors
 
-CHECKPOINT_FORMAT = 4  # 2 knew no image–text models, 3 had other names
+CHECKPOINT_FORMAT = 4  # format 2 had no image–text models, format 3 other names of tensors and settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model in one file: what rebuilds it stands in the header, as JSON."""
+    """A model: its weights, and the metadata in the header of its file."""
 
     weights: dict[str, np.ndarray]
     architecture: dict[str, Any]  # name, config, image_shape
     preprocessing: Preprocessing
-    provenance: dict[str, Any]  # settings without paths, dataset by fingerprint, versions, step, validation
+    provenance: dict[str, Any]  # settings without paths, fingerprints of datasets, versions, step, validation
     fingerprint: str = ""  # of weights and architecture; filled in by `write_checkpoint`
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a self-describing `.safetensors` file. The same checkpoint gives the same bytes."""
+    """Write a checkpoint. Equal checkpoints give equal bytes. Raises CyclicError when writing fails."""
     description = {
         "format": CHECKPOINT_FORMAT,
         "architecture": checkpoint.architecture,
@@ -37,11 +38,12 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "fingerprint": fingerprint_of(checkpoint.architecture, checkpoint.weights),
     }
     description["checksum"] = checksum(description)
-    # One entry of the header holds it all: safetensors writes several in any order.
+    # All metadata are one header entry, because safetensors writes several entries in a random order.
     write_tensors(path, checkpoint.weights, {"cyclic": json.dumps(description, sort_keys=True)})
 
 
 def fingerprint_of(architecture: dict[str, Any], weights: dict[str, np.ndarray]) -> str:
+    """The first 32 hexadecimal digits of the SHA-256 of architecture and weights."""
     digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for name in sorted(weights):
         digest.update(name.encode())
@@ -50,7 +52,7 @@ def fingerprint_of(architecture: dict[str, Any], weights: dict[str, np.ndarray])
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises CyclicError when the file is damaged, newer, or no checkpoint of this program."""
+    """Read a checkpoint. Raises CyclicError if the file is damaged, too new, or not a checkpoint of this program."""
     weights, header = read_tensors(path)
     try:
         description = json.loads(header["cyclic"])
@@ -60,11 +62,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise ValueError("not an architecture")
         refuse_newer(version, CHECKPOINT_FORMAT, path)
         if version == 1 and architecture["name"] != "linear":
-            raise CyclicError(f"{path} is of version 0.1.0, whose networks were others.", "Train it again.")
-        said = description.pop("checksum", None)  # files of earlier versions have none
-        whole = said in (None, checksum(description))
-        if not whole or description["fingerprint"] != fingerprint_of(architecture, weights):
-            raise CyclicError(f"{path} is damaged: its checksum is another.", "Copy or make it again.")
+            raise CyclicError(f"{path} is of version 0.1.0, which had different networks.", "Train it again.")
+        recorded = description.pop("checksum", None)  # files of earlier versions have none
+        intact = recorded in (None, checksum(description))
+        if not intact or description["fingerprint"] != fingerprint_of(architecture, weights):
+            raise CyclicError(f"{path} is damaged: its checksum does not match.", "Copy or make it again.")
         if not all(np.isfinite(value).all() for value in weights.values() if value.dtype.kind == "f"):
             raise CyclicError(f"{path} holds weights that are not finite.", "Train it again, with a lower --lr.")
         checkpoint = Checkpoint(
@@ -77,12 +79,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return checkpoint if version >= 4 else _upgraded(checkpoint)
     except (KeyError, ValueError, TypeError) as error:
         raise CyclicError(
-            f"{path} is no checkpoint of cyclic.", "Give a run folder or its model.safetensors."
+            f"{path} is not a checkpoint of cyclic.", "Give a run folder or its model.safetensors."
         ) from error
 
 
 def _upgraded(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint of an earlier format under the names of today. The fingerprint stays: embeddings refer to it."""
+    """A checkpoint of an earlier format with present names. It keeps its fingerprint, which embeddings refer to."""
     config, provenance = checkpoint.architecture["config"], checkpoint.provenance
     provenance = renamed(provenance, RENAMED_SOURCES)
     if "settings" in provenance:
@@ -96,13 +98,17 @@ def _upgraded(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _tensor_name(name: str) -> str:
-    """Today's name of a tensor: encoders were called towers, and a text encoder the tower of its tower."""
+    """The present name of a tensor. Format 3 called encoders towers, and the inner text encoder a tower as well."""
     name = re.sub(r"^towers\.", "encoders.", name)
     return re.sub(r"^encoders\.text\.tower\.", "encoders.text.encoder.", name)
 
 
 def find_checkpoint(path: Path) -> Path:
-    """What `--model` names: a run folder's best checkpoint, a folder with exported parts, or the file itself."""
+    """The model that `--model` names: the best checkpoint of a run folder, a folder of ONNX files, or the file itself.
+
+    Raises:
+        CyclicError: the path does not exist, or the folder does not contain a model.
+    """
     if path.is_dir():
         if (path / "model.safetensors").is_file():
             return path / "model.safetensors"
@@ -115,10 +121,12 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def facts_of(path: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint as plain values. Raises CyclicError as `read_checkpoint` does."""
     checkpoint = read_checkpoint(path)
     parameters = sum(int(value.size) for value in checkpoint.weights.values())
     command = _reproduce(checkpoint.provenance)
-    architecture = {name: value for name, value in checkpoint.architecture.items() if name != "facts"}  # vocabularies
+    # The facts of an image–text model hold whole vocabularies.
+    architecture = {name: value for name, value in checkpoint.architecture.items() if name != "facts"}
     return {
         "architecture": architecture,
         "parameters": parameters,
@@ -132,7 +140,7 @@ def facts_of(path: Path) -> dict[str, Any]:
 
 
 def _reproduce(provenance: dict[str, Any]) -> str | None:
-    """The command that reproduces a checkpoint from its dataset; None where an earlier version recorded too little."""
+    """The command that reproduces a checkpoint; None if an earlier version recorded too little of its settings."""
     settings, environment = provenance.get("settings"), provenance.get("environment")
     if not isinstance(settings, dict) or not isinstance(environment, dict):
         return None
@@ -145,5 +153,5 @@ def _reproduce(provenance: dict[str, Any]) -> str | None:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What `cyclic info` shows of a checkpoint. Raises CyclicError when it is none, or damaged."""
+    """The output of `cyclic info` for a checkpoint. Raises CyclicError as `read_checkpoint` does."""
     return {"kind": "checkpoint", "path": str(path), **facts_of(path)}

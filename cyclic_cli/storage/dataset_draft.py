@@ -1,4 +1,4 @@
-"""A dataset being written: shards and their rows, in any order, by any number of processes."""
+"""Writes a dataset: first shards and their rows, in any order and by any number of processes, then the tables."""
 
 import fcntl
 import json
@@ -11,13 +11,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cyclic_cli.config import as_plain, renamed
+from cyclic_cli.config import as_plain
+from cyclic_cli.earlier_names import RENAMED_COLUMNS, renamed
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.dataset import (
     DATASET_FORMAT,
     INDEX_COLUMNS,
     INPUT_COLUMNS,
-    RENAMED_COLUMNS,
     REPORT_COLUMNS,
     DatasetFacts,
     StoredDataset,
@@ -36,94 +36,92 @@ from cyclic_cli.storage.files import (
 )
 from cyclic_cli.storage.records import write_records
 
-INPUT_NAMES = {old: new for new, old in RENAMED_COLUMNS.items()}  # of work that an earlier version left unfinished
-
 
 class DatasetDraft:
-    """A dataset being written: shards and their rows, in any order, by any number of processes."""
+    """An unfinished dataset, which any number of processes may write at the same time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.unfinished = folder / ".unfinished"
 
     def begin(self, request: dict[str, Any]) -> None:
-        """Start, or continue what the same request left unfinished. Several processes may begin at once.
+        """Begin, or continue what the same request began. Several processes may begin at the same time.
 
         Args:
-            request: `settings`, `secret` (a check of it), number of `inputs`, a `fingerprint` of all that, and one of
-                the `reports`, which may be mended while the work goes on.
+            request: `settings`, `secret` (a checksum of it), the number of `inputs`, a `fingerprint` of these three,
+                and a fingerprint of the `reports`, which alone may be corrected before the work is continued.
 
         Raises:
-            CyclicError: the folder holds something else, or the unfinished work of other inputs or settings.
+            CyclicError: the folder contains other files, or an unfinished dataset of other inputs or settings.
         """
-        mark = self.unfinished / "request.json"
+        request_path = self.unfinished / "request.json"
         self.clear_finished()
-        if not mark.exists():
+        if not request_path.exists():
             foreign = self.folder.exists() and not is_dataset(self.folder) and holds_more_than_drafts(self.folder)
             if foreign or (self.folder.exists() and not self.folder.is_dir()):
-                raise CyclicError(f"{self.folder} exists and holds something else.", "Name another --out.")
-            write_text(mark, json.dumps(request))
-        known = read_json(mark)
-        if known | {"reports": ""} != request | {"reports": ""}:
+                raise CyclicError(f"{self.folder} exists and contains other files.", "Name another --out.")
+            write_text(request_path, json.dumps(request))
+        begun = read_json(request_path)
+        if begun | {"reports": ""} != request | {"reports": ""}:
             raise CyclicError(
-                f"{self.folder} holds an unfinished dataset of another request: {difference(known, request)}.",
+                f"{self.folder} is an unfinished dataset of another request: {difference(begun, request)}.",
                 f"Repeat the command that began it, remove {self.unfinished}, or name another --out.",
             )
-        if known != request:
-            write_text(mark, json.dumps(request))
+        if begun != request:
+            write_text(request_path, json.dumps(request))
         self.leases.mkdir(exist_ok=True)
 
     @property
     def leases(self) -> Path:
-        """The folder of the leases of processes that write here."""
+        """The folder with the leases of the processes that write this dataset."""
         return self.unfinished / "leases"
 
     def sweep(self) -> None:
-        """Remove what kills left behind; only for who is alone."""
+        """Remove temporary files that killed processes left. No other process may be writing here."""
         for draft in [*self.folder.glob(".*.tmp"), *self.unfinished.glob(".*.tmp")]:
             draft.unlink(missing_ok=True)
 
     def discard(self, shards: range) -> None:
-        """Take back an unfinished dataset, or unfinished additions to one, that no input could be used for."""
+        """Remove an unfinished dataset, or unfinished additions to a finished one, when no input could be used."""
         for shard in shards:
             (self.folder / shard_name(shard)).unlink(missing_ok=True)
         self.sweep()
         self.clear()
-        with suppress(OSError):  # not empty: it holds something that is not ours, or a finished dataset
+        with suppress(OSError):  # not empty: it contains files of others, or a finished dataset
             self.folder.rmdir()
 
     def clear_finished(self) -> None:
-        """Remove what a kill left between the last file of a dataset and the end."""
-        mark = self.unfinished / "request.json"
-        if mark.exists() and is_dataset(self.folder) and StoredDataset(self.folder).facts.request == read_json(mark):
+        """Remove the unfinished folder if the process was killed after it had finished the dataset."""
+        path = self.unfinished / "request.json"
+        if path.exists() and is_dataset(self.folder) and StoredDataset(self.folder).facts.request == read_json(path):
             self.clear()
 
     def clear(self) -> None:
-        """Remove the rows of shards, which a whole dataset no longer needs."""
+        """Remove the folder with the rows of shards, which a finished dataset does not need."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def is_done(self, shard: int) -> bool:
-        """Whether a shard and its rows are whole."""
+        """Whether a shard and its rows are complete."""
         return self._rows_path(shard).exists()
 
     def shard(self, number: int, image_shape: tuple[int, int, int], bits: int) -> "ShardDraft":
-        """A shard to be written, continued where a kill left it."""
+        """A shard to be written; one that a killed process began is continued."""
         return ShardDraft(self.folder / shard_name(number), self._rows_path(number), image_shape, bits)
 
     def rows(self, shard: int) -> Iterator[dict[str, Any]]:
-        """The rows of a shard's inputs, in order."""
+        """The rows of the inputs of a complete shard, in order."""
         with self._rows_path(shard).open(encoding="utf-8") as lines:
             for line in lines:
                 for row in json.loads(line)["rows"]:
-                    yield renamed(row, INPUT_NAMES)
+                    yield renamed(row, RENAMED_COLUMNS)  # an earlier version may have begun the dataset
 
     def finish(self, facts: DatasetFacts, tables: Mapping[str, Iterable[dict[str, Any]]], texts: set[str]) -> None:
-        """Write the tables and, last, the facts; the dataset is whole from then on.
+        """Write the tables and then the metadata, with which the dataset is finished.
 
         Args:
-            facts: The content of `dataset.yaml`.
-            tables: Rows of `index`, `inputs`, `reports` (Parquet), `rejected` and `duplicates` (JSON Lines).
-            texts: The labels that hold text; the others are numbers.
+            facts: The metadata, written to `dataset.yaml`.
+            tables: The rows of `index`, `inputs`, `reports` (Parquet), `rejected` and `duplicates` (JSON Lines).
+            texts: The names of labels whose values are texts; all others are numbers.
         """
         labels = {label: "string" if label in texts else "float32" for label in facts.labels}
         index = self.folder / "index.parquet"
@@ -142,13 +140,13 @@ class DatasetDraft:
 
 
 class ShardDraft:
-    """A shard being written, input by input, so that a kill costs no more than the input at hand.
+    """A shard while it is written, input by input. A killed process loses the input at hand only.
 
-    Pixels and rows go to the end of two files; an input is done when its line of rows is whole. Pixels stand behind
-    room for the header, which is filled in at the end, so that they are written once.
+    Pixels and rows are appended to two files. An input is done when its line in the file of rows is complete. The file
+    of pixels begins with space for a header, which is filled in at the end, so that pixels are written only once.
     """
 
-    HEADER = 256  # bytes of the safetensors file before the pixels
+    HEADER = 256  # bytes before the pixels: the length of the safetensors header, and the header itself
 
     def __init__(self, final: Path, rows: Path, image_shape: tuple[int, int, int], bits: int) -> None:
         self._final, self._final_rows = final, rows
@@ -158,12 +156,12 @@ class ShardDraft:
 
     def __enter__(self) -> "ShardDraft":
         self._rows_file = self._locked()
-        self._is_finished = self._final_rows.exists()  # by another, while this one waited for the lock
+        self._is_finished = self._final_rows.exists()  # by another process, while this one waited for the lock
         if not self._is_finished:
-            if self._final.exists() and not self._pixels.exists():  # killed between the last two steps of `finish`
+            if self._final.exists() and not self._pixels.exists():  # killed between the last two lines of `finish`
                 os.replace(self._final, self._pixels)
             self._pixels_file = self._pixels.open("r+b" if self._pixels.exists() else "w+b")
-        self.done, self.images = self._whole()
+        self.done, self.images = self._complete_inputs()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -172,22 +170,25 @@ class ShardDraft:
             self._pixels_file.close()
 
     def _locked(self) -> BinaryIO:
-        """The file of rows, held against other processes: a retry, or a decoder that outlived its watcher."""
+        """The file of rows, locked against other processes.
+
+        Another process may write the same shard: one that tries it again, or a decoder whose parent was killed.
+        """
         while True:
             file = self._rows.open("a+b")
-            with suppress(OSError):  # a file system without locks
+            with suppress(OSError):  # some file systems have no locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             with suppress(FileNotFoundError):
                 if self._final_rows.exists() or os.path.samestat(os.fstat(file.fileno()), self._rows.stat()):
                     return file
-            file.close()  # it was renamed or removed meanwhile
+            file.close()  # the file was renamed or removed meanwhile
 
-    def _whole(self) -> tuple[set[int], int]:
-        """The numbers of the inputs that are done, and how many images they gave; what is not whole is cut off."""
+    def _complete_inputs(self) -> tuple[set[int], int]:
+        """The numbers of the inputs that are done, and the number of their images. Incomplete ones are cut off."""
         if self._is_finished:
             with self._final_rows.open("rb") as lines:
                 inputs = [json.loads(line) for line in lines]
-            return {known["input"] for known in inputs}, sum(known["images"] for known in inputs)
+            return {one["input"] for one in inputs}, sum(one["images"] for one in inputs)
         done, images, end = set(), 0, 0
         stored = (os.fstat(self._pixels_file.fileno()).st_size - self.HEADER) // self._image_bytes
         self._rows_file.seek(0)
@@ -195,7 +196,7 @@ class ShardDraft:
             try:
                 inputs = json.loads(line)
                 number, count = int(inputs["input"]), int(inputs["images"])
-            except (ValueError, TypeError, KeyError):  # a lost power supply may leave anything
+            except (ValueError, TypeError, KeyError):  # after a power failure the line may contain anything
                 break
             if not line.endswith(b"\n") or images + count > max(0, stored):
                 break
@@ -207,7 +208,7 @@ class ShardDraft:
         return done, images
 
     def append(self, number: int, rows: list[dict[str, Any]], images: list[np.ndarray]) -> None:
-        """Add one input: its rows, and the images (C, H, W) that they count from 0. Raises OSError."""
+        """Add one input: its rows, and its images (C, H, W), which the rows number from 0. Raises OSError."""
         self._pixels_file.seek(0, os.SEEK_END)
         for image in images:
             self._pixels_file.write(np.ascontiguousarray(image).data)
@@ -220,7 +221,7 @@ class ShardDraft:
         self.images += len(images)
 
     def finish(self) -> None:
-        """Give both files their names; the shard is whole from then on."""
+        """Write the header and rename both files, with which the shard is complete. Raises OSError."""
         if self._is_finished:
             return
         size = self.images * self._image_bytes
@@ -238,26 +239,26 @@ class ShardDraft:
         os.replace(self._rows, self._final_rows)
 
 
-def difference(known: dict[str, Any], asked: dict[str, Any]) -> str:
-    """In which settings or inputs two requests differ, in words."""
-    before, now = _flat(known.get("settings") or {}), _flat(asked.get("settings") or {})
+def difference(earlier: dict[str, Any], present: dict[str, Any]) -> str:
+    """The settings or inputs in which two requests differ, in words."""
+    before, now = _flat(earlier.get("settings") or {}), _flat(present.get("settings") or {})
     changed = [
-        f"{name} {before.get(name)} there, {now.get(name)} here"
+        f"{name} was {before.get(name)} and is now {now.get(name)}"
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
     ]
-    if known.get("secret") != asked.get("secret"):
-        changed.append("another secret behind the patient keys, or keys of another version")
-    if known.get("inputs") != asked.get("inputs"):
-        changed.append(f"{known.get('inputs')} inputs there, {asked.get('inputs')} here")
-    elif known.get("fingerprint") != asked.get("fingerprint") and not changed:
-        changed.append(f"{known.get('inputs')} inputs there, other ones here")
+    if earlier.get("secret") != present.get("secret"):
+        changed.append("the patient keys were made with another secret or by another version")
+    if earlier.get("inputs") != present.get("inputs"):
+        changed.append(f"the number of inputs was {earlier.get('inputs')} and is now {present.get('inputs')}")
+    elif earlier.get("fingerprint") != present.get("fingerprint") and not changed:
+        changed.append(f"some of the {earlier.get('inputs')} inputs are different")
     return "; ".join(changed) or "the reports"
 
 
-def differs_in_data_alone(known: dict[str, Any], asked: dict[str, Any]) -> bool:
+def differs_in_data_alone(earlier: dict[str, Any], present: dict[str, Any]) -> bool:
     """Whether two requests have the same settings and the same secret."""
-    return all(known.get(name) == asked.get(name) for name in ("settings", "secret"))
+    return all(earlier.get(name) == present.get(name) for name in ("settings", "secret"))
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Files, whole or not at all: written under a temporary name and renamed, so nobody reads half a file.
+"""Writes files atomically: under a temporary name that is then renamed, so that nobody reads half a file.
 
-Tensors are safetensors, facts are JSON or YAML beside them or in their header; there is no pickle.
+Tensors are stored as safetensors, metadata as JSON or YAML. Nothing is stored as pickle, which could run code.
 """
 
 import errno
@@ -23,15 +23,15 @@ from safetensors.numpy import save_file
 
 from cyclic_cli.errors import CyclicError
 
-ROW_GROUP = 8192  # rows of a Parquet table that are written together
-ROWS_AT_ONCE = 512  # of them as Python objects, which need ten times the memory
-LEASE = ".running"  # the file of the process that works on a run
-UNFINISHED = ".unfinished"  # the folder of the shards of a dataset that is being written
+ROW_GROUP = 8192  # rows of a Parquet file that are written together
+ROWS_AT_ONCE = 512  # rows that are Python objects at a time; as such they need ten times the memory
+LEASE = ".running"  # the lease of the process that trains a run
+UNFINISHED = ".unfinished"  # the folder with the rows of an unfinished dataset
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; when the block ends well it takes the name, else it is removed.
+    """A temporary path beside `path`. It is renamed to `path` if the block succeeds, and removed if it fails.
 
     Raises:
         CyclicError: the disk is full or the folder cannot be written.
@@ -48,51 +48,55 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_drafts(path: Path) -> None:
-    """Remove what `replacing` of processes that were killed left beside a file that nobody else writes."""
+    """Remove temporary files that killed processes left beside a file. No other process may be writing the file."""
     for draft in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         draft.unlink(missing_ok=True)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what writing raises into a CyclicError about a path."""
+    """Raise a CyclicError that names a path when the block fails to write."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        said = re.search(r"\(os error (\d+)\)", str(error))  # of safetensors
-        number = getattr(error, "errno", None) or (int(said[1]) if said else 0)
+        found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors has no errno
+        number = getattr(error, "errno", None) or (int(found[1]) if found else 0)
         cause = "no space is left" if number == errno.ENOSPC else os.strerror(number) if number else "writing failed"
-        raise CyclicError(f"{path} cannot be written: {cause}.", "Mend that, or name another file.") from error
+        raise CyclicError(f"{path} cannot be written: {cause}.", "Fix that, or name another file.") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file atomically."""
     with replacing(path) as draft:
         draft.write_bytes(content)
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line."""
+    """Write one JSON object per line."""
     with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises CyclicError when the file is missing or damaged."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise CyclicError(f"{path} is damaged.", "Remove the folder it lies in, and begin again.") from error
+        raise CyclicError(f"{path} is damaged.", "Remove its folder, and begin again.") from error
 
 
 def write_parquet(path: Path, columns: dict[str, str], rows: Iterable[dict[str, Any]]) -> None:
-    """Write a Parquet table, a row group at a time; `columns` names Arrow's types."""
+    """Write a Parquet file one row group at a time; `columns` gives the type of each column.
+
+    A type is the name of an Arrow type such as "string", or a list such as "list of string".
+    """
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -106,7 +110,7 @@ def write_parquet(path: Path, columns: dict[str, str], rows: Iterable[dict[str, 
 
 
 def read_parquet(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """The rows of a table that `write_parquet` wrote. Raises CyclicError when it is damaged or has other columns."""
+    """The rows of a file of `write_parquet`. Raises CyclicError when it is damaged or lacks one of the `columns`."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -127,7 +131,7 @@ def _arrow_type(kind: str) -> Any:
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:
-    """Write a table of plain values in the order given."""
+    """Write a table of plain values, in its order, as YAML."""
     write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
@@ -138,26 +142,26 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], header: dict[str, str]) -> None:
-    """Write a safetensors file; `header` values are text."""
+    """Write a safetensors file; the values of `header` are texts."""
     with replacing(path) as draft:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, draft, header)
         os.chmod(draft, 0o666 & ~_umask())
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read a safetensors file: tensors by name, and its header. Raises CyclicError when it is not one."""
+    """Read the tensors by name, and the header, of a safetensors file. Raises CyclicError when it is not one."""
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
         raise CyclicError(f"There is no file {path}.", "Check the path.") from None
     except PermissionError:
-        raise CyclicError(f"{path} may not be read.", "Check its permissions.") from None
+        raise CyclicError(f"{path} cannot be read: permission denied.", "Check its permissions.") from None
     except (SafetensorError, OSError) as error:
-        raise CyclicError(f"{path} is not a whole safetensors file.", "Copy or make it again.") from error
-    except TypeError as error:  # a kind of number that numpy lacks
+        raise CyclicError(f"{path} is not a complete safetensors file.", "Copy or make it again.") from error
+    except TypeError as error:  # a number type that numpy lacks, such as bfloat16
         raise CyclicError(
-            f"{path} is no checkpoint of cyclic.", "Give a run folder or its model.safetensors."
+            f"{path} is not a checkpoint of cyclic.", "Give a run folder or its model.safetensors."
         ) from error
 
 
@@ -168,16 +172,16 @@ def _umask() -> int:
 
 
 def holds_more_than_drafts(folder: Path) -> bool:
-    """Whether anything but what a kill leaves behind lies in a folder."""
+    """Whether a folder contains anything but the files that a killed process leaves."""
     return any(path.name not in (UNFINISHED, LEASE) and not path.match(".*.tmp") for path in folder.iterdir())
 
 
 def refuse_newer(version: int, known: int, path: Path) -> None:
-    """Raise CyclicError when a file's format is one that this program does not know yet."""
+    """Raise CyclicError when the format of a file is newer than the newest known one."""
     if version > known:
-        raise CyclicError(f"{path} has format {version}; this program knows up to {known}.", "Update cyclic.")
+        raise CyclicError(f"{path} has format {version}; this program reads formats up to {known}.", "Update cyclic.")
 
 
 def checksum(values: Any) -> str:
-    """A checksum of plain values."""
+    """The SHA-256 of plain values, as hexadecimal digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

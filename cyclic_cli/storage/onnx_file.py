@@ -1,18 +1,18 @@
-"""ONNX files: what `cyclic export` writes, and the check of those that come from elsewhere, before anything runs them.
+"""Reads and writes ONNX files of `cyclic export`, and checks files before they are run.
 
-A file is one part of a model. What it is stands in its metadata, as JSON under `cyclic`: part, architecture,
-preprocessing, tokenizer, fingerprint and licence. Inputs and outputs are called by what they hold:
+A file contains one part of a model. Its metadata hold a `Description` as JSON under the key `cyclic`. Inputs and
+outputs are named after their content:
 
-    part                  takes                          gives
+    part                  inputs                         outputs
     autoencoder           image                          reconstruction, embedding
     encoder               image                          code, embedding
     decoder               code                           reconstruction
     MODALITY-encoder        image; input_ids and           embedding
                           attention_mask; or MODALITY
 
-Images are (N, C, S, S) float32 in [0, 1]; with the preprocessing inside, (N, 1, H, W) uint8 of any size. Texts are
-tokens (N, L) int64 and where there are some, 1 or 0; reconstructions (N, C, S, S) float32, nominally in [0, 1];
-embeddings (N, D) float32 of unit norm.
+Images are (N, C, S, S) float32 in [0, 1]; if the file includes the preprocessing, (N, 1, H, W) uint8 of any size.
+Texts are `input_ids` (N, L) int64, and `attention_mask` (N, L) int64 with 1 for tokens and 0 for padding.
+Reconstructions are (N, C, S, S) float32, nominally in [0, 1]. Embeddings are (N, D) float32, L2-normalised.
 """
 
 import hashlib
@@ -26,35 +26,36 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from cyclic_cli.config import Preprocessing, as_plain, build, upgraded_settings
+from cyclic_cli.config import Preprocessing, as_plain, build
+from cyclic_cli.earlier_names import upgraded_settings
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.files import checksum, refuse_newer, replacing
 
-FORMAT = 2  # 1 had other names of parts
-KEY = "cyclic"  # of the metadata
-OPSETS = ("", "ai.onnx", "ai.onnx.ml")  # the sets of operators that are ONNX's own
-LARGEST = 2**31 - 2**20  # bytes of a file with its weights inside: protobuf's limit, and room for the rest
-FAILED = ".failed.onnx"  # how the name of a part ends that did not pass its check
+FORMAT = 2  # format 1 had other names of parts and settings
+KEY = "cyclic"  # of the metadata entry
+OPSETS = ("", "ai.onnx", "ai.onnx.ml")  # domains of the standard operators of ONNX
+LARGEST = 2**31 - 2**20  # bytes of a file that includes its weights: the limit of protobuf, less some space
+FAILED = ".failed.onnx"  # suffix of a part that did not pass the check after its export
 FOREIGN = "Give a file that `cyclic export` made."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What an ONNX file says of itself."""
+    """The metadata of an ONNX file."""
 
     part: str
     architecture: dict[str, Any]  # name, config, image_shape
     preprocessing: Preprocessing
-    rendered: bool = False  # takes images as they are shown, of any size: the preprocessing is inside
-    tokenizer: dict[str, Any] = field(default_factory=dict)  # vocabulary and limit, of texts
+    rendered: bool = False  # includes the preprocessing: takes images of any size in display values
+    tokenizer: dict[str, Any] = field(default_factory=dict)  # of a text encoder: vocabulary, and limit in tokens
     precision: str = "float32"  # float32, fp16 or int8
     fingerprint: str  # of the checkpoint
-    licence: str = ""  # of the weights, as the user says it
-    provenance: dict[str, Any] = field(default_factory=dict)  # as the checkpoint has it
+    licence: str = ""  # of the weights, as given by the user
+    provenance: dict[str, Any] = field(default_factory=dict)  # of the checkpoint
 
 
 def write(path: Path, model: onnx.ModelProto, description: Description) -> None:
-    """Write a model with its description; from 2 GiB on its weights go to a file beside it, `NAME.onnx.data`.
+    """Write a model with its description. From 2 GiB on its weights go to a file beside it, `NAME.onnx.data`.
 
     Raises:
         CyclicError: the disk is full, or the folder cannot be written.
@@ -78,7 +79,7 @@ def write(path: Path, model: onnx.ModelProto, description: Description) -> None:
 
 
 def _remove_traces(graph: onnx.GraphProto) -> None:
-    """Remove what the exporter notes of its own code: stack traces hold paths of the machine that exported."""
+    """Remove the stack traces that the exporter stores: they contain paths of the exporting machine."""
     del graph.metadata_props[:]
     graph.doc_string = ""
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -90,14 +91,14 @@ def _remove_traces(graph: onnx.GraphProto) -> None:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What `cyclic info` shows of an exported part. Raises CyclicError as `read` does."""
+    """The output of `cyclic info` for an exported part. Raises CyclicError as `read` does."""
     model, description = read(path)
-    said = as_plain(description)
-    tokenizer = said.pop("tokenizer")  # too long to be read
+    facts = as_plain(description)
+    tokenizer = facts.pop("tokenizer")  # too long to show
     return {
         "kind": "ONNX model",
         "path": str(path),
-        **said,
+        **facts,
         **({"tokens": tokenizer["limit"]} if tokenizer else {}),
         "inputs": {value.name: _kind_of(value) for value in model.graph.input},
         "outputs": {value.name: _kind_of(value) for value in model.graph.output},
@@ -107,24 +108,24 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, and of the weights beside it."""
+    """The size in bytes of a file and of the weights beside it."""
     return path.stat().st_size + (_data_of(path).stat().st_size if _data_of(path).exists() else 0)
 
 
 def _kind_of(value: onnx.ValueInfoProto) -> str:
-    """Shape and kind of number of an input or output, such as `batch × 1 × 224 × 224 float`."""
+    """Shape and type of an input or output, such as `batch × 1 × 224 × 224 float`."""
     tensor = value.type.tensor_type
     sides = [side.dim_param or str(side.dim_value) for side in tensor.shape.dim]
     return f"{' × '.join(sides)} {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()}"
 
 
 def rename(path: Path, new: Path) -> None:
-    """Give a file that `write` made, and the weights beside it, another name in their folder."""
+    """Rename a file that `write` made, and the weights beside it, within their folder."""
     if _data_of(path).exists():
         _name_data(path, _data_of(new).name)
         os.replace(_data_of(path), _data_of(new))
     else:
-        _data_of(new).unlink(missing_ok=True)  # of a larger model that was there
+        _data_of(new).unlink(missing_ok=True)  # the replaced model may have been larger
     os.replace(path, new)
 
 
@@ -133,7 +134,7 @@ def _data_of(path: Path) -> Path:
 
 
 def _name_data(path: Path, name: str) -> None:
-    """Let a model name another file beside it as that of its weights."""
+    """Change the file name of the weights that a model refers to."""
     model = onnx.load(path, load_external_data=False)
     for tensor in _tensors(model):
         for entry in tensor.external_data:
@@ -143,10 +144,11 @@ def _name_data(path: Path, name: str) -> None:
 
 
 def read(path: Path) -> tuple[onnx.ModelProto, Description]:
-    """Read a model without weights that lie beside it, and what it says of itself.
+    """Read and check a model and its description. Weights in a file beside it are checked but not loaded.
 
     Raises:
-        CyclicError: it is no ONNX file, or none of `cyclic`; it has operators of its own, or data outside its folder.
+        CyclicError: the file is not an ONNX file of `cyclic`, is damaged, has non-standard operators, or refers to
+            weights outside its folder.
     """
     try:
         model = onnx.load(path, load_external_data=False)
@@ -155,14 +157,14 @@ def read(path: Path) -> tuple[onnx.ModelProto, Description]:
     except OSError as error:
         raise CyclicError(f"{path} cannot be read: {error.strerror}.", "Check the path and its permissions.") from error
     except (DecodeError, ValueError) as error:
-        raise CyclicError(f"{path} is not a whole ONNX file.", "Copy or export it again.") from error
+        raise CyclicError(f"{path} is not a complete ONNX file.", "Copy or export it again.") from error
     _check_operators(model, path)
     _check_external_data(model, path)
     return model, _described(model, path)
 
 
 def _weights_checksum(model: onnx.ModelProto, folder: Path) -> str:
-    """A checksum of all that a model holds as numbers, in its file or in one of `folder`."""
+    """The SHA-256 of all tensors of a model, in the file itself or in a file of `folder`."""
     found = hashlib.sha256()
     for tensor in _tensors(model):
         found.update(json.dumps([tensor.name, tensor.data_type, list(tensor.dims)]).encode())
@@ -181,13 +183,13 @@ def _weights_checksum(model: onnx.ModelProto, folder: Path) -> str:
 
 def _described(model: onnx.ModelProto, path: Path) -> Description:
     try:
-        known = {entry.key: entry.value for entry in model.metadata_props}
-        values = dict(json.loads(known[KEY]))
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        values = dict(json.loads(metadata[KEY]))
         refuse_newer(int(values["format"]), FORMAT, path)
         if values.pop("checksum") != checksum(values):
-            raise CyclicError(f"{path} is damaged: the checksum of its metadata is another.", "Export it again.")
+            raise CyclicError(f"{path} is damaged: the checksum of its metadata does not match.", "Export it again.")
         if values.pop("weights") != _weights_checksum(model, path.parent):
-            raise CyclicError(f"{path} is damaged: the checksum of its weights is another.", "Copy or export it again.")
+            raise CyclicError(f"{path} is damaged: the checksum of its weights does not match.", "Copy it again.")
         if values.pop("format") < 2:
             values["part"] = values["part"].replace("-tower", "-encoder")
             values["architecture"]["config"] = upgraded_settings(values["architecture"]["config"])
@@ -197,27 +199,25 @@ def _described(model: onnx.ModelProto, path: Path) -> Description:
         if description.part == "text-encoder":
             texts = description.tokenizer
         if not isinstance(description.architecture["name"], str) or not isinstance(texts["vocabulary"], str):
-            raise ValueError("not the kind of thing")
+            raise ValueError("a value has the wrong type")
         if int(texts["limit"]) < 1:
-            raise ValueError("no text is that short")
+            raise ValueError("the largest number of tokens is below 1")
         return description
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CyclicError(
-            f"{path} does not say which model it is: it lacks the metadata of cyclic.", FOREIGN
-        ) from error
+        raise CyclicError(f"{path} lacks the metadata of cyclic, or they are not valid.", FOREIGN) from error
 
 
 def _check_operators(model: onnx.ModelProto, path: Path) -> None:
-    """Raise CyclicError unless all operators are ONNX's own."""
+    """Raise CyclicError unless all operators are standard ones of ONNX: others could run any code."""
     domains = {entry.domain for entry in model.opset_import} | {node.domain for node in _nodes(model.graph)}
-    strange = sorted(domains - set(OPSETS))
-    if strange or len(model.functions):
-        named = f" of {strange[0]!r}" if strange else ""
-        raise CyclicError(f"{path} has operators{named} that are not ONNX's own; they are not run.", FOREIGN)
+    foreign = sorted(domains - set(OPSETS))
+    if foreign or len(model.functions):
+        named = f" of {foreign[0]!r}" if foreign else ""
+        raise CyclicError(f"{path} has operators{named} that are not part of ONNX; they are not run.", FOREIGN)
 
 
 def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
-    """Raise CyclicError when weights lie anywhere but in a file of the model's own folder, or beyond its end."""
+    """Raise CyclicError when weights refer to a file outside the folder of the model, or beyond the end of a file."""
     folder = path.resolve().parent
     for tensor in _tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
@@ -236,7 +236,7 @@ def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph, and those of the graphs within them."""
+    """The nodes of a graph and, recursively, of the graphs in their attributes."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -245,7 +245,7 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that a model holds: initial values and attributes, also of graphs within its nodes."""
+    """All tensors of a model: initial values and attributes, including those of inner graphs."""
     yield from _initial(model.graph)
     for node in _nodes(model.graph):
         for attribute in node.attribute:

@@ -1,8 +1,8 @@
-"""`records.npy`: what a training step needs of a dataset's index, mapped into memory rather than read.
+"""Reads and writes `records.npy`: the part of a dataset's index that a training step needs, as a memory map.
 
-A record of 40 bytes for each sample with an image, in the order of the index. Reading the index of 100 million
-samples takes a minute and tens of gigabytes in every process; a map opens at once, is shared by the processes of a
-machine, and costs a step one page of 4 KiB for each image, where the image itself costs thirteen.
+The file has one record of 40 bytes per sample with an image, in the order of the index. Reading the whole index of
+100 million samples takes a minute and tens of gigabytes in every process. The memory map opens at once and is shared by
+the processes of a machine. It reads one page of 4 KiB per image, where the image itself takes thirteen.
 """
 
 from bisect import bisect_left
@@ -18,19 +18,19 @@ from cyclic_cli.privacy.keys import SPLITS
 
 RECORD = np.dtype([
     ("key", "<u8"),  # the first half of the sample key
-    ("position", "<f8"),  # in its split, 0–1: a fraction is a prefix
+    ("position", "<f8"),  # of the patient in its split, 0–1, ascending: a fraction of the patients is a prefix
     ("shard", "<u4"),
     ("row", "<u4"),
-    ("height", "<u4"),  # pixels of the original
+    ("height", "<u4"),  # of the original image, in pixels
     ("width", "<u4"),
-    ("patient", "<u4"),  # running number within the split
-    ("split", "<u4"),  # its place in `SPLITS`
+    ("patient", "<u4"),  # number of the patient within the split, from 0
+    ("split", "<u4"),  # index into `SPLITS`
 ])  # fmt: skip
-AT_ONCE = 65_536  # records that are written together
+CHUNK = 65_536  # records that are written together
 
 
 def records_of(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[int | float, ...]]:
-    """The records of an index: those of its `rows` that have an image."""
+    """The records of the rows of an index that have an image."""
     split = patient = None
     number = -1
     for row in rows:
@@ -47,13 +47,18 @@ def records_of(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[int | float, ..
 
 
 def write_records(path: Path, records: Iterable[tuple[int | float, ...]], count: int) -> None:
-    """Write `count` records as they come. Raises ValueError when they are more or fewer, OSError as writing does."""
+    """Write `count` records without holding all of them in memory.
+
+    Raises:
+        ValueError: there are more or fewer records.
+        OSError: the file cannot be written.
+    """
     waiting = iter(records)
     with path.open("wb") as file:
         header = {"descr": npy.dtype_to_descr(RECORD), "fortran_order": False, "shape": (count,)}
         npy.write_array_header_1_0(file, header)
         written = 0
-        while len(chunk := np.fromiter(islice(waiting, AT_ONCE), RECORD)):
+        while len(chunk := np.fromiter(islice(waiting, CHUNK), RECORD)):
             file.write(chunk.data)
             written += len(chunk)
     if written != count:
@@ -61,15 +66,15 @@ def write_records(path: Path, records: Iterable[tuple[int | float, ...]], count:
 
 
 def map_records(path: Path, count: int) -> np.ndarray:
-    """The records (count,) of a file, as a map. Raises ValueError or OSError when it holds something else."""
+    """The records (count,) of a file as a memory map. Raises ValueError or OSError when the content differs."""
     records: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     if records.dtype != RECORD or records.shape != (count,):
-        raise ValueError(f"{records.dtype} of {records.shape}")
+        raise ValueError(f"an array {records.shape} of {records.dtype}")
     return records
 
 
 def chosen(records: np.ndarray, split: str, fraction: float = 1.0) -> np.ndarray:
-    """The records of the first `fraction` of a split's patients, found without reading those between."""
+    """The records of the first `fraction` of the patients of a split, found by binary search in the memory map."""
     code = SPLITS.index(split)
 
     def place(number: int) -> tuple[int, float]:

@@ -1,10 +1,10 @@
-"""A training run on disk: a folder.
+"""Reads and writes the folder of a training run.
 
-model.safetensors          the best checkpoint by validation
-config.yaml                every setting, filled in
-metrics.jsonl              a line every few steps and every epoch
-summary.json               the figures of a finished run
-state/step-00000120/       model.safetensors (the last weights), optimizer.safetensors, progress.json
+model.safetensors          the checkpoint with the best validation
+config.yaml                all settings
+metrics.jsonl              one line every few steps and after every epoch
+summary.json               the results; exists when the run is finished
+state/step-00000120/       model.safetensors (latest weights), optimizer.safetensors, progress.json
 """
 
 import json
@@ -41,7 +41,7 @@ STATES_KEPT = 2  # the newest saved state and the one before it
 
 
 class RunFolder:
-    """A training run on disk."""
+    """The folder of a training run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class RunFolder:
         self.summary = folder / "summary.json"
 
     def exists(self) -> bool:
-        """Whether there is anything at all under the run's name."""
+        """Whether the path exists and is more than an empty folder. A lease does not count."""
         return self.folder.exists() and (
             not self.folder.is_dir() or any(path.name != LEASE for path in self.folder.iterdir())
         )
@@ -63,7 +63,7 @@ class RunFolder:
     def save_state(
         self, step: int, checkpoint: Checkpoint, optimizer: dict[str, np.ndarray], progress: dict[str, Any]
     ) -> None:
-        """Save all that resuming needs as one folder that appears whole; older ones but the last are removed."""
+        """Save all that resuming needs as one folder, atomically. Of the earlier states only the newest is kept."""
         final = self.folder / "state" / f"step-{step:08d}"
         draft, past = (final.with_name(f".{final.name}.{os.getpid()}{part}.tmp") for part in ("", ".past"))
         shutil.rmtree(draft, ignore_errors=True)
@@ -72,7 +72,7 @@ class RunFolder:
             header = {"format": CHECKPOINT_FORMAT, "fingerprint": fingerprint_of({}, optimizer)}
             write_tensors(draft / "optimizer.safetensors", optimizer, {"cyclic": json.dumps(header)})
             write_text(draft / "progress.json", json.dumps({"progress": progress, "checksum": checksum(progress)}))
-            if final.exists():  # the same step, saved again after the validation that follows it
+            if final.exists():  # the step was saved before, and is saved again after its validation
                 os.replace(final, past)
             os.replace(draft, final)
         finally:
@@ -80,17 +80,17 @@ class RunFolder:
             shutil.rmtree(past, ignore_errors=True)
         states = self.states()
         earlier = [state for state in states if state.name <= final.name]
-        for old in set(states) - set(earlier[-STATES_KEPT:]):  # later ones were damaged, and passed over
+        for old in set(states) - set(earlier[-STATES_KEPT:]):  # later states are damaged ones that resuming skipped
             shutil.rmtree(old)
 
     def load_state(self, state: Path) -> tuple[Checkpoint, dict[str, np.ndarray], dict[str, Any]]:
-        """A saved state: checkpoint, optimizer tensors, progress. Raises CyclicError when any of them is damaged."""
+        """Checkpoint, optimizer tensors and progress of a saved state. Raises CyclicError if one of them is damaged."""
         try:
             saved = json.loads((state / "progress.json").read_text(encoding="utf-8"))
             optimizer, header = read_tensors(state / "optimizer.safetensors")
             fingerprint = json.loads(header["cyclic"])["fingerprint"]
             if saved["checksum"] != checksum(saved["progress"]) or fingerprint != fingerprint_of({}, optimizer):
-                raise ValueError("another checksum")
+                raise ValueError("the checksum does not match")
             checkpoint = read_checkpoint(state / "model.safetensors")
         except (OSError, ValueError, KeyError, TypeError, CyclicError) as error:
             raise CyclicError(f"The saved state {state} is damaged.", "The one before it can be used.") from error
@@ -98,9 +98,9 @@ class RunFolder:
 
     @contextmanager
     def lease(self) -> Iterator[None]:
-        """Hold the run's folder alone, for as long as the block runs. Raises CyclicError while another process does.
+        """Hold the lease of the run while the block runs. Raises CyclicError when a living process holds it.
 
-        A process of another host may have been ended a moment ago, and this be its successor: it is waited for.
+        For a holder on another host it waits, because a killed and requeued job may have been moved to this host.
         """
         with ExitStack() as held:
             with writing(self.folder):
@@ -111,14 +111,14 @@ class RunFolder:
             yield
 
     def _sweep(self) -> None:
-        """Remove what kills left behind; only for who is alone."""
+        """Remove temporary files that killed processes left. Only the holder of the lease may call it."""
         for draft in self.folder.glob(".*.tmp"):
             draft.unlink(missing_ok=True)
         for draft in (self.folder / "state").glob(".*.tmp"):
             shutil.rmtree(draft, ignore_errors=True)
 
     def is_foreign(self) -> bool:
-        """Whether the folder holds something, and that is no run."""
+        """Whether the path exists and is something other than a run."""
         return (
             self.exists()
             and not self.config.exists()
@@ -126,17 +126,17 @@ class RunFolder:
         )
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Mark the run as finished."""
+        """Write the summary, which marks the run as finished."""
         write_text(self.summary, json.dumps(summary))
 
     def read_summary(self) -> dict[str, Any]:
-        """The summary of a finished run. Raises CyclicError when it, or the model it speaks of, is damaged or gone."""
+        """The summary of a finished run. Raises CyclicError when the summary or the best checkpoint is damaged."""
         read_checkpoint(self.best)
         try:
             return dict(json.loads(self.summary.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise CyclicError(
-                f"{self.summary} is damaged.", "Remove it; the run then ends again from its state."
+                f"{self.summary} is damaged.", "Remove it: the run then finishes again from its last state."
             ) from error
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -145,21 +145,21 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
     def metrics_size(self) -> int:
-        """Bytes of `metrics.jsonl`, the place to cut it back to when a state is resumed."""
+        """The size of `metrics.jsonl` in bytes; a state records it for `cut_metrics`."""
         return self.metrics.stat().st_size if self.metrics.exists() else 0
 
     def cut_metrics(self, size: int) -> None:
-        """Drop what an attempt wrote after the state that is resumed was saved."""
+        """Cut `metrics.jsonl` to `size` bytes: drop the lines written after the resumed state was saved."""
         if self.metrics_size() > size:
             os.truncate(self.metrics, size)
 
     def point_latest(self) -> None:
-        """Let `runs/latest` name this run; only in a folder called `runs`, so that no other folder gets a link."""
+        """Make `runs/latest` a link to this run. Does nothing unless the run lies in a folder named `runs`."""
         if self.folder.absolute().parent.name != "runs":
             return
         link = self.folder.absolute().parent / "latest"
         if link.exists() and not link.is_symlink():
-            return  # somebody's own folder
+            return  # a file or folder of the user
         draft = link.with_name(f".latest.{os.getpid()}.tmp")
         draft.unlink(missing_ok=True)
         draft.symlink_to(self.folder.name)
@@ -167,7 +167,7 @@ class RunFolder:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What `cyclic info` shows of a run. Raises CyclicError when its checkpoint is damaged."""
+    """The output of `cyclic info` for a run. Raises CyclicError when its best checkpoint is damaged."""
     run = RunFolder(path)
     states = [state.name for state in run.states()]
     checkpoint = facts_of(run.best) if run.best.exists() else None

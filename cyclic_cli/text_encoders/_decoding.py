@@ -1,8 +1,8 @@
-"""What text encoders that write sentences share: layers of a transformer, and a causal decoder of codes.
+"""Transformer layers and an autoregressive decoder, shared by the text encoders that can write sentences.
 
-The decoder reads a code as a few vectors in front of the sentence (Li and Liang, "Prefix-Tuning", ACL 2021), START, and
-the tokens so far. Its last layer is the table of its first (Press and Wolf, EACL 2017) and starts at the frequencies of
-the tokens, so that its error starts near that of the best constant.
+The decoder reads a code as a few prefix vectors (Li and Liang, "Prefix-Tuning", ACL 2021), followed by START and the
+previous tokens. Its output layer shares the weights of the token embedding (Press and Wolf, EACL 2017). The bias of the
+output layer is initialised with the token frequencies, so the initial error is close to that of the mean predictor.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from torch.nn import functional
 from cyclic_cli.errors import UsageError
 from cyclic_cli.text_encoders._vocabulary import END, PADDING, START
 
-EMBEDDING_SCALE = 0.02  # standard deviation of embeddings at the start
+EMBEDDING_SCALE = 0.02  # initial standard deviation of token and position embeddings
 
 
 class Block(nn.Module):
-    """A layer of a transformer, normalised before each part (Xiong et al., ICML 2020)."""
+    """A transformer layer with normalisation before attention and perceptron (pre-LN, Xiong et al., ICML 2020)."""
 
     def __init__(self, width: int, heads: int) -> None:
         """Raises UsageError when the heads do not divide the width."""
         super().__init__()
         if width % heads:
-            raise UsageError(f"{heads} heads do not divide a width of {width}.", "Change one of them.")
+            raise UsageError(
+                f"The width {width} is not a multiple of the number of heads, {heads}.", "Change one of them."
+            )
         self.heads = heads
         self.norm = nn.LayerNorm(width)
         self.projections = nn.Linear(width, 3 * width)
@@ -39,12 +41,14 @@ class Block(nn.Module):
     def forward(
         self, vectors: Tensor, mask: Tensor | None = None, causal: bool = False, past: list[Tensor] | None = None
     ) -> Tensor:
-        """
+        """Return new vectors (N, L, width).
+
         Args:
             vectors: (N, L, width).
-            mask: (N, L) bool, which of them may be looked at.
-            causal: Each looks at those before it and itself alone.
-            past: Keys and values (N, heads, ..., width / heads) of vectors before these, or none yet; these are added.
+            mask: (N, L) bool, the positions that may be attended to. None: all.
+            causal: Whether each position attends only to itself and earlier positions.
+            past: Cached keys and values (N, heads, earlier positions, width / heads) of the positions before `vectors`,
+                or an empty list. The list is updated to include `vectors`.
         """
         projected = self.projections(self.norm(vectors)).unflatten(2, (3, self.heads, -1))
         queries, keys, values = projected.permute(2, 0, 3, 1, 4)
@@ -62,7 +66,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes (N, code) to sentences."""
+    """Predicts and generates the tokens of sentences from codes (N, code)."""
 
     def __init__(
         self, code: int, width: int, layers: int, heads: int, prefix: int, facts: Mapping[str, Any], vocabulary: int
@@ -78,23 +82,27 @@ class Decoder(nn.Module):
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_SCALE)
 
     def errors(self, code: Tensor, tokens: Tensor) -> Tensor:
-        """Nats a token (N,) of tokens (N, L), each told all before it, as a share of those of their frequencies."""
+        """Return (N,): the cross-entropy per token of tokens (N, L), relative to predicting the token frequencies.
+
+        Each token is predicted from the code and all tokens before it.
+        """
         tokens = trimmed(tokens).abs()
-        there = tokens != PADDING
-        logits = self._logits(self._told(code, tokens)[there])
-        nats = functional.cross_entropy(logits, tokens[there], reduction="none")
-        total = nats.new_zeros(there.shape).masked_scatter(there, nats).sum(1)
-        return total / there.sum(1).clamp(min=1) / self.nats
+        present = tokens != PADDING
+        logits = self._logits(self._predicting_vectors(code, tokens)[present])
+        nats = functional.cross_entropy(logits, tokens[present], reduction="none")
+        total = nats.new_zeros(present.shape).masked_scatter(present, nats).sum(1)
+        return total / present.sum(1).clamp(min=1) / self.nats
 
     def logits(self, code: Tensor, tokens: Tensor) -> Tensor:
-        """Logits (N, L, V) of each token (N, L), told the code and all tokens before it."""
-        return self._logits(self._told(code, tokens))
+        """Return the logits (N, L, V) of each of the tokens (N, L), given the code and all tokens before it."""
+        return self._logits(self._predicting_vectors(code, tokens))
 
-    def drawn(self, code: Tensor) -> Tensor:
-        """The likeliest words one after another, as rows (N, L, V) with a one, which have the softmax's gradient.
+    def soft_decode(self, code: Tensor) -> Tensor:
+        """Return greedily decoded texts as one-hot rows (N, L, V) that have the gradient of the softmax.
 
-        Rows behind the end are zeros. The straight-through estimator of Bengio et al. (arXiv 1308.3432, 2013), as ITIT
-        (Li et al., arXiv 2310.03734, 2023) takes it for texts in a cycle: found without a gradient, told once with it.
+        Rows after the end of a text are zero. This is the straight-through estimator of Bengio et al. (arXiv 1308.3432,
+        2013), which ITIT uses for texts in a cycle (Li et al., arXiv 2310.03734, 2023). The search has no gradient; one
+        further pass over the decoded tokens gives it.
         """
         tokens = self.search(code.detach(), 1, self.limit)
         soft = self.logits(code, tokens).softmax(2)
@@ -102,29 +110,32 @@ class Decoder(nn.Module):
         return (hard + (soft - soft.detach())) * (tokens != PADDING)[:, :, None]
 
     def generate(self, code: Tensor, beams: int, length: int) -> list[list[int]]:
-        """The tokens of the likeliest texts found, in nats a token, by greedy search and one with `beams` at once."""
+        """Return a list of tokens for each code: the more likely result of greedy search and beam search.
+
+        Likelihoods are compared per token. Beam search keeps `beams` texts and is skipped when that is 1.
+        """
         found = self.search(code, 1, length)
         if beams > 1:
-            wider = self.search(code, beams, length)
-            wider = functional.pad(wider, (0, max(0, found.shape[1] - wider.shape[1])))
-            found = functional.pad(found, (0, wider.shape[1] - found.shape[1]))
+            of_beams = self.search(code, beams, length)
+            of_beams = functional.pad(of_beams, (0, max(0, found.shape[1] - of_beams.shape[1])))
+            found = functional.pad(found, (0, of_beams.shape[1] - found.shape[1]))
             with torch.no_grad():
-                better = self.errors(code, wider) < self.errors(code, found)
-            found = torch.where(better[:, None], wider, found)
+                better = self.errors(code, of_beams) < self.errors(code, found)
+            found = torch.where(better[:, None], of_beams, found)
         return [[token for token in row if token != PADDING] for row in found.tolist()]
 
     @torch.no_grad()
     def search(self, code: Tensor, beams: int, length: int) -> Tensor:
-        """Tokens (N, L), L at most `length` and the encoder's limit, by beam search on their mean log-likelihood.
+        """Return tokens (N, L), found by beam search for the largest mean log-likelihood per token.
 
-        With one beam the likeliest token follows each time.
+        L is at most `length` and the length limit of the decoder. With one beam the search is greedy.
         """
         texts, device = len(code), code.device
         past: list[list[Tensor]] = [[] for _ in self.blocks]
         vectors = self._run(self._opening(code.repeat_interleave(beams, 0)), None, past)
         tokens = torch.zeros(texts * beams, 0, dtype=torch.int64, device=device)
         scores = torch.full((texts, beams), -torch.inf, device=device)
-        scores[:, 0] = 0  # one at first, since all are equal
+        scores[:, 0] = 0  # all beams are equal at first, so only one counts
         lengths = torch.zeros(texts, beams, device=device)
         done = torch.zeros(texts * beams, dtype=torch.bool, device=device)
         while True:
@@ -148,17 +159,21 @@ class Decoder(nn.Module):
                 past = [[kept[rows] for kept in block] for block in past]
             vectors = self._run(None, last, past)
 
-    def _told(self, code: Tensor, tokens: Tensor) -> Tensor:
+    def _predicting_vectors(self, code: Tensor, tokens: Tensor) -> Tensor:
+        """Return the last layer's vectors (N, L, width) at the positions that predict the tokens (N, L)."""
         return self._run(self._opening(code), tokens[:, :-1], None)[:, self.prefix :]
 
     def _opening(self, code: Tensor) -> Tensor:
-        """What stands in front of a sentence (N, prefix + 1, width): the code, and START."""
+        """Return the vectors (N, prefix + 1, width) before a sentence: the code as prefix, and START."""
         prefix = self.enter(code).unflatten(1, (self.prefix, -1))
         start = self.embedding.weight[START] + self.positions[0]
         return torch.cat([prefix, start.to(prefix.dtype).expand(len(code), 1, -1)], 1)
 
     def _run(self, opening: Tensor | None, tokens: Tensor | None, past: list[list[Tensor]] | None) -> Tensor:
-        """The last layer's vectors of an opening, where there is one, and of tokens (N, L) behind what is past."""
+        """Return the last layer's vectors of an opening and of the tokens (N, L) that follow it or the cached past.
+
+        An opening or tokens that are None are left out. `past` holds the cache of each block (see `Block.forward`).
+        """
         parts = [] if opening is None else [opening]
         if tokens is not None:
             first = 1 if not past else past[0][0].shape[2] - self.prefix
@@ -170,26 +185,26 @@ class Decoder(nn.Module):
 
     def _logits(self, vectors: Tensor) -> Tensor:
         logits = functional.linear(self.norm(vectors), self.embedding.weight, self.bias)
-        never = torch.arange(logits.shape[-1], device=logits.device) < END
-        return logits.masked_fill(never, -torch.inf)
+        never_predicted = torch.arange(logits.shape[-1], device=logits.device) < END  # PADDING and START
+        return logits.masked_fill(never_predicted, -torch.inf)
 
 
-class Writing(nn.Module):
-    """The half of an encoder that writes: its `decoder`."""
+class GeneratingEncoder(nn.Module):
+    """Base class of the text encoders that write sentences: it decodes with their `decoder`."""
 
     decoder: Decoder
 
     def decode(self, code: Tensor) -> Tensor:
-        """The likeliest tokens (N, L), one after another."""
+        """Return greedily decoded tokens (N, L)."""
         return self.decoder.search(code, 1, self.decoder.limit)
 
     def errors(self, code: Tensor, tokens: Tensor) -> Tensor:
         """See `Decoder.errors`."""
         return self.decoder.errors(code, tokens)
 
-    def drawn(self, code: Tensor) -> Tensor:
-        """See `Decoder.drawn`."""
-        return self.decoder.drawn(code)
+    def soft_decode(self, code: Tensor) -> Tensor:
+        """See `Decoder.soft_decode`."""
+        return self.decoder.soft_decode(code)
 
     def generate(self, code: Tensor, beams: int, length: int) -> list[list[int]]:
         """See `Decoder.generate`."""
@@ -197,7 +212,7 @@ class Writing(nn.Module):
 
 
 def trimmed(tokens: Tensor) -> Tensor:
-    """Tokens (N, L) without the columns behind the longest text; while a model is exported, as they are."""
+    """Return tokens (N, L) without the columns after the longest text. During ONNX export they stay as they are."""
     if torch.compiler.is_exporting():
         return tokens
     longest = int((tokens != PADDING).sum(1).max()) if len(tokens) else 0

@@ -1,10 +1,12 @@
-"""The tokens of texts: a byte-level byte-pair vocabulary, learned from training reports, and its place in a checkpoint.
+"""The vocabulary of texts: byte-level byte-pair encoding, learned from training reports and stored in the checkpoint.
 
-What is unusual: a merged token stays only when the reports of at least ten patients contain it (`PATIENTS`), so that a
-checkpoint spells no name and no number of one of them. The 256 single bytes always stay: every text can be written.
-The result depends on which texts are one patient's, never on the order of texts, the names of patients or threads.
+A merged token is kept only when the reports of at least ten patients contain it (`PATIENTS`). A checkpoint therefore
+contains no name or number of a single patient. The 256 single bytes are always kept, so every text can be represented.
+The vocabulary depends on which texts belong to the same patient. It does not depend on the order of the texts, the
+names of the patients, or the number of threads.
 
-All that knows the library `tokenizers` is here. Tokens are PADDING, START and END, and from 3 on those of the library.
+Only this file uses the `tokenizers` library. The tokens 0, 1 and 2 are PADDING, START and END. From 3 (`SPECIAL`) on
+they are those of the library, shifted by 3.
 """
 
 from __future__ import annotations
@@ -21,47 +23,57 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from cyclic_cli.errors import CyclicError, UsageError
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would not outlive a fork, and say so on stderr
+# The threads of the library do not survive a fork, and it then prints warnings.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 PADDING, START, END = 0, 1, 2
-SPECIAL = 3  # tokens that stand for no text
-PATIENTS = 10  # whose reports must contain a merged token
+SPECIAL = 3  # number of special tokens, which represent no text
+PATIENTS = 10  # minimum number of patients whose reports contain a merged token
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # a printable character for each byte
-SPARE = 2  # times the merges asked for that are learned, since some belong to too few patients
+SPARE = 2  # factor of merges learned to merges needed, because some are dropped for too few patients
 
 Merges = list[tuple[str, str]]
 
 
 class Vocabulary:
-    """Texts to tokens and back."""
+    """Converts texts to tokens and back."""
 
     def __init__(self, tokenizer: Tokenizer, description: dict[str, Any]) -> None:
-        """`description` is what makes the tokenizer again: {"merges": pairs} or {"pretrained": text of its file}."""
+        """
+        Args:
+            tokenizer: Of the `tokenizers` library.
+            description: What `to_json` stores, to rebuild the tokenizer: {"merges": pairs} of a learned vocabulary, or
+                {"pretrained": text of the file tokenizer.json}.
+        """
         self._tokenizer, self._description = tokenizer, description
         self.size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1 + SPECIAL
 
     @classmethod
     def train(cls, texts: Sequence[str], patients: Sequence[str], size: int) -> Vocabulary:
-        """Learn at most `size` tokens from texts (N,), each of one of `patients` (N,).
+        """Learn a vocabulary of at most `size` tokens from texts (N,) and their patients (N,).
 
-        Pairs are merged by the number of texts that they stand in (Sennrich et al., ACL 2016), within words: letters,
-        digits or signs in a row, with the space before them. Raises UsageError when there is no room for the bytes.
+        The pairs that occur in the most texts are merged first (byte-pair encoding, Sennrich et al., ACL 2016). Merges
+        stay within words. A word is a run of letters, digits or other signs, with the space before it. Raises
+        UsageError when `size` is too small for the special tokens and the bytes.
         """
         if size < SPECIAL + len(BYTES):
-            raise UsageError(f"A vocabulary of {size} tokens is too small.", f"Give it {SPECIAL + len(BYTES)} or more.")
+            raise UsageError(
+                f"A vocabulary of {size} tokens is too small.",
+                f"Set modalities.text.vocabulary to {SPECIAL + len(BYTES)} or more.",
+            )
         counts, users = _words(texts, patients)
         learner = Tokenizer(models.BPE())
         learner.train_from_iterator(
             ([word] * counts[word] for word in sorted(counts)),
             trainers.BpeTrainer(
                 vocab_size=len(BYTES) + SPARE * (size - SPECIAL - len(BYTES)),
-                min_frequency=PATIENTS,  # what is rarer cannot be of so many patients
+                min_frequency=PATIENTS,  # a rarer token cannot occur in the reports of so many patients
                 initial_alphabet=BYTES,
                 show_progress=False,
             ),
         )
         learned = [(first, second) for first, second in json.loads(learner.to_str())["model"]["merges"]]
-        return cls._of_merges(_first(_shared(learned, users), size - SPECIAL))
+        return cls._of_merges(_first_merges(_merges_of_many_patients(learned, users), size - SPECIAL))
 
     @classmethod
     def _of_merges(cls, merges: Merges) -> Vocabulary:
@@ -70,18 +82,22 @@ class Vocabulary:
         tokenizer = Tokenizer(model)
         tokenizer.normalizer = _NORMALISER
         tokenizer.pre_tokenizer = _WORDS
-        # The space before the first word, which makes it the same token as elsewhere, goes again.
+        # A space is added before the first word, so that it has the same token as elsewhere. Decoding removes it.
         tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
         return cls(tokenizer, {"merges": [list(pair) for pair in merges]})
 
     @classmethod
     def pretrained(cls, folder: Path) -> Vocabulary:
-        """The tokenizer of a pretrained model in a local folder. Raises CyclicError when it has no fast one."""
+        """Return the vocabulary of a pretrained model in a local folder.
+
+        Raises CyclicError when the folder has no file tokenizer.json, or a damaged one.
+        """
         try:
             text = (folder / "tokenizer.json").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             raise CyclicError(
-                f"{folder} has no tokenizer.json.", "Save its fast tokenizer there: tokenizer.save_pretrained(folder)."
+                f"{folder} has no tokenizer.json.",
+                "Save the fast tokenizer of the model there: tokenizer.save_pretrained(folder).",
             ) from None
         return cls._of_pretrained(text, str(folder / "tokenizer.json"))
 
@@ -92,22 +108,25 @@ class Vocabulary:
             tokenizer.no_truncation()
             tokenizer.no_padding()
             return cls(tokenizer, {"pretrained": text})
-        except Exception as error:  # the library has no narrower one
-            raise CyclicError(f"{where} is no tokenizer.", "Take it from its source again.") from error
+        except Exception as error:  # the library raises no narrower exception
+            raise CyclicError(f"{where} is not a valid tokenizer.", "Copy it from its source again.") from error
 
     # ------------------------------------------------------------------------------------------ in a checkpoint
 
     def to_json(self) -> str:
-        """All of it, for `from_json`; the same vocabulary gives the same text."""
+        """Return the vocabulary as JSON for `from_json`. Equal vocabularies give equal JSON."""
         return json.dumps(self._description, ensure_ascii=False)
 
     def to_library(self) -> str:
-        """The text of a `tokenizer.json`, for other programs: its tokens and `SPECIAL` are ours, without END."""
+        """Return the content of a `tokenizer.json` for other programs.
+
+        Its token numbers are those of this class minus `SPECIAL`. It does not add END.
+        """
         return str(self._tokenizer.to_str())
 
     @classmethod
     def from_json(cls, text: str) -> Vocabulary:
-        """Read what `to_json` gave. Raises CyclicError when it is anything else."""
+        """Return the vocabulary that `to_json` stored. Raises CyclicError when the text is anything else."""
         try:
             match json.loads(text):
                 case {"merges": list(merges), **others} if not others:
@@ -116,22 +135,22 @@ class Vocabulary:
                     return cls._of_pretrained(tokenizer, "The tokenizer of the checkpoint")
         except (ValueError, TypeError, RecursionError):
             pass
-        raise CyclicError("The vocabulary of the checkpoint is damaged.", "Copy or make the checkpoint again.")
+        raise CyclicError("The vocabulary of the checkpoint is damaged.", "Copy the checkpoint again, or train again.")
 
     # -------------------------------------------------------------------------------------------- texts, tokens
 
     def encode(self, texts: Sequence[str], length: int) -> list[np.ndarray]:
-        """The tokens of each text, uint32, with END behind them, then cut to `length` of them."""
+        """Return the tokens of each text, uint32, followed by END, and truncated to `length` tokens in total."""
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array([*(one + SPECIAL for one in each.ids), END], np.uint32)[:length] for each in encoded]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens, as normalised: lower-case, in Unicode's form NFKC. Broken characters become �."""
+        """Return the text of tokens, in lower case and Unicode normal form NFKC. Incomplete characters become �."""
         return self._tokenizer.decode([int(token) - SPECIAL for token in tokens if token >= SPECIAL])
 
     @property
     def frame(self) -> tuple[list[int], list[int]]:
-        """The tokens that a pretrained model wants before and behind a text."""
+        """The special tokens that a pretrained model expects before and after a text."""
         encoded = self._tokenizer.encode("a")
         special = encoded.special_tokens_mask
         first, last = special.index(0), len(special) - special[::-1].index(0)
@@ -140,7 +159,7 @@ class Vocabulary:
 
 
 def padded(tokens: Sequence[np.ndarray], length: int) -> np.ndarray:
-    """Lists of at most `length` tokens as one array (N, length) int64, PADDING behind their end."""
+    """Return arrays of at most `length` tokens as one array (N, length), int64, with PADDING after their end."""
     array = np.full((len(tokens), length), PADDING, np.int64)
     for row, each in zip(array, tokens, strict=True):
         row[: len(each)] = each
@@ -154,7 +173,7 @@ _WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
 
 
 def _words(texts: Sequence[str], patients: Sequence[str]) -> tuple[Counter[str], dict[str, set[str]]]:
-    """Of each word the number of texts that have it, and its patients, or `PATIENTS` of them where there are more."""
+    """Return by word the number of texts that contain it, and the patients of these texts, `PATIENTS` at most."""
     counts: Counter[str] = Counter()
     users: dict[str, set[str]] = defaultdict(set)
     for text, patient in zip(texts, patients, strict=True):
@@ -166,10 +185,10 @@ def _words(texts: Sequence[str], patients: Sequence[str]) -> tuple[Counter[str],
     return counts, users
 
 
-def _shared(merges: Merges, users: dict[str, set[str]]) -> Merges:
-    """The merges whose token stands in words of at least `PATIENTS` patients.
+def _merges_of_many_patients(merges: Merges, users: dict[str, set[str]]) -> Merges:
+    """Return the merges whose token occurs in words of at least `PATIENTS` patients, by word in `users`.
 
-    What it is made of stands in the same words, so that nothing that stays is made of what goes.
+    The two parts of a token occur in the same words, so they are kept whenever the token is.
     """
     tokens = {first + second for first, second in merges}
     longest = max(map(len, tokens), default=0)
@@ -182,14 +201,14 @@ def _shared(merges: Merges, users: dict[str, set[str]]) -> Merges:
 
 
 def _parts(word: str, longest: int) -> Iterator[str]:
-    """The parts of a word of two characters or more."""
+    """Yield the substrings of a word that have at least two and at most `longest` characters."""
     for first in range(len(word)):
         for end in range(first + 2, min(first + longest, len(word)) + 1):
             yield word[first:end]
 
 
-def _first(merges: Merges, size: int) -> Merges:
-    """The first merges, as many as make `size` tokens with the bytes."""
+def _first_merges(merges: Merges, size: int) -> Merges:
+    """Return the first merges, as many as give `size` tokens together with the bytes."""
     tokens, kept = set(BYTES), []
     for pair in merges:
         token = "".join(pair)
@@ -201,7 +220,10 @@ def _first(merges: Merges, size: int) -> Merges:
 
 
 def _checked(merges: list[Any]) -> Merges:
-    """Merges of a checkpoint. Raises ValueError when they are not pairs of what the bytes and earlier pairs make."""
+    """Return the merges of a checkpoint.
+
+    Raises ValueError unless each merges two tokens that are bytes or results of earlier merges, and none occurs twice.
+    """
     known, seen = set(BYTES), set()
     for pair in merges:
         if not isinstance(pair, list) or len(pair) != 2:

@@ -1,9 +1,10 @@
-"""Bag of tokens: which words a text has, not their order; for datasets too small to learn sentences from.
+"""Bag-of-tokens encoder: it represents which tokens a text has, not their order. It suits small datasets.
 
-Texts become log(1 + count) · log(1 / share of texts with the token), of unit norm, and their codes start as latent
-semantic analysis: projections on the singular vectors of the training texts of the largest values (Deerwester et al.,
-JASIS 1990). The decoder gives the share of each token and starts as a regression on those codes. On either side a small
-network adds to the linear map, at first nothing.
+A text becomes the vector log(1 + count) · log(1 / fraction of the texts with the token), L2-normalised. Its code is
+initialised by latent semantic analysis: the projection on the leading right singular vectors of the training texts
+(Deerwester et al., JASIS 1990). The decoder predicts the frequency of each token in a text, and is initialised as a
+regression on these codes. Encoder and decoder each have a small network that adds to the linear map. It initially adds
+zero.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from cyclic_cli.text_encoders._vocabulary import PADDING
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    latent: int = 128  # numbers in the code
-    hidden: int = 256  # units of the networks beside the linear maps; 0: none
+    latent: int = 128  # dimensions of the code
+    hidden: int = 256  # hidden units of the networks that add to the linear maps; 0: no networks
 
 
 GENERATES = False
 FITTED = True
-TEXTS = 20_000  # that the start is taken from, at most
-RIDGE = 1e-3  # of the regression, added to the variances of the code
-TRIED = 2000  # of those, that say which factor of the regression's slopes is best
-OVERSAMPLED = 16  # directions, for the accuracy of the last ones
-FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TEXTS = 20_000  # maximum number of texts for the initialisation
+RIDGE = 1e-3  # ridge regularisation of the regression, added to the variances of the code
+FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0)  # candidate factors for the slopes of the regression
+FACTOR_TEXTS = 2000  # maximum number of texts on which the factors are compared
+OVERSAMPLED = 16  # extra directions that make the last singular vectors accurate
 
 
 class Encoder(nn.Module):
-    """Linear maps into and out of a code, and what a hidden layer adds."""
+    """Encodes and decodes token counts with linear maps and residual networks."""
 
     weights: Tensor  # (V,) inverse document frequencies
 
@@ -45,8 +46,8 @@ class Encoder(nn.Module):
         self.nats, self.length = float(facts["nats"]), float(facts["length"])
         self.register_buffer("weights", -torch.tensor(facts["documents"]).log())
         self.into_code = nn.Linear(vocabulary, config.latent)
-        self.after = Addition(config.latent, config.hidden)
-        self.before = Addition(config.latent, config.hidden)
+        self.after = ResidualNetwork(config.latent, config.hidden)
+        self.before = ResidualNetwork(config.latent, config.hidden)
         self.out_of_code = nn.Linear(config.latent, vocabulary)
         nn.init.zeros_(self.out_of_code.weight)
         with torch.no_grad():
@@ -54,7 +55,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, tokens: Iterable[Tensor]) -> None:
-        """Start from batches of tokens (N, L); numbers of the code that the texts do not span are 0."""
+        """Initialise from batches of tokens (N, L). Dimensions of the code that the texts do not span stay 0."""
         counts = torch.cat(list(self._first_counts(tokens)))
         bags = self._bags(counts)
         directions = _right_singular(bags, self.code)
@@ -63,12 +64,12 @@ class Encoder(nn.Module):
         codes = bags @ directions.T
         mean = codes.mean(0)
         shares = functional.normalize(counts, p=1, dim=1)
-        # To first order, frequencies · exp(slope · code) are shares whose relative change is linear in the code.
+        # To first order in the code, frequencies · exp(slope · code) is linear, so the slopes follow from a regression.
         covariance = (codes - mean).T @ (codes - mean)
         covariance.diagonal().add_(RIDGE * len(codes))
         slopes = torch.linalg.solve(covariance, (codes - mean).T @ shares).T  # (V, code)
         slopes /= (self.out_of_code.bias.exp() + 1 / len(codes))[:, None]
-        self._take_best(slopes, codes[:TRIED] - mean, shares[:TRIED])
+        self._set_slopes(slopes, codes[:FACTOR_TEXTS] - mean, shares[:FACTOR_TEXTS])
         self.out_of_code.bias.sub_(self.out_of_code.weight[:, : len(mean)] @ mean)
 
     def _first_counts(self, tokens: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -78,8 +79,12 @@ class Encoder(nn.Module):
                 yield _counts(batch, len(self.weights))
             seen += len(batch)
 
-    def _take_best(self, slopes: Tensor, codes: Tensor, shares: Tensor) -> None:
-        """Set the decoder's slopes, shortened as far as gives the least error: at 0 it is that of the frequencies."""
+    def _set_slopes(self, slopes: Tensor, codes: Tensor, shares: Tensor) -> None:
+        """Set the decoder's slopes (V, code) with the factor that gives the smallest error on some texts.
+
+        Codes are (N, code), and shares (N, V) are the frequencies of the tokens in each text. With the factor 0 the
+        decoder predicts the mean frequencies.
+        """
 
         def error(factor: float) -> float:
             logits = codes @ (factor * slopes).T + self.out_of_code.bias
@@ -88,30 +93,30 @@ class Encoder(nn.Module):
         self.out_of_code.weight.zero_()[:, : slopes.shape[1]] = min(FACTORS, key=error) * slopes
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Codes (N, code) of tokens (N, L), those below 0 unread, or of counts (N, V) float."""
+        """Return codes (N, code) of tokens (N, L), of which negative ones are ignored, or of float counts (N, V)."""
         counts = tokens if tokens.is_floating_point() else _counts(tokens.clamp(min=0), len(self.weights))
         code: Tensor = self.after(self.into_code(self._bags(counts)))
         return code
 
     def decode(self, code: Tensor) -> Tensor:
-        """The logarithm (N, V) of each token's share of the text."""
+        """Return the logarithm (N, V) of the predicted frequency of each token in the text."""
         return self.out_of_code(self.before(code)).log_softmax(1)
 
     def errors(self, code: Tensor, tokens: Tensor) -> Tensor:
-        """Cross-entropy a token (N,) as a share of that of the frequencies."""
+        """Return (N,): the cross-entropy per token, relative to predicting the mean frequencies."""
         shares = functional.normalize(_counts(tokens.abs(), len(self.weights)), p=1, dim=1)
         return -(shares * self.decode(code)).sum(1) / self.nats
 
-    def drawn(self, code: Tensor) -> Tensor:
-        """The counts (N, V) that are to be expected of a text of the usual length."""
+    def soft_decode(self, code: Tensor) -> Tensor:
+        """Return the expected token counts (N, V) of a text of mean length."""
         return self.length * self.decode(code).exp()
 
     def _bags(self, counts: Tensor) -> Tensor:
         return functional.normalize(counts.log1p() * self.weights, dim=1)
 
 
-class Addition(nn.Module):
-    """Vectors and what a hidden layer adds to them, at first nothing."""
+class ResidualNetwork(nn.Module):
+    """Adds the output of a network with one hidden layer to its input. The output is initially zero."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -125,13 +130,16 @@ class Addition(nn.Module):
 
 
 def _right_singular(rows: Tensor, number: int) -> Tensor:
-    """The right singular vectors (K, V) of rows (N, V) with the largest values (Halko et al., SIAM Review 2011)."""
+    """Return the leading right singular vectors (K, V) of rows (N, V), by the method of Halko et al., SIAM Review 2011.
+
+    K is `number`, or the smaller side of the rows where that is less.
+    """
     number = min(number, *rows.shape)
     _, _, vectors = torch.svd_lowrank(rows, min(number + OVERSAMPLED, *rows.shape), niter=4)
     return vectors[:, :number].T
 
 
 def _counts(tokens: Tensor, vocabulary: int) -> Tensor:
-    """How often texts (N, L) have each token: (N, V) float32; PADDING counts nothing."""
+    """Return how often each token occurs in texts (N, L), as (N, V) float32. PADDING is not counted."""
     counts = torch.zeros(len(tokens), vocabulary, device=tokens.device)
     return counts.scatter_add_(1, tokens, (tokens != PADDING).float())

@@ -1,8 +1,7 @@
-"""Transformer: sentences read by a small encoder and written, token by token, by a small decoder.
+"""Transformer encoder: a small transformer reads sentences, and a small autoregressive decoder writes them.
 
-The code is the mean of the encoder's last vectors over the tokens; the decoder has it in front of the sentence. Encoder
-and decoder share their table of tokens. No layer draws random numbers: what training leaves out of a text is said by
-the modality.
+The code is the mean of the encoder's last vectors over the tokens. The decoder reads it as a prefix (see `_decoding`).
+Encoder and decoder share their token embedding. There are no dropout layers; the modality hides tokens instead.
 """
 
 from __future__ import annotations
@@ -15,27 +14,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cyclic_cli.text_encoders._decoding import EMBEDDING_SCALE, Block, Decoder, Writing, trimmed
+from cyclic_cli.text_encoders._decoding import EMBEDDING_SCALE, Block, Decoder, GeneratingEncoder, trimmed
 from cyclic_cli.text_encoders._vocabulary import START
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    width: int = 128  # numbers of a token's vector, and of the code
-    layers: int = 2  # of the encoder, and of the decoder
-    heads: int = 4
-    prefix: int = 4  # vectors of the code in front of a sentence
+    width: int = 128  # dimensions of the vector of a token, and of the code
+    layers: int = 2  # layers of the encoder, and of the decoder
+    heads: int = 4  # attention heads
+    prefix: int = 4  # prefix vectors that give the code to the decoder
 
 
 GENERATES = True
 FITTED = False
 
 
-class Encoder(Writing):
-    """Encoder and decoder."""
+class Encoder(GeneratingEncoder):
+    """Encodes and decodes texts with transformers."""
 
     def __init__(self, config: Config, facts: Mapping[str, Any], vocabulary: int) -> None:
-        """Raises UsageError when the heads do not divide the width."""
+        """Raises UsageError when the width is not a multiple of the number of heads."""
         super().__init__()
         self.code = config.width
         self.decoder = Decoder(self.code, config.width, config.layers, config.heads, config.prefix, facts, vocabulary)
@@ -44,19 +43,22 @@ class Encoder(Writing):
         self.norm = nn.LayerNorm(config.width)
 
     def initialise(self, tokens: Iterable[Tensor]) -> None:
-        """Nothing: the decoder starts at the frequencies of the tokens, which the facts hold."""
+        """Do nothing: the decoder has been initialised with the token frequencies of the facts."""
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Codes (N, code) of tokens (N, L), those below 0 unread, or of rows (N, L, V) that `drawn` gave."""
+        """Return codes (N, code) of tokens (N, L), of which negative ones are ignored.
+
+        Also accepts one-hot rows (N, L, V) as `soft_decode` returns them.
+        """
         table = self.decoder.embedding.weight
         if tokens.dim() == 2:
             tokens = trimmed(tokens)
-            there, vectors = tokens > 0, functional.embedding(tokens.clamp(min=0), table)
+            mask, vectors = tokens > 0, functional.embedding(tokens.clamp(min=0), table)
         else:
-            there, vectors = tokens.detach().sum(2) > 0.5, tokens @ table
-        start = table[START].to(vectors.dtype).expand(len(vectors), 1, -1)  # something to read in every text
+            mask, vectors = tokens.detach().sum(2) > 0.5, tokens @ table
+        start = table[START].to(vectors.dtype).expand(len(vectors), 1, -1)  # an empty text has this one token
         vectors = torch.cat([start, vectors], 1) + self.positions[: vectors.shape[1] + 1]
-        there = torch.cat([there.new_ones(len(there), 1), there], 1)
+        mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
         for block in self.blocks:
-            vectors = block(vectors, there)
-        return (self.norm(vectors) * there[:, :, None]).sum(1) / there.sum(1, keepdim=True)
+            vectors = block(vectors, mask)
+        return (self.norm(vectors) * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)

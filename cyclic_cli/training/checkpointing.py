@@ -1,64 +1,115 @@
-"""The state of a run: taken between two steps, written by a thread of its own, taken up again by a later attempt.
+"""Saves the state of a run: takes it between two steps, and writes it in a separate thread.
 
-Writing off the training thread costs a step only the copy of weights and optimizer. One write goes on at a time, in
-order; a signal or the end of a run waits for the last one.
+A step waits only while weights and optimizer are copied. Writes happen one at a time, in order. A signal, or the end of
+the run, waits for the last one.
 """
 
-import platform
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from cyclic_cli.config import RECORDED, TrainConfig, as_plain
 from cyclic_cli.distributed import Ranks
-from cyclic_cli.training.gradients import Plan
+from cyclic_cli.storage.checkpoint import Checkpoint, write_checkpoint
+from cyclic_cli.storage.run import RunFolder
+from cyclic_cli.training.learner import Learner
+from cyclic_cli.training.not_finite import not_finite
+from cyclic_cli.training.progress import RunProgress
+from cyclic_cli.training.run_log import RunLog
+from cyclic_cli.training.sources import Sources
 
 
-@dataclass
-class RunProgress:
-    """What of a run changes besides weights and optimizer, as `progress.json` keeps it."""
+class StateSaver:
+    """Saves states of a run, and its best model. All processes take part; the first one writes."""
 
-    step: int = 0  # optimizer steps done
-    epochs_done: int = 0  # with their validation
-    epoch_losses: dict[str, float] = field(default_factory=dict)  # sums over the steps of the current epoch
-    epoch_steps: int = 0  # that these are the sums of
-    val: dict[str, float] = field(default_factory=dict)  # of the best checkpoint
-    metrics_size: int = 0  # bytes
-    attempt: int = 1
-    environment: dict[str, Any] = field(default_factory=dict)  # what the bits depend on, see `environment`
-    changed: bool = False  # attempts had different ones
-    skipped: int = 0  # steps in a row, up to now, whose loss was not finite
+    def __init__(
+        self, ranks: Ranks, folder: RunFolder, sources: Sources, config: TrainConfig, learner: Learner, optimizer: Any,
+        progress: RunProgress, log: RunLog,
+    ) -> None:  # fmt: skip
+        self.ranks, self.folder, self.sources, self.config = ranks, folder, sources, config
+        self.learner, self.optimizer, self.progress, self.log = learner, optimizer, progress, log
+        self.writer = Writer()
 
+    def save(self, best: bool = False) -> None:
+        """Copy the state as it is now, and begin to write it. A `best` model also becomes the model of the run.
 
-def environment(plan: Plan) -> dict[str, Any]:
-    """What besides settings and data decides the bits of a result."""
-    return {
-        "cyclic": version("cyclic-cli"), "torch": torch.__version__, "numpy": np.__version__,
-        "processor": platform.machine(), "features": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name() if plan.device == "cuda" else "cpu",
-        "threads": plan.threads, "processes": plan.processes, "strategy": "fsdp" if plan.sharded else "ddp",
-    }  # fmt: skip
+        Raises:
+            CyclicError: a weight is not finite; or the write before this one failed.
+        """
+        self.progress.metrics_size = self.folder.metrics_size()
+        checkpoint, arrays = self._checkpoint(), optimizer_arrays(self.ranks, self.learner.module, self.optimizer)
+        if not self.ranks.is_main:
+            return
+        self.log.flush()
+        arrays["random.torch"] = torch.get_rng_state().numpy()
+        progress = asdict(self.progress)
+
+        def write() -> None:
+            if best:
+                write_checkpoint(self.folder.best, checkpoint)
+                self.folder.point_latest()
+            self.folder.save_state(progress["step"], checkpoint, arrays, progress)
+
+        self.writer.submit(write)
+
+    def wait(self) -> None:
+        """Wait for the last write. Raises CyclicError when it failed."""
+        self.writer.wait()
+
+    def finish(self) -> None:
+        """Wait for the last write. Save the last model as the best one where the file of the best one is lost."""
+        self.ranks.agreed(self.wait)
+        if self.ranks.agreed(lambda: not self.folder.best.exists()):
+            self.save(best=True)
+            self.ranks.agreed(self.wait)
+
+    def close(self) -> None:
+        """Wait for the last write, and end the thread."""
+        self.writer.close()
+
+    def _checkpoint(self) -> Checkpoint:
+        """The model as it is now, with its provenance."""
+        weights = {name: value.float().numpy() for name, value in self.ranks.weights(self.learner.module).items()}
+        if not all(np.isfinite(value).all() for value in weights.values()):
+            raise not_finite("A weight", self.progress.step, self.config)
+        settings = as_plain(self.config) | self.learner.portable_settings
+        return Checkpoint(
+            weights=weights,
+            architecture=self.learner.architecture,
+            preprocessing=self.sources.dataset.facts.preprocessing,
+            provenance={
+                "environment": self.progress.environment,
+                "environment_changed": self.progress.changed,
+                "settings": {name: value for name, value in settings.items() if name in RECORDED},
+                **self.sources.fingerprints,
+                "train_samples": self.learner.samples,
+                "train_patients": self.learner.patients,
+                "step": self.progress.step,
+                "epoch": self.progress.step / self.learner.steps_per_epoch,
+                "val": self.progress.val,
+            },
+        )
 
 
 class Writer:
-    """Does what it is given, one after the other, in a thread of its own."""
+    """Runs writing functions one after the other in a separate thread."""
 
     def __init__(self) -> None:
         self.thread = ThreadPoolExecutor(1, "state")
         self.writing: Future[None] | None = None
 
-    def __call__(self, write: Callable[[], None]) -> None:
-        """Begin to write; wait first while an earlier write goes on. Raises what that one raised."""
+    def submit(self, write: Callable[[], None]) -> None:
+        """Begin to write, once an earlier write has ended. Raises the error of that one."""
         self.wait()
         self.writing = self.thread.submit(write)
 
     def wait(self) -> None:
-        """Raises what the last write raised."""
+        """Wait for the last write. Raises its error."""
         if self.writing is not None:
             writing, self.writing = self.writing, None
             writing.result()
@@ -69,7 +120,7 @@ class Writer:
 
 
 def optimizer_arrays(ranks: Ranks, module: nn.Module, optimizer: Any) -> dict[str, np.ndarray]:
-    """An optimizer's state as named arrays, `3.exp_avg`, in the first process; all take part."""
+    """The optimizer's state as arrays named like `3.exp_avg`, in the first process. All processes take part."""
     return {
         f"{number}.{name}": value.numpy()
         for number, values in ranks.moments(module, optimizer).items()

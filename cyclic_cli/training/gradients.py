@@ -1,16 +1,18 @@
-"""Losses and gradients of a batch, as fast as the hardware gives them; every measure can be switched off.
+"""Computes the losses and gradients of a batch, as fast as the hardware allows.
 
-    micro-batches    a few images at once pass through the network, so that their maps stay in the processor's caches
-    samples          micro-batches side by side, each by a thread of its own; cores beyond their number split them up
+Each of these measures can be switched off:
+
+    micro-batches    a few images at once pass through the network, so that feature maps stay in the processor's caches
+    samples          a thread for each of several micro-batches; further cores split the operations of each thread
     fusion           convolution and pooling as one convolution (see `models/_layers.py`)
     channels last    the memory format that convolutions of processors and tensor cores prefer
     precision        bfloat16 where the hardware multiplies it
-    kept memory      the C library's allocator does not give the pages of the maps back after each step
+    kept memory      the C library's allocator keeps the pages of the feature maps after each step
 
-The mathematics is that of the whole batch: gradients of micro-batches add up, weighted by their share of it. So only
-objectives of each sample alone (`PER_SAMPLE`) let a batch be divided. Processes divide it too; objectives of whole
-batches then see the outputs of all of them. What is chosen depends on settings, architecture and hardware, never on a
-measured time: the same command on the same machine gives the same bits.
+The gradient is that of the whole batch: the gradients of micro-batches are summed, weighted by their share of it. Only
+objectives that are a mean over samples (`PER_SAMPLE`) let a batch be divided into micro-batches. Processes also divide
+the batch; objectives of whole batches then see the outputs of all processes. The plan depends on settings, architecture
+and hardware, never on a measured time. The same command on the same machine therefore gives the same bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,10 +33,10 @@ from cyclic_cli.errors import UsageError
 from cyclic_cli.models._layers import use_fusion
 from cyclic_cli.workers import keep_freed_memory
 
-MICRO_BATCH_PIXELS = 4 * 224 * 224  # of the images of a micro-batch
-LIGHT = 5_000_000  # parameters up to which each micro-batch has gradients of its own: 20 MB each, to be added up
+MICRO_BATCH_PIXELS = 4 * 224 * 224  # at most, of all images of a micro-batch together
+LIGHT = 5_000_000  # parameters at most, for a gradient buffer (20 MB) for each micro-batch, which are then summed
 
-Batch = tuple[dict[str, Tensor], dict[str, Tensor]]  # what the objectives see, and the noise a model is given
+Batch = tuple[dict[str, Tensor], dict[str, Tensor]]  # the inputs of objectives, and noise for the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,8 @@ class Plan:
     device: str
     precision: str
     processes: int
-    sharded: bool  # each process holds a part of the model
-    threads: int  # cores that work on a step, of each process
+    sharded: bool  # whether each process holds a part of the model
+    threads: int  # cores that work on a step, in each process
     parallel: str  # samples or operations
     side_by_side: int  # micro-batches at once, of `threads` / `side_by_side` cores each
     micro_batch: int  # images
@@ -73,28 +75,30 @@ class Plan:
 def make_plan(
     config: TrainConfig, ranks: Ranks, model: nn.Module, whole: Sequence[str], batch_size: int, pixels: int
 ) -> Plan:
-    """Choose what the settings leave open. `pixels` are those of one image, of all channels.
+    """Choose how steps are computed, where the settings leave it open.
 
-    `whole` names the objectives that need whole batches.
-
-    `batch_size` is that of all processes together.
+    Args:
+        config: The settings.
+        ranks: The processes.
+        model: Before Fabric wraps it.
+        whole: The names of objectives that need whole batches.
+        batch_size: Of all processes together.
+        pixels: Of one image, in all channels.
 
     Raises:
-        UsageError: a setting divides the batch, and an objective needs it whole; or threads on a GPU, or compilation
-            for a processor, are asked for.
+        UsageError: a setting divides the batch but an objective needs it whole; threads are set for a GPU, compilation
+            for a processor, or a setting does not work with divided models.
     """
     batch_size = ranks.largest_part(batch_size)
     on_cpu, threads = config.device == "cpu", torch.get_num_threads()
     if whole and (config.parallel == "samples" or (config.micro_batch or batch_size) < batch_size):
-        raise UsageError(f"The objective {whole[0]!r} needs whole batches.", "Leave --set micro_batch, parallel out.")
+        raise UsageError(f"The objective {whole[0]!r} needs whole batches.", "Leave out micro_batch and parallel.")
     if config.parallel == "samples" and not on_cpu:
-        raise UsageError("parallel: samples is for processors.", "Take --set parallel=operations.")
-    if config.compile and on_cpu:  # linear takes twice as long, residual ten times, and conv dies (torch 2.13)
+        raise UsageError("parallel: samples is for processors.", "Use --set parallel=operations.")
+    if config.compile and on_cpu:  # torch 2.13: linear takes 2 times as long, residual 10, conv crashes
         raise UsageError("--compile is for GPUs: on a processor it is slower, and may crash.", "Leave --compile out.")
     if config.parallel == "samples" and ranks.sharded:
-        raise UsageError(
-            "parallel: samples needs whole models.", "Take --set parallel=operations, or another strategy."
-        )
+        raise UsageError("parallel: samples needs whole models.", "Use --set parallel=operations, or another strategy.")
     if config.memory_format == "channels_last" and ranks.sharded:
         raise UsageError("FSDP divides contiguous parameters only.", "Leave --set memory_format out.")
     light = sum(parameter.numel() for parameter in model.parameters()) <= LIGHT
@@ -135,7 +139,7 @@ def layout(plan: Plan) -> torch.memory_format:
 
 
 class Gradients:
-    """Computes the losses of a batch and adds their gradient to that of the model's parameters."""
+    """Computes the losses of a batch, and adds their gradient to that of the model's parameters."""
 
     def __init__(
         self,
@@ -146,7 +150,15 @@ class Gradients:
         plan: Plan,
         load: Callable[[np.ndarray, int], Batch],
     ) -> None:
-        """The model is as Fabric set it up; `load` makes the batch of some samples, by numbers and epoch."""
+        """
+        Args:
+            ranks: The processes.
+            model: As Fabric wrapped it.
+            objectives: Their files by name.
+            weights: Of the objectives.
+            plan: How steps are computed.
+            load: Gives the batch of some samples, from their numbers and the epoch.
+        """
         self.ranks, self.model, self.objectives, self.weights = ranks, model, objectives, weights
         self.plan, self.load = plan, load
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -156,12 +168,14 @@ class Gradients:
             self.threads = ThreadPoolExecutor(plan.side_by_side, initializer=torch.set_num_threads, initargs=cores)
 
     def __call__(self, chosen: np.ndarray, epoch: int) -> dict[str, float]:
-        """What this process adds to the losses of a batch, by objective; the gradients are those of the whole batch.
+        """The share of this process in each loss of a batch. The gradients are those of the whole batch.
 
         `chosen` (N,) are the numbers of the samples of all processes.
         """
         size, part = self.plan.micro_batch, self.ranks.part(chosen)
-        steps = range(0, self.ranks.largest_part(len(chosen)), size)  # as many in every process: some act together
+        steps = range(
+            0, self.ranks.largest_part(len(chosen)), size
+        )  # equally many in every process, as they communicate
         parts = [part[first : first + size] for first in steps]
         if self.threads is None:
             losses = [self._accumulate(some, chosen, epoch, last=some is parts[-1]) for some in parts]
@@ -175,8 +189,8 @@ class Gradients:
 
     def _accumulate(self, part: np.ndarray, chosen: np.ndarray, epoch: int, last: bool) -> dict[str, float]:
         fabric, world = self.ranks.fabric, self.ranks.world
-        quiet = fabric.no_backward_sync(self.model, enabled=not last) if world > 1 else nullcontext()
-        with quiet:
+        context = fabric.no_backward_sync(self.model, enabled=not last) if world > 1 else nullcontext()
+        with context:
             total, values = self._losses(part, chosen, epoch)
             fabric.backward(total * world)  # processes average their gradients
         return {name: float(value) for name, value in values.items()}
@@ -190,12 +204,12 @@ class Gradients:
             losses.append({name: float(value) for name, value in values.items()})
             for number, gradient in enumerate(gradients):
                 if gradient is not None:
-                    known = sums[number]
-                    sums[number] = gradient if known is None else known.add_(gradient)
+                    total = sums[number]
+                    sums[number] = gradient if total is None else total.add_(gradient)
         for parameter, gradient in zip(self.parameters, self._of_all_processes(sums), strict=True):
             if gradient is not None:
-                # In the memory format of the parameter, which `autograd.grad` does not promise: a fused optimizer walks
-                # through both as they lie in memory.
+                # A fused optimizer reads parameter and gradient in memory order, so both need the same memory format.
+                # `autograd.grad` does not guarantee that.
                 if parameter.grad is None:
                     parameter.grad = torch.empty_like(parameter).copy_(gradient)
                 else:
@@ -203,40 +217,40 @@ class Gradients:
         return losses or [dict.fromkeys(self.objectives, 0.0)]
 
     def _of_all_processes(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
-        """Sums of gradients (None: without) over the processes, in one exchange."""
+        """The sums of gradients over the processes, in one exchange. None stands for a parameter without a gradient."""
         if self.ranks.world == 1:
             return gradients
-        there = torch.tensor([float(gradient is not None) for gradient in gradients])
+        exists = torch.tensor([float(gradient is not None) for gradient in gradients])
         filled = [
             torch.zeros_like(parameter) if gradient is None else gradient
             for parameter, gradient in zip(self.parameters, gradients, strict=True)
         ]
-        flat = self.ranks.summed(torch.cat([*(gradient.flatten() for gradient in filled), there]))
-        *sums, there = torch.split(flat, [*(gradient.numel() for gradient in filled), len(there)])
+        flat = self.ranks.summed(torch.cat([*(gradient.flatten() for gradient in filled), exists]))
+        *sums, counts = torch.split(flat, [*(gradient.numel() for gradient in filled), len(exists)])
         return [
             gradient.copy_(total.view_as(gradient)) if count else None
-            for gradient, total, count in zip(filled, sums, there.tolist(), strict=True)
+            for gradient, total, count in zip(filled, sums, counts.tolist(), strict=True)
         ]
 
     def _gradients(
         self, part: np.ndarray, chosen: np.ndarray, epoch: int
     ) -> tuple[dict[str, Tensor], tuple[Tensor | None, ...]]:
-        """Losses and gradients (None for a parameter without) as values: other threads read the parameters."""
+        """Losses, and gradients or None by parameter. They are returned, because threads share the parameters."""
         total, values = self._losses(part, chosen, epoch)
         return values, torch.autograd.grad(total, self.parameters, allow_unused=True)
 
     def _forward(self, image: Tensor, **noise: Tensor) -> dict[str, Tensor]:
         if self.threads is None:
             return self.model(image, **noise)  # type: ignore[no-any-return]
-        # Fabric's own module wants its own backward pass, which threads cannot share.
+        # Fabric's wrapper requires its own backward pass, which threads cannot share.
         with self.ranks.fabric.autocast():
             outputs = self.model.module(image, **noise)
         return {name: output.to(torch.promote_types(output.dtype, torch.float32)) for name, output in outputs.items()}
 
     def _losses(self, part: np.ndarray, chosen: np.ndarray, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """What some of a batch's samples add to its total loss, and to each objective (without gradient).
+        """The contribution of some of a batch's samples to its total loss, and to each objective without a gradient.
 
-        Without samples they add nothing, by way of one that counts for nothing: processes act together.
+        A process without samples computes one with the weight 0, because all processes communicate.
         """
         share = len(part) / len(chosen)
         batch, noise = self.load(part if len(part) else chosen[:1], epoch)
@@ -261,10 +275,11 @@ class Gradients:
         if objective.PER_SAMPLE:
             loss: Tensor = objective.loss(outputs, batch) * share
             return loss
-        there = round(share * len(chosen))
+        count = round(share * len(chosen))
         together = [
-            {name: self.ranks.gathered(rows[:there], len(chosen)) for name, rows in values.items()}
+            {name: self.ranks.gathered(rows[:count], len(chosen)) for name, rows in values.items()}
             for values in (outputs, batch)
         ]
-        # Every process computes the same: a share of the value each, and of the gradient, which comes back from all.
+        # Every process computes the loss of the whole batch, so each counts a share of it. The backward pass collects
+        # the gradient from all of them.
         return objective.loss(*together) / self.ranks.world  # type: ignore[no-any-return]

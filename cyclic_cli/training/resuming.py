@@ -1,4 +1,4 @@
-"""Whether a run may begin or go on in a folder, and its saved state taken up again."""
+"""Decides whether a run may begin or continue in a folder, and restores its saved state."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +13,20 @@ from cyclic_cli.config import OPERATION, TrainConfig, as_plain, read_run_file
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Note, Report
-from cyclic_cli.storage.checkpoint import Checkpoint
+from cyclic_cli.storage.checkpoint import Checkpoint, read_checkpoint
 from cyclic_cli.storage.run import RunFolder
-from cyclic_cli.training.checkpointing import RunProgress
+from cyclic_cli.training.gradients import layout
+from cyclic_cli.training.learner import Learner
+from cyclic_cli.training.progress import RunProgress, changes, environment
+from cyclic_cli.training.setup import Network
 
-SOURCES = ("dataset", "also", "init_from")  # by their fingerprints
+SOURCES = ("dataset", "also", "init_from")  # entries of config.yaml that hold fingerprints
+
+# ------------------------------------------------------------------------------------- may it begin or continue?
 
 
 def check_resume(folder: RunFolder, resume: str) -> None:
-    """Refuse a run that exists, or one without state, as `--resume` says. Raises CyclicError."""
+    """Raise CyclicError when `--resume` does not allow what the folder holds: an existing run, or one without state."""
     registry.check(resume, ("never", "auto", "must"), "choice of --resume")
     if resume == "never" and folder.exists():
         raise CyclicError(
@@ -29,13 +34,13 @@ def check_resume(folder: RunFolder, resume: str) -> None:
             "Add --resume auto to continue it, or name another one with --out.",
         )
     if folder.is_foreign():
-        raise CyclicError(f"{folder.folder} exists and is no run.", "Name another --out.")
+        raise CyclicError(f"{folder.folder} exists and is not a run.", "Name another --out.")
     if resume == "must" and not folder.states():
         raise CyclicError(f"The run {folder.folder} has no saved state.", "Start it with --resume auto.")
 
 
 def as_before(config: TrainConfig, folder: RunFolder) -> TrainConfig:
-    """What the hardware chose at the start of a run holds for its whole length, on whatever it goes on."""
+    """The settings of a resumed run, with `auto` resolved as in its first attempt, whatever the hardware is now."""
     before = read_run_file(folder.config) if folder.config.exists() else {}
     device, precision = (str(before.get(name, "auto")) for name in ("device", "precision"))
     return replace(
@@ -46,18 +51,18 @@ def as_before(config: TrainConfig, folder: RunFolder) -> TrainConfig:
 
 
 def refuse_other_run(folder: RunFolder, config: TrainConfig, fingerprints: dict[str, Any]) -> None:
-    """Raise CyclicError, with what differs, when a folder holds a run of other settings or data."""
+    """Raise CyclicError, naming the differences, when a folder holds a run of other settings or data."""
     before = read_run_file(folder.config)
     now = described(config, fingerprints)
     names = [*now, *(name for name in SOURCES if name in before and name not in now)]
     different = [name for name in names if before.get(name) != now.get(name) and name not in OPERATION]
     if different:
-        values = [[_shown(name, table.get(name)) for table in (before, now)] for name in different[:4]]
         shown = "; ".join(
-            f"{name}: {there} there, {here} here" for name, (there, here) in zip(different, values, strict=False)
+            f"{name}: {_shown(name, before.get(name))} there, {_shown(name, now.get(name))} here"
+            for name in different[:4]
         )
         hint = "The length of a run cannot be changed; name" if different == ["epochs"] else "Name"
-        raise CyclicError(f"The run {folder.folder} is another one ({shown}).", f"{hint} another one with --out.")
+        raise CyclicError(f"The folder {folder.folder} holds another run ({shown}).", f"{hint} another one with --out.")
 
 
 def _shown(name: str, value: Any) -> str:
@@ -67,12 +72,15 @@ def _shown(name: str, value: Any) -> str:
 
 
 def described(config: TrainConfig, fingerprints: dict[str, Any]) -> dict[str, Any]:
-    """The content of `config.yaml`: every setting, and the datasets by their fingerprints."""
+    """The content of `config.yaml`: every setting, and the fingerprints of the sources."""
     return {**as_plain(config), **fingerprints}
 
 
+# ------------------------------------------------------------------------------------------ restore a saved state
+
+
 def newest_whole_state(folder: RunFolder, report: Report) -> Path | None:
-    """The newest saved state that is not damaged; damaged ones are named. None where there never was one.
+    """The newest saved state that is not damaged, after a warning for each damaged one. None without saved states.
 
     Raises:
         CyclicError: all are damaged.
@@ -83,7 +91,7 @@ def newest_whole_state(folder: RunFolder, report: Report) -> Path | None:
             saved = folder.load_state(state)
             RunProgress(**saved[2])
         except (CyclicError, TypeError):
-            report(Note(f"the saved state {state} is damaged, the one before it is taken", warning=True))
+            report(Note(f"the saved state {state} is damaged, the one before it is used", warning=True))
         else:
             return state
     if states:
@@ -93,24 +101,54 @@ def newest_whole_state(folder: RunFolder, report: Report) -> Path | None:
     return None
 
 
-def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In words, what differs between the environments of two attempts; empty when nothing does."""
-    names = [name for name in now if name in before and before[name] != now[name]]
-    return ", ".join(f"{name} {before[name]} → {now[name]}" for name in names)
+def resume_state(
+    ranks: Ranks, folder: RunFolder, state: Path, learner: Learner, network: Network, report: Report
+) -> tuple[RunProgress, bool]:
+    """Continue from a saved state: weights, optimizer, random numbers, progress, and the metrics up to it.
+
+    Returns:
+        The progress, and whether the environment differs from that of the attempt before.
+    """
+    saved, plan = folder.load_state(state), network.plan
+    progress = restore(ranks, learner.module, network.optimizer, saved, layout(plan))
+    report(Note(f"resuming at step {progress.step} of {learner.steps}"))
+    differences = changes(progress.environment, environment(plan))
+    if differences:
+        progress.changed = True
+        report(Note(f"results may differ from those of an uninterrupted run by rounding: {differences}"))
+    progress.environment = environment(plan)
+    progress.attempt += 1
+    if ranks.is_main:
+        folder.cut_metrics(progress.metrics_size)
+        _check_best(folder, progress, report)
+    return progress, bool(differences)
 
 
 def restore(
     ranks: Ranks, module: nn.Module, optimizer: Any, saved: tuple[Checkpoint, dict[str, np.ndarray], dict[str, Any]],
-    form: torch.memory_format,
+    memory_format: torch.memory_format,
 ) -> RunProgress:  # fmt: skip
-    """Take up a saved state in every process; tensors get the memory format of the model."""
+    """Load a saved state in every process. Tensors of four dimensions get the memory format of the model."""
     checkpoint, arrays, progress = saved
     ranks.load_weights(module, {name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
     torch.set_rng_state(torch.from_numpy(arrays.pop("random.torch")))
-    state: dict[int, dict[str, Tensor]] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
     for key, array in arrays.items():
         number, _, name = key.partition(".")
         tensor = torch.from_numpy(array.copy())
-        state.setdefault(int(number), {})[name] = tensor.contiguous(memory_format=form) if tensor.dim() == 4 else tensor
-    ranks.load_moments(module, optimizer, state)
+        tensor = tensor.contiguous(memory_format=memory_format) if tensor.dim() == 4 else tensor
+        moments.setdefault(int(number), {})[name] = tensor
+    ranks.load_moments(module, optimizer, moments)
     return RunProgress(**progress)
+
+
+def _check_best(folder: RunFolder, progress: RunProgress, report: Report) -> None:
+    """Forget a best checkpoint whose file is missing or damaged. The next epoch then gives the best one."""
+    if not progress.epochs_done:
+        return
+    try:
+        read_checkpoint(folder.best)
+    except CyclicError:
+        folder.best.unlink(missing_ok=True)
+        report(Note(f"{folder.best} is damaged or missing; a later checkpoint replaces it", warning=True))
+        progress.val = {}

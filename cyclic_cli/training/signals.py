@@ -1,4 +1,8 @@
-"""Signals that end a run: the first only raises a flag, on whose step all processes agree; a second ends at once."""
+"""Handles the signals that stop a run.
+
+The first signal only sets a flag; all processes agree on the step at which they stop. A second signal ends the process
+at once.
+"""
 
 import os
 import signal
@@ -17,13 +21,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that receives the first stopping signal; a second one ends the process at once, with 128 + its number.
+    """A list that receives the first stopping signal. A second one ends the process, with exit code 128 + its number.
 
-    A thread counts them: while the main one waits in an exchange with other processes, Python calls no handler in it.
+    A thread counts the signals, because Python runs no handler while the main thread waits for other processes.
     """
     received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
     def count(pipe: int) -> None:
@@ -40,7 +44,7 @@ def stop_signals() -> Iterator[list[int]]:
     os.set_blocking(writing, False)
     threading.Thread(target=count, args=(reading,), daemon=True).start()
     pipe_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield received
     finally:
@@ -51,14 +55,17 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def agreed_wishes(ranks: Ranks, received: list[int], save: bool) -> tuple[signal.Signals | None, bool]:
-    """The signal that any process received, and whether the first one wishes to save; the same in all of them."""
+    """The stopping signal that any process received, and whether the first process wants to save.
+
+    All processes call it together, and get the same answer.
+    """
     wishes = torch.tensor([*(number in received for number in SIGNALS), save and ranks.is_main], dtype=torch.float32)
     *signals, save = ranks.summed(wishes.to(ranks.fabric.device)).bool().tolist()
     return next((number for number, sent in zip(SIGNALS, signals, strict=True) if sent), None), save
 
 
 def stopped(number: signal.Signals, step: int, steps: int) -> Stopped:
-    """The error with which a run ends, its state saved, or before its first step."""
+    """The error that ends a run after its state is saved, or before its first step (`step` 0)."""
     error = Stopped(
         f"Stopped by {number.name} at step {step} of {steps}, {'state saved' if step else 'nothing to save yet'}.",
         f"The same command with --resume auto {'continues' if step else 'begins again'}.",

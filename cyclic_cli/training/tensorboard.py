@@ -1,4 +1,4 @@
-"""Event files for TensorBoard, a copy of what `metrics.jsonl` says, with pictures. Needs the extra `tensorboard`."""
+"""Writes event files for TensorBoard: the metrics of `metrics.jsonl`, and images. Needs the extra `tensorboard`."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from cyclic_cli.errors import CyclicError
 
 
 def require_tensorboard() -> Any:
-    """The class that writes event files. Raises CyclicError when the extra is not installed."""
+    """TensorBoard's `SummaryWriter` class. Raises CyclicError when the extra is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -21,14 +21,14 @@ def require_tensorboard() -> Any:
 
 
 class TensorBoard:
-    """The curves and pictures of a run."""
+    """The curves and images of a run."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Begin in a folder, or go on after `step`: what an earlier attempt said of later ones is dropped."""
+        """Begin in a folder, or continue after `step`. Points of an earlier attempt after it are dropped."""
         self.writer = require_tensorboard()(str(folder), purge_step=step + 1)
 
     def add(self, kind: str, row: dict[str, Any]) -> None:
-        """Draw what a line of the metrics says."""
+        """Draw the curves of a line of the metrics."""
         curves: dict[str, float] = {}
         if kind == "step":
             curves |= {f"train/{name}": loss for name, loss in row["losses"].items()}
@@ -41,14 +41,14 @@ class TensorBoard:
             self.writer.add_scalar(name, value, row["step"])
 
     def show(self, images: Tensor, reconstructions: Tensor, step: int) -> None:
-        """Draw images (N, C, H, W) in [0, 1] in a line, their reconstructions below."""
+        """Draw images (N, C, H, W) in [0, 1] in a row, with their reconstructions below."""
         lines = [torch.cat(list(line.detach().cpu()), 2) for line in (images, reconstructions)]
         self.writer.add_image("validation images, reconstructions", torch.cat(lines, 1), step)
 
     def flush(self) -> None:
-        """Put what was said on the disk."""
+        """Write everything to disk."""
         self.writer.flush()
 
     def close(self) -> None:
-        """End the files."""
+        """Close the files."""
         self.writer.close()

@@ -1,4 +1,4 @@
-"""How well a model reconstructs, or aligns, what it was not trained on: other patients' images and reports."""
+"""Measures how well a model reconstructs and aligns images and reports of patients it was not trained on."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +13,7 @@ from cyclic_cli.data.mixture import UNPAIRED
 from cyclic_cli.data.samples import Samples
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.metrics.retrieval import first_hits
+from cyclic_cli.training.learner import ShowImages
 
 BATCH = 64
 
@@ -23,24 +24,32 @@ def validate(
     module: nn.Module,
     data: Samples,
     is_stopped: Callable[[], bool],
-    seen: Callable[[Tensor, Tensor], None] | None = None,
+    show: ShowImages | None = None,
 ) -> dict[str, float] | None:
-    """MSE and PSNR (dB) over the image area, without letterbox: means over the images; empty where there are none.
+    """MSE, and PSNR in dB, over the image area without the letterbox.
 
-    In float32, whatever the precision of the steps: these are the figures of `cyclic reconstruct`. Processes share the
-    images. `is_stopped` is asked before every batch, by all processes; None when it says so. `seen` gets the first
-    images (N, C, H, W) of this process and their reconstructions.
+    They are computed in float32, whatever the precision of the steps, so they equal those of `cyclic reconstruct`.
+
+    Args:
+        ranks: The processes, which share the images.
+        module: Gives `reconstruction` for images (N, C, H, W).
+        data: The images.
+        is_stopped: All processes call it before every batch.
+        show: Called with the first images of this process and their reconstructions.
+
+    Returns:
+        `mse` and `psnr`, means over the images; empty without images; None when `is_stopped` returned True.
     """
     module.eval()
     count, device = len(data), ranks.fabric.device
     errors: list[float] = []
-    for numbers, shown in _batches(ranks, count):
+    for numbers, loaded in _batches(ranks, count):
         if is_stopped():
             return None
-        image = data.images(shown).to(device)
+        image = data.images(loaded).to(device)
         reconstruction = module(image)["reconstruction"].clamp(0, 1)
-        if seen and not errors:
-            seen(image, reconstruction)
+        if show and not errors:
+            show(image, reconstruction)
         squares = (reconstruction - image).square()
         for square, number in zip(squares, numbers, strict=False):
             rows, columns = data.area(int(number))
@@ -54,9 +63,10 @@ def validate(
 
 
 def _batches(ranks: Ranks, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """This process's part of so many values, in batches of numbers (N,), and what is to be computed for each.
+    """This process's part of `count` samples in batches: their numbers (N,), and the numbers (M,) to load.
 
-    As many batches in every process, since they act together: where there are no numbers left, for nothing.
+    Every process has the same number of batches, because they communicate in each. One without a sample left loads
+    sample 0, and its result is dropped.
     """
     part = ranks.part(np.arange(count))
     for first in range(0, ranks.largest_part(count), BATCH):
@@ -65,8 +75,8 @@ def _batches(ranks: Ranks, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]
 
 
 def joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Numbers (N,), equal where samples with the contents a (N,) and b (N,) are one by either, or by way of others."""
-    contents = [np.unique(of, return_inverse=True)[1] for of in (a, b)]
+    """Group numbers (N,) of samples: equal for samples that share the content `a` (N,) or `b` (N,), also indirectly."""
+    contents = [np.unique(keys, return_inverse=True)[1] for keys in (a, b)]
     groups, before = np.arange(len(a)), np.empty(0, int)
     while not np.array_equal(groups, before):
         before = groups
@@ -81,29 +91,29 @@ def joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def validate_retrieval(
     ranks: Ranks, module: Any, samples: Mapping[str, tuple[Any, np.ndarray]], is_stopped: Callable[[], bool]
 ) -> dict[str, float] | None:
-    """How well the modalities of samples find one another; equal reports, or images, count as one.
+    """Retrieval of each sample's partner between modalities. Any sample with an equal image or report is a hit.
 
     Args:
-        ranks: The processes, which share the values.
-        module: A joint model.
-        samples: By modality, its `Samples`, and for each sample (S,) the number of its value, or UNPAIRED.
-        is_stopped: Asked before every batch, by all processes.
+        ranks: The processes, which share the samples.
+        module: An image–text model.
+        samples: By modality, its `Samples`, and for each sample (S,) the number of its item, or UNPAIRED.
+        is_stopped: All processes call it before every batch.
 
     Returns:
-        `recall_at_10`, from 0 to 1, and `rank`, the geometric mean of the ranks of the best hits, from 1: means over
-        the ordered pairs of modalities; empty where no sample has two; None when `is_stopped` says so.
+        Means over the ordered pairs of modalities: `recall_at_10`, from 0 to 1, and `rank`, the geometric mean rank of
+        the best hit, from 1. Empty where no sample has two modalities; None when `is_stopped` returned True.
     """
     module.eval()
     embeddings: dict[str, np.ndarray] = {}
-    for name, (values, _) in samples.items():
+    for name, (items, _) in samples.items():
         parts: list[Tensor] = []
-        for numbers, shown in _batches(ranks, len(values)):
+        for numbers, loaded in _batches(ranks, len(items)):
             if is_stopped():
                 return None
-            value = values.load(shown).to(ranks.fabric.device)
-            parts.append(module.embed(name, value)[: len(numbers)].float())
+            item = items.load(loaded).to(ranks.fabric.device)
+            parts.append(module.embed(name, item)[: len(numbers)].float())
         if parts:
-            embeddings[name] = ranks.gathered(torch.cat(parts), len(values)).cpu().numpy()
+            embeddings[name] = ranks.gathered(torch.cat(parts), len(items)).cpu().numpy()
     module.train()
     found = []
     for a, b in permutations(embeddings, 2):

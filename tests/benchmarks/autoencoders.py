@@ -1,25 +1,27 @@
-"""How near do the autoencoders come to the limit of their codes? Pixel MSE on [0, 1] of test patients, several seeds.
+"""Compares the error of the autoencoders with the optimal linear code of the same size, and with MONAI.
+
+The error is the pixel MSE on [0, 1] on test patients, over several seeds.
 
     python tests/benchmarks/autoencoders.py IMAGES --work DIR [--table TABLE] [--monai PYTHON] [--pairs]
 
-IMAGES is a folder of de-identified images, TABLE a CSV that names their patients. They are prepared once; every row of
-the table is the command `cyclic train`, and what DIR holds already is not done again: a stopped benchmark goes on
-where it was stopped. To measure changed code, take a new DIR. It receives `results-SIZE.json`, `contact-SIZE.png` (six
-test patients and what every row makes of them) and, with the row `vae-100`, `prior-SIZE.png` (16 images drawn from the
-prior). The table is printed as Markdown.
+IMAGES is a folder of de-identified images, and TABLE a CSV that names their patients. They are prepared once. Every row
+of the table is a run of `cyclic train`. Results in DIR are reused, so a stopped benchmark resumes; to measure changed
+code, choose a new DIR. The script writes `results-SIZE.json`, `contact-SIZE.png` (six test patients with their
+reconstructions by every row) and, with the row `vae-100`, `prior-SIZE.png` (16 images sampled from the prior). The
+table is printed as Markdown.
 
-A model's error is that of the clamped reconstruction over whole images, once on the test split, after everything is
-chosen; beside it over the image area without letterbox. The limits are fitted to the same training images: principal
-components for a code of numbers, the best linear code of square blocks for a code of maps. They are not clamped; the
-column after them says what clamping would make of them.
+The error of a model is that of its clamped reconstructions over whole images. It is measured once on the test split,
+after all choices. A further column has the error over the image area without letterbox. The limits are fitted to the
+same training images: principal components for a code that is a vector, and the best linear code of square blocks for a
+code of feature maps. They are not clamped; the next column has their error with clamping.
 
-Rows with a code that MONAI can have too get equal time on equal threads: `--minutes` each. `cyclic train` counts
-epochs; as many are trained as fit, by a trial epoch, with its start from the data, its validations and its
-checkpoints in the time. MONAI's time holds its training steps alone; it is trained with two losses, each for the
-whole time, and the better by validation is measured (see `monai_autoencoder.py`). `--pairs` runs each such row beside
-the next on a core each, so that a slow minute of the machine meets both. A run with a time that was stopped begins
-anew. Rows are named after their codes at 224 pixels. `--monai` is a Python with MONAI and torch; without it its rows
-are left out.
+Rows whose code MONAI supports too get equal time, `--minutes` each, on equal threads. `cyclic train` counts epochs; a
+trial epoch determines how many fit. The time includes its initialisation from the data, validation and checkpoints.
+MONAI's time includes training steps only. MONAI is trained with two losses, each for the full time, and the better by
+validation is measured (see `monai_autoencoder.py`). `--pairs` runs two such rows at the same time, on one core each, so
+that a temporary slowdown of the machine affects both. An interrupted timed run starts again from the beginning. Rows
+are named after their codes at 224 pixels. `--monai` is a Python with MONAI and torch; without it, its rows are left
+out.
 """
 
 import argparse
@@ -57,15 +59,15 @@ COMMAND = (sys.executable, "-m", "cyclic_cli")
 MONAI = Path(__file__).with_name("monai_autoencoder.py")
 LOSSES = ("L1", "MSE")
 BATCH = 16
-PATIENTS = 6  # of the contact sheet
-USED = 0.01  # nats: a number of a variational code with a greater mean divergence is used
+PATIENTS = 6  # patients on the contact sheet
+USED = 0.01  # a dimension of a variational code counts as used above this mean KL divergence, in nats
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: `words` of `cyclic train`, or none for MONAI.
+    """One row of the table: the options `words` of `cyclic train`, which are empty for MONAI.
 
-    The code holds `numbers` numbers for each block of `block` pixels a side, or for the whole image.
+    The code has `numbers` numbers for each block of `block` × `block` pixels, or for the whole image.
     """
 
     words: str
@@ -73,7 +75,7 @@ class Row:
     numbers: int
     block: int | None = None
     fraction: float = 1.0
-    epochs: int | None = None  # None: what fits into the time
+    epochs: int | None = None  # None: as many as fit into the time
 
     @property
     def is_monai(self) -> bool:
@@ -84,31 +86,31 @@ class Row:
         return f"PCA-{self.numbers}" if self.block is None else f"{self.numbers}-of-{self.block**2} blocks"
 
     def shape(self, size: int) -> tuple[int, int]:
-        """Maps of the code and their side, which is 1 for a plain list of numbers."""
+        """The number of feature maps of the code and their side, which is 1 for a vector."""
         if self.block:
             return self.numbers, size // self.block
         return (self.numbers // 49, 7) if self.is_monai else (self.numbers, 1)
 
     def is_possible(self, size: int) -> bool:
-        """MONAI halves images."""
+        """Whether the row can be trained at this size, since MONAI can only halve images."""
         return not self.is_monai or size / self.shape(size)[1] in (2**halvings for halvings in range(1, 9))
 
 
-RESIDUAL = "better than all above and than MONAI at equal code and time"
+RESIDUAL = "better than all rows above, and than MONAI with equal code and time"
 ROWS = {
     "linear-40": Row("--arch linear", "≤ 1.05 ×; ambition ≤ 0.95 ×", 128, fraction=0.4, epochs=1),
     "linear-100": Row("--arch linear", "≤ 1.02 ×; ambition ≤ 0.95 ×", 128, epochs=1),
     "conv-15": Row("--arch conv", "MSE ≤ 0.0010; ambition ≤ 1 ×", 4, 4, fraction=0.15, epochs=3),
     "conv-100": Row("--arch conv", "≤ 1 ×; ambition ≤ 0.7 ×", 4, 4, epochs=10),
     "deep-100": Row("--arch deep", "≤ 1.1 ×; ambition ≤ 0.8 ×", 256, epochs=15),
-    "vae-100": Row("--arch vae", "≤ 1.5 ×, most numbers used", 256, epochs=15),
-    "vae-256": Row("--arch vae", "what residual-256 is to beat", 256),
+    "vae-100": Row("--arch vae", "≤ 1.5 ×, most dimensions used", 256, epochs=15),
+    "vae-256": Row("--arch vae", "reference for residual-256", 256),
     "residual-256": Row("--arch residual --set model.latent=256", RESIDUAL, 256),
     "residual-245": Row("--arch residual --set model.latent=245", RESIDUAL, 245),
     "monai-5x7x7": Row("", "", 245),
     "residual-4x28x28": Row("--arch residual --set model.latent=4 --set model.reduction=8", RESIDUAL, 4, 8),
     "monai-4x28x28": Row("", "", 4, 8),
-}  # with equal time: one beside the next
+}  # rows with equal time are neighbours, so that --pairs runs them together
 
 
 class Images:
@@ -131,7 +133,7 @@ class Images:
         return self.floats("test")
 
     def errors(self, reconstruction: Tensor) -> dict[str, float]:
-        """Mean squared errors of the test images over all of each image, and over its area without letterbox."""
+        """Mean squared errors of the test images, over the whole image and over the area without letterbox."""
         squares, samples = (reconstruction - self.test).square(), self.samples("test")
         areas = [squares[number, :, *samples.area(number)].mean().item() for number in range(len(samples))]
         return {"mse": squares.mean().item(), "area_mse": statistics.fmean(areas)}
@@ -147,7 +149,7 @@ class Images:
 
 
 def limits(images: Images, fraction: float, rows: list[Row]) -> dict[str, dict[str, float]]:
-    """Errors on train and test of the best linear codes of the rows, and of the mean image, by name."""
+    """Training and test errors of the best linear codes of the rows and of the mean image, by name."""
     train, test = images.floats("train", fraction), images.test
     mean = train.mean(0)
     codes: dict[str, Callable[[Tensor], Tensor]] = {"mean image": lambda batch: mean.expand_as(batch)}
@@ -162,7 +164,7 @@ def limits(images: Images, fraction: float, rows: list[Row]) -> dict[str, dict[s
 
 
 def principal_components(images: Tensor, mean: Tensor, most: int) -> Tensor:
-    """At most `most` directions (K, P) of images (N, 1, H, W), by the Gram matrix of the images."""
+    """Up to `most` principal directions (K, P) of images (N, 1, H, W), computed from their Gram matrix."""
     centred = (images - mean).flatten(1)
     values, vectors = torch.linalg.eigh((centred @ centred.T).double())
     kept = min(most, len(images) - 1)
@@ -171,7 +173,7 @@ def principal_components(images: Tensor, mean: Tensor, most: int) -> Tensor:
 
 
 def projection(mean: Tensor, directions: Tensor) -> Callable[[Tensor], Tensor]:
-    """Images (N, 1, H, W) to their nearest points of a linear space."""
+    """A function that maps images (N, 1, H, W) to their nearest points in an affine space."""
 
     def project(batch: Tensor) -> Tensor:
         centred = (batch - mean).flatten(1)
@@ -181,7 +183,7 @@ def projection(mean: Tensor, directions: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def block_code(images: Tensor, side: int, numbers: int) -> Callable[[Tensor], Tensor]:
-    """The best linear code of `numbers` numbers for each block of `side`² pixels."""
+    """The best linear code of `numbers` numbers per block of `side` × `side` pixels, as a reconstruction function."""
 
     def blocks(batch: Tensor) -> Tensor:
         return functional.pixel_unshuffle(batch, side)
@@ -210,7 +212,7 @@ def clamped_too(code: Callable[[Tensor], Tensor], test: Tensor) -> dict[str, flo
 
 
 class Bench:
-    """Trains the rows and measures them; everything done is kept in a folder."""
+    """Trains and measures the rows. All results are kept in a folder."""
 
     def __init__(self, work: Path, images: Images, minutes: float, monai: Path | None) -> None:
         self.images, self.seconds, self.monai = images, 60 * minutes, monai
@@ -218,13 +220,13 @@ class Bench:
         self.arrays = work / f"arrays-{images.size}"
 
     def measure(self, name: str, seeds: list[int], core: int | None = None) -> dict:
-        """What a row came to, a value a seed. `core`: the only one to use."""
+        """The results of a row, one value per seed. `core` is the only core to use, if given."""
         row = ROWS[name]
         found = [(self._monai if row.is_monai else self._cyclic)(name, row, seed, core) for seed in seeds]
         return {key: [result[key] for result in found] for key in found[0]}
 
     def folder(self, name: str, part: str | int, core: int | None) -> Path:
-        """Where a row's run of one seed is kept, or its trial."""
+        """The folder of a row's run with one seed, or of its trial."""
         time = "" if ROWS[name].epochs else f"-{self.seconds:g}s" + ("" if core is None else "-1core")
         return self.runs / f"{name}{time}-{part}"
 
@@ -236,18 +238,18 @@ class Bench:
         return facts | self._once(folder, lambda: self._tested(folder))
 
     def _epochs(self, name: str, row: Row, core: int | None) -> int:
-        """How many epochs fit into the time."""
+        """The number of epochs that fit into the time."""
         trial = self._train(row, self.folder(name, "trial", core), 1, 0, core)
-        images = trial["train_samples"] + len(self.images.samples("val")) / 2  # validation has no way back
+        images = trial["train_samples"] + len(self.images.samples("val")) / 2  # validation has no backward pass
         left = self.seconds - trial["seconds"]
         if left < 0:
-            raise SystemExit(f"An epoch of {name} takes {trial['seconds']:.0f} seconds here: give more --minutes.")
+            raise SystemExit(f"An epoch of {name} takes {trial['seconds']:.0f} seconds here: increase --minutes.")
         return 1 + int(left * trial["images_per_second"] / images)
 
     def _train(self, row: Row, folder: Path, epochs: int, seed: int, core: int | None) -> dict:
         """The summary of a finished `cyclic train`."""
         if row.epochs is None and not RunFolder(folder).summary.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # a resumed run would not know its whole time
+            shutil.rmtree(folder, ignore_errors=True)  # the total time of a resumed run would be unknown
         words = [*row.words.split(), "--fraction", f"{row.fraction:g}", "--epochs", str(epochs), "--seed", str(seed)]
         words += ["--out", str(folder), "--resume", "auto", "--json", "--quiet"]
         return json.loads(ran([*COMMAND, "train", str(self.images.stored.folder), *words], core))
@@ -271,7 +273,7 @@ class Bench:
         return losses[best] | {"run": folder.name, "loss": best} | self._once(folder, tested)
 
     def _monai_loss(self, name: str, row: Row, loss: str, seed: int, core: int | None) -> dict:
-        """What the script came to with one loss. The first seed chooses by trials, for all."""
+        """The result of the MONAI script with one loss. Trials of the first seed choose the settings for all seeds."""
         folder = self.folder(name, f"seed{seed}", core) / loss
         folder.mkdir(parents=True, exist_ok=True)
         choices = self.folder(name, f"trial-{loss}.json", core)
@@ -290,7 +292,7 @@ class Bench:
         return result
 
     def _handed_over(self) -> Path:
-        """The folder of the splits as arrays."""
+        """The folder with the splits as arrays for MONAI."""
         for split in ("train", "val", "test"):
             path = self.arrays / f"{split}.npy"
             if not path.exists():
@@ -300,7 +302,7 @@ class Bench:
         return self.arrays
 
     def _once(self, folder: Path, make: Callable[[], dict]) -> dict:
-        """What `make` returns, kept in the folder."""
+        """The result of `make`, which is stored in the folder and computed only once."""
         path = folder / "measured.json"
         if not path.exists():
             with torch.inference_mode():
@@ -309,7 +311,7 @@ class Bench:
 
 
 def ran(command: list[str], core: int | None, stdin: str = "", folder: Path | None = None) -> str:
-    """The standard output of a command, held on one core or free."""
+    """The standard output of a command, which is pinned to one core if `core` is given."""
     print(" ".join(command), file=sys.stderr, flush=True)
     environment = dict(os.environ)
     if core is not None:
@@ -328,7 +330,7 @@ running: set[subprocess.Popen] = set()
 
 
 def stop(*_: object) -> NoReturn:
-    """End what runs, where `cyclic train` saves its state, and with it the benchmark."""
+    """End the running commands, so that `cyclic train` saves its state, and then the benchmark."""
     terminate()
     raise SystemExit(143)
 
@@ -352,19 +354,22 @@ def load(path: Path) -> nn.Module:
     return model.eval()
 
 
-# ----------------------------------------------------------------------------------------------- what it says
+# ---------------------------------------------------------------------------------------------------- output
 
 
 @torch.inference_mode()
 def variational(folder: Path, images: Images, picture: Path) -> dict[str, float | bool]:
-    """How many numbers of a variational code are used, and whether a loss was not finite; draws from the prior."""
+    """The number of used dimensions of a variational code, and whether all losses were finite.
+
+    It also draws images sampled from the prior.
+    """
     model = load(RunFolder(folder).best)
     divergences = []
     for batch in images.test.split(BATCH):
         outputs = model(batch)
         mean, log_variance = outputs["mean"], outputs["log_variance"]
         divergences.append(0.5 * (mean.square() + log_variance.exp() - log_variance - 1))
-    divergence = torch.cat(divergences).mean(0)  # nats, of each number
+    divergence = torch.cat(divergences).mean(0)  # nats per dimension
     rows = [json.loads(line) for line in RunFolder(folder).metrics.read_text().splitlines()]
     losses = [loss for row in rows for loss in {**row.get("losses", {}), **row.get("train", {})}.values()]
     drawn = model.decode(torch.randn(16, len(divergence), generator=torch.Generator().manual_seed(0)))
@@ -376,7 +381,7 @@ def variational(folder: Path, images: Images, picture: Path) -> dict[str, float 
 
 
 def sheet(path: Path, lines: list[tuple[str, np.ndarray]]) -> None:
-    """A picture of lines of images (N, H, W) in [0, 1], with what each shows at its left."""
+    """Write an image of lines of images (N, H, W) in [0, 1], with a title at the left of each line."""
     font, gap = ImageFont.load_default(14), 4
     left = max(int(font.getlength(title)) for title, _ in lines) + 2 * gap
     count, height, width = lines[0][1].shape
@@ -391,14 +396,14 @@ def sheet(path: Path, lines: list[tuple[str, np.ndarray]]) -> None:
 
 
 def contact_sheet(path: Path, results: dict[str, dict], bench: Bench) -> None:
-    """What each row's first seed makes of the same patients."""
+    """Write the reconstructions of the same patients by the first seed of each row."""
     lines = [("original", bench.images.test[bench.images.shown].numpy())]
     lines += [(name, np.load(bench.runs / result["run"][0] / "shown.npy")) for name, result in results.items()]
     sheet(path, [(title, pictures[:, 0]) for title, pictures in lines])
 
 
 def table(results: dict[str, dict], found: dict[float, dict[str, dict[str, float]]], size: int) -> list[str]:
-    """Markdown: the rows, and their limits."""
+    """The lines of two Markdown tables: the rows, and the limits."""
     heads = (
         "row",
         "code",
@@ -449,7 +454,7 @@ def prepared(source: Path, labels: Path | None, work: Path, size: int) -> Images
 
 
 def measured(bench: Bench, names: list[str], seeds: list[int], pairs: bool) -> dict[str, dict]:
-    """The results of the rows by name; with `pairs` those with equal time side by side, the first beside the second."""
+    """The results of the rows by name. With `pairs`, neighbouring rows with equal time run at the same time."""
     timed = [name for name in names if ROWS[name].epochs is None and pairs]
     results = {name: bench.measure(name, seeds) for name in names if name not in timed}
     if timed:
@@ -466,13 +471,15 @@ def measured(bench: Bench, names: list[str], seeds: list[int], pairs: bool) -> d
     return {name: results[name] for name in names}
 
 
-def possible(asked: argparse.Namespace) -> list[str]:
-    """The names of the rows that were asked for and can be trained."""
-    names = [*ROWS] if asked.rows is None else asked.rows.split(",")
-    left_out = [name for name in names if not ROWS[name].is_possible(asked.size)]
-    left_out += [name for name in names if ROWS[name].is_monai and not asked.monai]
+def possible(options: argparse.Namespace) -> list[str]:
+    """The names of the requested rows that can be trained."""
+    names = [*ROWS] if options.rows is None else options.rows.split(",")
+    left_out = [name for name in names if not ROWS[name].is_possible(options.size)]
+    left_out += [name for name in names if ROWS[name].is_monai and not options.monai]
     if left_out:
-        print(f"Left out, for this size or without --monai: {', '.join(sorted(set(left_out)))}", file=sys.stderr)
+        print(
+            f"Left out because of the size or the missing --monai: {', '.join(sorted(set(left_out)))}", file=sys.stderr
+        )
     return [name for name in names if name not in left_out]
 
 
@@ -487,28 +494,30 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--monai", type=Path)
     parser.add_argument("--pairs", action="store_true")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
-    names = possible(asked)
-    asked.work.mkdir(parents=True, exist_ok=True)
-    images = prepared(asked.images, asked.table, asked.work, asked.size)
-    bench = Bench(asked.work, images, asked.minutes, asked.monai and asked.monai.absolute())
-    results = measured(bench, names, asked.seeds, asked.pairs)
+    names = possible(options)
+    options.work.mkdir(parents=True, exist_ok=True)
+    images = prepared(options.images, options.table, options.work, options.size)
+    bench = Bench(options.work, images, options.minutes, options.monai and options.monai.absolute())
+    results = measured(bench, names, options.seeds, options.pairs)
     fractions = {ROWS[name].fraction for name in names}
     found = {
         fraction: limits(images, fraction, [ROWS[name] for name in names if ROWS[name].fraction == fraction])
         for fraction in sorted(fractions)
     }
-    contact_sheet(asked.work / f"contact-{asked.size}.png", results, bench)
-    lines = table(results, found, asked.size)
+    contact_sheet(options.work / f"contact-{options.size}.png", results, bench)
+    lines = table(results, found, options.size)
     if "vae-100" in names:
         folder = bench.runs / results["vae-100"]["run"][0]
-        code = results["vae-100"]["code"] = variational(folder, images, asked.work / f"prior-{asked.size}.png")
+        code = results["vae-100"]["code"] = variational(folder, images, options.work / f"prior-{options.size}.png")
         finite = "every loss was finite" if code["finite"] else "A LOSS WAS NOT FINITE"
-        lines += ["", f"vae-100: {code['used']} of {code['numbers']} numbers carry more than {USED} nats; {finite}."]
-    settings = {"size": asked.size, "seeds": asked.seeds, "minutes": asked.minutes, "pairs": asked.pairs}
+        lines += ["", f"vae-100: {code['used']} of {code['numbers']} dimensions have more than {USED} nats; {finite}."]
+    settings = {"size": options.size, "seeds": options.seeds, "minutes": options.minutes, "pairs": options.pairs}
     machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), "torch": torch.__version__}
-    keep(asked.work / f"results-{asked.size}.json", settings | {"machine": machine, "rows": results, "limits": found})
+    keep(
+        options.work / f"results-{options.size}.json", settings | {"machine": machine, "rows": results, "limits": found}
+    )
     print("\n".join(lines))
 
 

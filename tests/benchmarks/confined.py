@@ -1,4 +1,4 @@
-"""Data larger than the memory allowed: a dataset of any size, and a control group of Linux that limits memory."""
+"""Tools to train on data that exceed memory: a dataset of any size, and a Linux control group that limits memory."""
 
 import os
 import time
@@ -13,9 +13,9 @@ from cyclic_cli.config import Preprocessing
 from cyclic_cli.storage.dataset import DatasetFacts, shard_name
 from cyclic_cli.storage.dataset_draft import DatasetDraft
 
-SHARD = 1024  # images
-VALIDATION = 64  # images
-# By version of control groups: where memory is limited, the files of the limit and of the most that was used.
+SHARD = 1024  # images per shard
+VALIDATION = 64  # images for validation
+# By version of control groups: folder of the memory controller, and its files for the limit and for the peak.
 VERSIONS = {
     1: ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.max_usage_in_bytes"),
     2: ("/sys/fs/cgroup", "memory.max", "memory.peak"),
@@ -23,7 +23,10 @@ VERSIONS = {
 
 
 def write_dataset(folder: Path, images: np.ndarray, count: int) -> None:
-    """Write a dataset of `count` images that repeats `images` (N, C, S, S) uint8 or uint16, and uncache its pages."""
+    """Write a dataset of `count` images that repeats `images` (N, C, S, S) uint8 or uint16.
+
+    Its pages are then dropped from the page cache.
+    """
     draft = DatasetDraft(folder)
     draft.begin({})
     shape, bits = images.shape[1:], 8 * images.itemsize
@@ -31,7 +34,7 @@ def write_dataset(folder: Path, images: np.ndarray, count: int) -> None:
         with draft.shard(number, shape, bits=bits) as shard:
             for row in range(number * SHARD, min(count, (number + 1) * SHARD)):
                 shard.append(row, [], [images[row % len(images)]])
-            shard.finish()  # on the disk, hence no dirty page stays
+            shard.finish()  # written to disk, so that no dirty page remains
         with (folder / shard_name(number)).open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     training = count - VALIDATION
@@ -59,17 +62,17 @@ def write_dataset(folder: Path, images: np.ndarray, count: int) -> None:
 
 @dataclass(frozen=True)
 class Group:
-    """A control group with limited memory."""
+    """A control group whose memory is limited."""
 
     folder: Path
     peak_file: str
 
     def joining(self, command: list[str]) -> list[str]:
-        """The command that runs another one inside the group."""
+        """A command that runs `command` inside the group."""
         return ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self.folder), *command]
 
     def peak(self) -> float | None:
-        """MiB that were used at most, pages of files counted; None where the kernel does not say."""
+        """Peak memory in MiB, including cached pages of files. None where the kernel does not report it."""
         try:
             return int((self.folder / self.peak_file).read_text()) / 2**20
         except OSError:
@@ -78,17 +81,17 @@ class Group:
 
 @contextmanager
 def memory_group(limit: int) -> Iterator[Group | None]:
-    """A control group of `limit` MiB inside the one that this process is in; None where none may be made."""
-    group = _made(limit)
+    """A control group of `limit` MiB inside that of this process. None where it cannot be created."""
+    group = _create(limit)
     try:
         yield group
     finally:
         if group:
-            time.sleep(1)  # the last process leaves it
+            time.sleep(1)  # until the last process has left the group
             group.folder.rmdir()
 
 
-def _made(limit: int) -> Group | None:
+def _create(limit: int) -> Group | None:
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         number, controllers, own = line.split(":", 2)
         if "memory" not in controllers.split(",") and number != "0":
@@ -102,6 +105,6 @@ def _made(limit: int) -> Group | None:
         try:
             (folder / limit_file).write_text(str(limit * 2**20))
             return Group(folder, peak_file)
-        except OSError:  # this version is there, but not for memory
+        except OSError:  # this version is mounted, but without the memory controller
             folder.rmdir()
     return None

@@ -1,18 +1,19 @@
-"""How fast is `cyclic embed` beside the bare forward pass, and beside decoding and forward pass one after another?
+"""Measures the speed of `cyclic embed` relative to the bare forward pass, and to decoding followed by a forward pass.
 
-    python tests/benchmarks/embed.py --work DIR [--model MODEL]...             drawn films; a few minutes a model
+    python tests/benchmarks/embed.py --work DIR [--model MODEL]...             synthetic images; some minutes per model
     python tests/benchmarks/embed.py --work DIR --memory                       1,000 and 100,000 inputs: memory
 
-Without `--model` those are the packaged ones, by torch and by ONNX Runtime, and fresh `deep` and `vae` of 224 pixels.
-Files are drawn phantoms as DICOM and as JPEG of 1,500 pixels, `--images` of them.
+Without `--model`, the models are the packaged one, with torch and with ONNX Runtime, and untrained `deep` and `vae` for
+224 pixels. The files are `--images` synthetic radiographs as DICOM, and as many random images of 1,500 pixels as JPEG.
 
-In turns, `--rounds` times: the encoder alone in a loop over tensors in memory, in batches as long as a piece of embed;
-`embed` of the prepared dataset into a Parquet file; reading of the files alone, by as many processes; `embed` of the
-files. Start-up and loading of the model do not count. A figure is the median of the rounds' ratios: of the dataset to
-the loop, of the files to 1 / (1 / reading + 1 / loop), with `--device cuda` to reading alone.
+Four measurements take turns, `--rounds` times: the encoder alone in a loop over tensors in memory, with the batch size
+of embed; `embed` of the prepared dataset into a Parquet file; reading of the files alone, with as many processes; and
+`embed` of the files. Start-up and loading of the model are not counted. Each result is the median over the rounds of a
+ratio. The dataset is compared with the loop. The files are compared with 1 / (1 / reading + 1 / loop), or with reading
+alone for `--device cuda`.
 
-Memory: `embed` of a list on stdin, of 1,000 and of 100,000 names of the same files, in a process of its own each; the
-peak of that process, which its readers are not part of.
+Memory: `embed` reads a list of 1,000 and of 100,000 names of the same files from stdin, each in a separate process. The
+result is the peak of that process, without its reader processes.
 """
 
 import argparse
@@ -31,10 +32,13 @@ import torch
 from PIL import Image
 
 from cyclic_cli import registry
-from cyclic_cli.config import PrepareConfig, Preprocessing, available_cpus
+from cyclic_cli.config import PrepareConfig, Preprocessing
+from cyclic_cli.environment import available_cpus
 from cyclic_cli.imaging.readers import as_float
-from cyclic_cli.inference import embed
-from cyclic_cli.inference.reconstruct import PACKAGED_EXPORT, PACKAGED_MODEL, load_model
+from cyclic_cli.inference.embed import embed_to_file
+from cyclic_cli.inference.embed_inputs import CHUNK_SIZE, from_dataset, from_files
+from cyclic_cli.inference.embed_summary import EmbedSummary
+from cyclic_cli.inference.load import PACKAGED_EXPORT, PACKAGED_MODEL, load_model
 from cyclic_cli.phantom import dataset as phantom
 from cyclic_cli.prepare.task import Work, prepare
 from cyclic_cli.privacy.keys import Keyer
@@ -45,7 +49,7 @@ SIDE = 1500
 
 
 def files_of(work: Path, images: int) -> tuple[Path, Path]:
-    """Folders of DICOM and JPEG files."""
+    """Write folders of DICOM and JPEG files, unless they exist, and return both."""
     dicom, jpeg = work / f"dicom-{images}", work / f"jpeg-{images}"
     if not dicom.exists():
         phantom.write_demo(dicom, images, workers=available_cpus())
@@ -75,9 +79,9 @@ def fresh(work: Path, name: str) -> Path:
 
 
 class Nothing:
-    """A model that costs nothing."""
+    """A model that takes no time, to measure reading alone."""
 
-    modalities, fingerprint, architecture, batch = ("image",), "nothing", "nothing", embed.PIECE
+    modalities, fingerprint, architecture, batch = ("image",), "nothing", "nothing", CHUNK_SIZE
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
@@ -93,9 +97,9 @@ def rate(images: int, work: Callable[[], object]) -> float:
 
 
 def embedded(offered: Any, model: Any, work: Path) -> int:
-    """Embed into a file, and count what that was."""
-    summary = embed.EmbedSummary()
-    embed.embed_to_file(offered, model, work / "e.parquet", summary, overwrite=True)
+    """Embed the inputs into a file, and return the number of images."""
+    summary = EmbedSummary()
+    embed_to_file(offered, model, work / "e.parquet", summary, overwrite=True)
     return summary.images
 
 
@@ -104,7 +108,7 @@ def measure(path: Path, device: str, dataset: Path, folders: dict[str, Path], ro
     stored = StoredDataset(dataset)
     table = stored.index(["shard", "row"])
     fitted = stored.images(table["shard"].to_numpy(), table["row"].to_numpy())
-    pieces = np.split(fitted, range(embed.PIECE, len(fitted), embed.PIECE))
+    pieces = np.split(fitted, range(CHUNK_SIZE, len(fitted), CHUNK_SIZE))
     if path.suffix == ".onnx":
         run = model.embed_images
         values: list[Any] = pieces
@@ -118,7 +122,7 @@ def measure(path: Path, device: str, dataset: Path, folders: dict[str, Path], ro
     rates: dict[str, list[float]] = {kind: [] for kind in ("loop", *ratios)}
     for _ in range(rounds):
         loop = rate(len(fitted), lambda: [run(value) for value in values])
-        found = rate(len(fitted), lambda: embedded(embed.of_dataset(dataset, model, False, print), model, work))
+        found = rate(len(fitted), lambda: embedded(from_dataset(dataset, model, False, print), model, work))
         rates["loop"].append(loop)
         rates["dataset"].append(found)
         ratios["dataset"].append(found / loop)
@@ -128,9 +132,7 @@ def measure(path: Path, device: str, dataset: Path, folders: dict[str, Path], ro
             def offered(with_model: Any, number: str, folder: Path = folder) -> Any:
                 scratch = work / f"scratch-{number}-{time.monotonic_ns()}"
                 files = sorted(file for file in folder.rglob("*") if file.suffix in (".dcm", ".jpg"))
-                return embed.of_files(
-                    files, work / "e.parquet", with_model, Keyer(b""), scratch, workers=available_cpus()
-                )
+                return from_files(files, work / "e.parquet", with_model, Keyer(b""), scratch, workers=available_cpus())
 
             nothing = Nothing(model.preprocessing)
             reading = rate(count, lambda: embedded(offered(nothing, "a"), nothing, work))  # noqa: B023

@@ -1,10 +1,11 @@
-"""What do exported parts cost: their error, size and speed, by torch, by ONNX Runtime, and in eight bits?
+"""Measures error, size and speed of exported model parts, with torch, with ONNX Runtime and in int8.
 
-    python tests/benchmarks/export.py RUN... [--dataset DIR] [--rounds 5] [--skip-int8]      minutes a model
+    python tests/benchmarks/export.py RUN... [--dataset DIR] [--rounds 5] [--skip-int8]      some minutes per model
 
-`RUN` is a run folder or checkpoint. Every part is exported as `cyclic export` does, checked with the dataset (or drawn
-phantoms); an int8 part that fails its check is measured too, and marked. Speed: the part alone on real inputs in
-batches of 16, torch and the two files in turns; the median of `--rounds`, in values a second.
+`RUN` is a run folder or a checkpoint. Every part is exported as by `cyclic export`, and checked on the dataset or,
+without one, on synthetic radiographs. An int8 part that fails its check is measured too, and marked. The speed is that
+of the part alone on real inputs in batches of 16. Torch and the two files take turns. The result is the median of
+`--rounds`, in samples/s.
 """
 
 import argparse
@@ -20,16 +21,18 @@ from rich.console import Console
 from rich.table import Table
 
 from cyclic_cli.errors import CyclicError
-from cyclic_cli.export.task import examples_of, export, part_names, part_of
+from cyclic_cli.export.examples import examples_of
+from cyclic_cli.export.parts import part_names, part_of
+from cyclic_cli.export.task import export
+from cyclic_cli.inference.load import load_checkpoint
 from cyclic_cli.inference.onnx_model import session
-from cyclic_cli.inference.reconstruct import load_checkpoint
 from cyclic_cli.inference.torch_model import TorchModel
 
 BATCH = 16
 
 
 def exported(model: TorchModel, folder: Path, part: str, dataset: Path | None, precision: str) -> tuple[Path, str]:
-    """The file of a part, and what its check found."""
+    """Export a part. Returns its file, and the result of its check as text."""
     file = folder / f"{part}-{precision}.onnx"
     try:
         figures = export(model, file, part, dataset, precision=precision).parts[part]
@@ -37,21 +40,21 @@ def exported(model: TorchModel, folder: Path, part: str, dataset: Path | None, p
         return file.with_name(f"{file.stem}.failed.onnx"), f"fails: {error.message.partition('its check: ')[2]}"
     if precision == "float32":
         return file, f"{figures['max_abs_error']:.1e}"
-    said = [
+    results = [
         f"{figures['psnr_change']:+.2f} dB" if "psnr_change" in figures else "",
         f"overlap {figures['top10_overlap']:.3f}" if "top10_overlap" in figures else "",
         f"{figures['in_float32']} of {figures['operations']} operations in float32",
     ]
-    return file, ", ".join(filter(None, said))
+    return file, ", ".join(filter(None, results))
 
 
-def speeds(ways: dict[str, Callable[[], object]], count: int, rounds: int) -> dict[str, float]:
-    """Samples a second of each way, which take turns; the first round does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+def speeds(methods: dict[str, Callable[[], object]], count: int, rounds: int) -> dict[str, float]:
+    """Samples/s of each method. Methods take turns, and the first round is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
     for number in range(rounds + 1):
-        for name, way in ways.items():
+        for name, method in methods.items():
             begin = time.perf_counter()
-            way()
+            method()
             if number:
                 seconds[name].append(time.perf_counter() - begin)
     return {name: count / statistics.median(found) for name, found in seconds.items()}
@@ -77,8 +80,8 @@ def rows(run: Path, dataset: Path | None, rounds: int, precisions: list[str]) ->
 
         with tempfile.TemporaryDirectory() as folder:
             files = {one: exported(model, Path(folder), name, dataset, one) for one in precisions}
-            ways = {"torch": by_torch, **{one: by_runtime(file) for one, (file, _) in files.items()}}
-            rate = speeds(ways, sum(len(batch[0]) for batch in batches), rounds)
+            methods = {"torch": by_torch, **{one: by_runtime(file) for one, (file, _) in files.items()}}
+            rate = speeds(methods, sum(len(batch[0]) for batch in batches), rounds)
             sizes = {one: f"{file.stat().st_size / 1e6:.2f}" for one, (file, _) in files.items()}
         found.append([
             model.architecture, name, files["float32"][1], *(sizes[one] for one in precisions), f"{rate['torch']:.0f}",

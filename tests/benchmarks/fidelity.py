@@ -1,10 +1,10 @@
-"""Grey levels of the DICOM reader against those of DCMTK's viewer, at full size, before any resizing.
+"""Compares the grey levels of the DICOM reader with those of DCMTK's viewer, at full size and without resizing.
 
     python tests/benchmarks/fidelity.py FOLDER...
 
-prints, for every file, by how many of 255 grey levels the two are apart at most, outside padding, or why they cannot be
-compared. Both show the same frame through the same window, without overlays. DCMTK reads the file itself wherever it
-has the codec; JPEG 2000, HTJ2K and deflated frames are first decompressed by a decoder that the reader did not use.
+For every file, it prints the largest difference in grey levels of 255 outside padding, or why the file cannot be
+compared. Both programs show the same frame through the same window, without overlays. DCMTK reads the file itself where
+it has the codec. JPEG 2000, HTJ2K and deflated frames are first decompressed by a decoder that the reader did not use.
 """
 
 import subprocess
@@ -26,41 +26,41 @@ from cyclic_cli.config import Preprocessing
 from cyclic_cli.errors import InputError, Rejected
 from cyclic_cli.imaging import readers
 
-VIEWERS = {  # by the last part of the transfer syntax below 1.2.840.10008.1.2
+VIEWERS = {  # program of DCMTK by the part of the transfer syntax after 1.2.840.10008.1.2
     "": "dcm2pnm", ".1": "dcm2pnm", ".2": "dcm2pnm", ".1.99": "dcm2pnm", ".5": "dcm2pnm",
     ".4.50": "dcmj2pnm", ".4.51": "dcmj2pnm", ".4.57": "dcmj2pnm", ".4.70": "dcmj2pnm",
     ".4.80": "dcml2pnm", ".4.81": "dcml2pnm",
 }  # fmt: skip
-SAID = (0.5, 99.5)  # percentiles where the file states no window
+PERCENTILES = (0.5, 99.5)  # range where the file states no window
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Two views of one frame: how far they are apart at most, in grey levels of 255, and how many pixels by over 1."""
+    """The difference between two renderings of one frame."""
 
-    apart: float
-    many: int
-    pixels: int
+    largest: float  # in grey levels of 255
+    many: int  # pixels that differ by more than 1 grey level
+    pixels: int  # compared pixels
 
 
 def compare(path: Path) -> Compared:
-    """Compare the reader with DCMTK. Raises InputError where the reader refuses, RuntimeError where DCMTK does."""
+    """Compare the reader with DCMTK. Raises InputError where the reader fails, and RuntimeError where DCMTK fails."""
     preprocessing = Preprocessing(exact=True)
     picture = readers.read(path.read_bytes(), preprocessing)
     with tempfile.TemporaryDirectory() as folder:
         try:
             theirs, counts = _viewed(path, picture.frame, Path(folder))
-        except RuntimeError:  # a codec of DCMTK's that does not manage this stream
+        except RuntimeError:  # DCMTK's codec cannot decode this stream
             theirs, counts = _viewed(path, picture.frame, Path(folder), plain=True)
     if theirs.shape != picture.pixels.shape:
-        raise RuntimeError("DCMTK shows another size")
+        raise RuntimeError("DCMTK shows a different size")
     ours = picture.pixels * 255
     difference = np.abs((np.rint(ours) if theirs.dtype == np.uint8 else ours) - theirs.astype(np.float64))[counts]
     return Compared(float(difference.max()), int((difference > 1.01).sum()), difference.size)
 
 
 def _viewed(path: Path, frame: int, folder: Path, plain: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """DCMTK's view of a frame (H, W), uint8 or for colour its luminance; and which pixels are not padding."""
+    """DCMTK's rendering of a frame (H, W), as uint8 or as luminance for colour, and the mask of non-padding pixels."""
     header = pydicom.dcmread(path, force=True)
     if "PixelData" not in header:
         raise RuntimeError("DCMTK shows no float pixel data")
@@ -82,8 +82,8 @@ def _viewed(path: Path, frame: int, folder: Path, plain: bool = False) -> tuple[
             counts = outside if outside.any() else counts
         words = _window(header, stored[counts])
     view = folder / "view.pnm"
-    asked = [viewer, "+opb", "-O", "+F", str(frame + 1), *words, str(path), str(view)]
-    ran = subprocess.run(asked, capture_output=True, text=True)
+    command = [viewer, "+opb", "-O", "+F", str(frame + 1), *words, str(path), str(view)]
+    ran = subprocess.run(command, capture_output=True, text=True)
     if not view.exists():
         raise RuntimeError(f"{viewer}: {(ran.stderr.strip().splitlines() or ['no picture'])[-1]}")
     shown = np.asarray(Image.open(view))
@@ -95,26 +95,29 @@ def _stored(header: Dataset, frame: int) -> np.ndarray:
 
 
 def _window(header: Dataset, stored: np.ndarray) -> list[str]:
-    """DCMTK's words for what the file states, or for the percentiles that the reader takes where it states nothing."""
+    """DCMTK's options for the window of the file, or for the reader's percentiles where the file states none."""
     if header.get("VOILUTSequence"):
         return ["+Wl", "1"]
     if header.get("WindowCenter") is not None and header.get("WindowWidth"):
         center, width = (np.atleast_1d(header[name].value)[0] for name in ("WindowCenter", "WindowWidth"))
-        if header.get("VOILUTFunction") == "LINEAR_EXACT":  # DCMTK knows LINEAR and SIGMOID
+        if header.get("VOILUTFunction") == "LINEAR_EXACT":  # DCMTK supports only LINEAR and SIGMOID
             center, width = float(center) + 0.5, float(width) + 1
         return ["+Ww", str(center), str(width), "+Wfs" if header.get("VOILUTFunction") == "SIGMOID" else "+Wfl"]
     if header.get("ModalityLUTSequence"):
         values = np.asarray(pydicom.pixels.apply_modality_lut(stored, header), dtype=np.float64)
     else:
         values = stored * float(header.get("RescaleSlope") or 1) + float(header.get("RescaleIntercept") or 0)
-    low, high = np.percentile(values, SAID)
+    low, high = np.percentile(values, PERCENTILES)
     if high <= low:
         low, high = values.min(), values.max()
     return ["+Ww", str((low + high + 1) / 2), str(high - low + 1)]
 
 
 def _plain_copy(header: Dataset, frame: int) -> Dataset:
-    """One frame, uncompressed by another decoder than the reader's, with what its functional groups say of it."""
+    """One frame as an uncompressed file with the attributes of its functional groups.
+
+    It is decompressed by a different decoder than the reader's.
+    """
     content = _decompressed(header, frame, str(header.file_meta.TransferSyntaxUID))
     content = content.astype(content.dtype.newbyteorder("<"))
     plain = Dataset()
@@ -142,7 +145,7 @@ def _plain_copy(header: Dataset, frame: int) -> Dataset:
 
 
 def _decompressed(header: Dataset, frame: int, syntax: str) -> np.ndarray:
-    """(H, W) or (H, W, 3): JPEG 2000 by GDCM, HTJ2K by OpenJPH, deflated frames by zlib; all else by pydicom."""
+    """Decode (H, W) or (H, W, 3): GDCM for JPEG 2000, OpenJPH for HTJ2K, zlib for deflated frames, else pydicom."""
     if syntax in ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"):
         return np.asarray(pydicom.pixels.pixel_array(header, index=frame, decoding_plugin="gdcm"))
     count = int(header.get("NumberOfFrames") or 1)
@@ -159,11 +162,11 @@ def _decompressed(header: Dataset, frame: int, syntax: str) -> np.ndarray:
 
 
 def report(paths: list[Path]) -> Iterator[str]:
-    """A line of text for each file."""
+    """Yield one line of text per file."""
     for path in paths:
         try:
             compared = compare(path)
-            yield f"{path.name:45} {compared.apart:6.2f}  {compared.many} of {compared.pixels} pixels by more than 1"
+            yield f"{path.name:45} {compared.largest:6.2f}  {compared.many} of {compared.pixels} pixels by more than 1"
         except Rejected as error:
             yield f"{path.name:45} rejected: {error.reason}"
         except InputError as error:

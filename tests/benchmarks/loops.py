@@ -1,16 +1,16 @@
-"""The loops that `cyclic prepare` is compared with, each over files named on stdin, in a pool of processes.
+"""Runs the loops that `cyclic prepare` is compared with, over files named on stdin, in a pool of processes.
 
     python loops.py plain|monai|bare|DCMTK_PROGRAM WORKERS < LIST     prints {"start_up": seconds, "seconds": seconds}
 
-    plain   what everybody writes: pydicom, modality and VOI LUT, Pillow's resize; of PNG and JPEG Pillow alone
-    monai   MONAI's LoadImage and Resize, by its PydicomReader or its PILReader
-    bare    reading and decoding whole with the decoder of `cyclic`, and nothing else
-    dcm2pnm, dcmj2pnm, dcml2pnm   one process a file, scaled by DCMTK; what such a process costs for a tiny image
+    plain   the obvious loop: pydicom, modality LUT, VOI LUT and Pillow's resize; for PNG and JPEG, Pillow alone
+    monai   MONAI's LoadImage and Resize, with its PydicomReader or its PILReader
+    bare    reading and full decoding with the decoder of `cyclic`, and nothing else
+    dcm2pnm, dcmj2pnm, dcml2pnm   one process per file, scaled by DCMTK; the time of such a process for a tiny image
                                   (DCMTK reads its dictionary each time) is counted as start-up
 
-The clock runs while every worker is busy: each has shown one file before (imports, tables of decoders), which is
-counted as start-up. What a loop makes is not written to disk, as `cyclic prepare` does. Imports stand in the
-functions, so that each loop runs where only its own packages are installed.
+The clock runs only while every worker is busy. Before that, each worker processes one file, which covers imports and
+decoder tables; this time is counted as start-up. Unlike `cyclic prepare`, the loops do not write their results to disk.
+Packages are imported inside the functions, so that each loop runs where only its own packages are installed.
 """
 
 import json
@@ -32,7 +32,7 @@ DICOM = ".dcm"
 
 
 def plain(path: str) -> np.ndarray:
-    """(H, W) uint8, one side `SIZE`."""
+    """Load and resize a file to (SIZE, SIZE) uint8."""
     from PIL import Image
 
     if not path.endswith(DICOM):
@@ -50,7 +50,7 @@ def plain(path: str) -> np.ndarray:
 
 
 def monai(path: str) -> np.ndarray:
-    """(1, SIZE, SIZE) float32, not windowed: MONAI leaves that to the user."""
+    """Load and resize a file to (1, SIZE, SIZE) float32. MONAI applies no window."""
     return np.asarray(_monai_transform(path.endswith(DICOM))(path))
 
 
@@ -69,7 +69,7 @@ _transforms: dict[bool, Callable[[str], np.ndarray]] = {}
 
 
 def bare(path: str) -> None:
-    """Decode a file whole and drop it."""
+    """Decode a file in full and discard the result."""
     if not path.endswith(DICOM):
         from PIL import Image
 
@@ -84,7 +84,7 @@ def bare(path: str) -> None:
 
 
 def dcmtk(program: str, path: str) -> None:
-    """The first window, the x axis scaled to `SIZE` pixels, 8 bits to nowhere."""
+    """Show the first window with DCMTK, scaled to a width of `SIZE` pixels, and discard the 8-bit result."""
     subprocess.run([program, "+Wi", "1", "+Sxv", str(SIZE), path, "/dev/null"], check=True, capture_output=True)
 
 
@@ -100,7 +100,7 @@ def _next(path: str) -> object:
 
 
 def measure(loop: Callable[[str], object], paths: list[str], workers: int) -> dict[str, float]:
-    """Seconds of start-up and seconds for all `paths`."""
+    """Seconds of start-up, and seconds to process all `paths`."""
     context = multiprocessing.get_context("spawn")
     begin = time.perf_counter()
     ready = context.Barrier(workers + 1)
@@ -116,13 +116,13 @@ def measure(loop: Callable[[str], object], paths: list[str], workers: int) -> di
 
 
 def _dcmtk_start_up(program: str) -> float:
-    """Seconds that a process of DCMTK takes for an image of 16×16 pixels, nearly all for its dictionary: a median."""
-    import films
+    """Median seconds of a DCMTK process for an image of 16 × 16 pixels, nearly all spent on its dictionary."""
+    import radiographs
 
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.dcm"
-        path.write_bytes(films.small(16))
+        path.write_bytes(radiographs.small(16))
         for _ in range(15):
             start = time.perf_counter()
             dcmtk(program, str(path))

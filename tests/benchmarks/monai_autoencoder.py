@@ -1,19 +1,19 @@
-"""MONAI's `AutoencoderKL`, trained for a given time: what `autoencoders.py` compares `cyclic train` with.
+"""Trains MONAI's `AutoencoderKL` for a given time, as the comparison of `autoencoders.py` with `cyclic train`.
 
     python monai_autoencoder.py < REQUEST
 
-It runs in an environment of its own and reads `train.npy`, `val.npy` and `test.npy`, (N, 1, H, W) uint8, in the current
-folder. The request is a JSON object of `folder`, `channels` and `side` of the code, `seconds`, `seed`, `loss` (L1 or
-MSE) and `chosen` (null: choose by trials). Printed are the validation error (pixel MSE on [0, 1] of reconstructions
-from the mean code, clamped), what was chosen, and the time; the reconstructions of the test images, (N, 1, H, W)
-float32 in [0, 1], are written as `test.npy` in the folder.
+The script runs in its own Python environment. It reads `train.npy`, `val.npy` and `test.npy`, each (N, 1, H, W) uint8,
+from the current folder. The request is a JSON object with `folder`, `channels` and `side` of the code, `seconds`,
+`seed`, `loss` (L1 or MSE) and `chosen` (null: choose by trials). The script prints the validation error, the chosen
+settings and the time. The error is the pixel MSE on [0, 1] of clamped reconstructions from the mean code.
+Reconstructions of the test images, (N, 1, H, W) float32 in [0, 1], are written to `test.npy` in `folder`.
 
-The network has no attention, one residual block a level, and halves the image until the code has `side` pixels and
-`channels` maps. The recipe is that of MONAI's tutorials without the adversarial and perceptual parts, which are not
-made for pixel error: L1 (or, asked for, the squared error) plus 1e-6 times the divergence, Adam; and a cosine over the
-time and gradient clipping. Short trials with the same loss choose the memory format by speed, and width, batch
-size and learning rate (1e-4 is the tutorials') by the error on a part of the validation images. Neither trials nor
-validation count in the time.
+The network has no attention and one residual block per level. It halves the image until the code has `side` × `side`
+pixels and `channels` channels. The recipe follows MONAI's tutorials, without the adversarial and perceptual losses,
+which do not reduce the pixel error: the L1 loss (or the squared error on request) plus 1e-6 times the KL divergence,
+and Adam. A cosine schedule over the time and gradient clipping are added. Short trials with the same loss choose the
+settings. The memory format is chosen by speed. Width, batch size and learning rate (the tutorials use 1e-4) are chosen
+by the error on a part of the validation images. Trials and validation do not count towards the time.
 """
 
 import json
@@ -29,20 +29,20 @@ from monai.networks.nets import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
-WIDTHS = (32, 16)  # of the first level; the second has twice as many channels, all further ones four times
+WIDTHS = (32, 16)  # channels of the first level; the second has twice as many, all further levels four times as many
 DIVERGENCE = 1e-6
-CLIP = 1.0  # largest norm of the gradient
+CLIP = 1.0  # maximum norm of the gradient
 BATCH_SIZES = (2, 4, 8)
 RATES = (1e-4, 3e-4, 1e-3)
-TRIAL = 0.1  # of the time
-TRIAL_IMAGES = 64  # for validation
+TRIAL = 0.1  # duration of a trial as a fraction of the time
+TRIAL_IMAGES = 64  # validation images of a trial
 EVALUATION_BATCH = 8
 LOSSES = {"L1": functional.l1_loss, "MSE": functional.mse_loss}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 class Run:
-    """A training of one network; what is random depends on the seed alone."""
+    """One training run. All randomness depends on the seed alone."""
 
     def __init__(self, images: Tensor, request: dict, layout: str, width: int, batch_size: int, rate: float) -> None:
         torch.manual_seed(request["seed"])
@@ -58,7 +58,7 @@ class Run:
         self.seen = 0
 
     def train(self, seconds: float) -> "Run":
-        """Train for so long, at least one step."""
+        """Train for the given number of seconds, and for at least one step."""
         began = time.monotonic()
         order = torch.empty(0, dtype=torch.int64)
         while self.seen == 0 or time.monotonic() - began < seconds:
@@ -82,7 +82,7 @@ class Run:
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor) -> Tensor:
-        """(N, 1, H, W) uint8 → float32 in [0, 1], from the mean of the code."""
+        """Reconstruct images (N, 1, H, W) uint8 from the mean of the code, as float32 in [0, 1]."""
         batches = [as_float(batch).contiguous(memory_format=self.layout) for batch in images.split(EVALUATION_BATCH)]
         return torch.cat([self.model.reconstruct(batch).clamp(0, 1).contiguous() for batch in batches])
 
@@ -99,7 +99,7 @@ def as_float(images: Tensor) -> Tensor:
 
 
 def choose(images: Tensor, validation: Tensor, request: dict) -> dict:
-    """Memory format, width, batch size and rate by short trials, one after the other."""
+    """Choose memory format, width, batch size and learning rate by short trials, one setting after the other."""
     first = {"width": WIDTHS[0], "batch_size": BATCH_SIZES[1], "rate": RATES[0]}
     chosen = {"layout": max(FORMATS, key=lambda layout: speed(Run(images, request, layout, **first))), **first}
 
@@ -113,7 +113,7 @@ def choose(images: Tensor, validation: Tensor, request: dict) -> dict:
 
 
 def speed(run: Run, steps: int = 3) -> float:
-    """Images a second, without the first step."""
+    """Images per second, without the first step."""
     batch = run.images[: run.batch_size]
     run.step(batch, done=0)
     began = time.monotonic()

@@ -1,21 +1,22 @@
-"""How fast is `cyclic prepare`, beside the loops of `loops.py`, on the same files and the same cores?
+"""Measures the speed of `cyclic prepare` and of the loops of `loops.py`, on the same files and cores.
 
     python tests/benchmarks/prepare.py --jpeg FOLDER --monai PYTHON       the whole table, about an hour
-    python tests/benchmarks/prepare.py --quick                            does it run? small films, less than a minute
+    python tests/benchmarks/prepare.py --quick                            a quick test on small images, under a minute
 
-`--jpeg` is a folder of JPEG originals; without it their class is left out. `--monai` is a Python with MONAI, torch,
-pydicom and the decoders; without it MONAI's column stays empty. All other files are drawn (`films.py`), no two alike.
+`--jpeg` is a folder of JPEG images; without it their class is left out. `--monai` is a Python with MONAI, torch,
+pydicom and the decoders; without it, MONAI's column stays empty. All other files are synthetic (`radiographs.py`), and
+no two are equal.
 
-Every process has one thread and is held on as many cores as there are workers; one method runs at a time. For each
-class the methods take turns, so that a slow minute of the machine meets all of them; the order is turned round in
-every second repeat. A figure is the median of the repeats; the spread is half the distance between the extremes, in
-per cent of the median.
+Every process has one thread and is pinned to as many cores as there are workers. One method runs at a time. For each
+class of files, the methods take turns, so that a temporary slowdown of the machine affects all of them. The order is
+reversed in every second repeat. Each result is the median of the repeats. The spread is half the range, in per cent of
+the median.
 
-Start-up is kept apart from steady state. `cyclic prepare` is the real command; it runs over N and over 2 N files, and
-its rate is N ÷ (seconds for 2 N − seconds for N): what is left of both runs' start-up is nothing. The start-up shown
-is what N files took above that rate. The loops count their own start-up (see `loops.py`).
+Start-up is separated from the steady state. `cyclic prepare` is the real command. It runs on N and on 2 N files, and
+its rate is N ÷ (seconds for 2 N − seconds for N), so that the start-up of both runs cancels out. The reported start-up
+is the time for N files minus the time at that rate. The loops measure their own start-up (see `loops.py`).
 
-Peak memory is that of the process that needed most; pages shared between processes count in each.
+Peak memory is that of the process with the largest memory. Pages shared by several processes count in each.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import films
+import radiographs
 import watching
 from rich.console import Console
 from rich.table import Table
@@ -40,17 +41,17 @@ LOOPS = Path(__file__).with_name("loops.py")
 PREPARE, EXACT, PLAIN, BARE, MONAI, DCMTK = "cyclic", "cyclic --exact", "plain", "bare", "MONAI", "dcm2pnm"
 WORKERS = (1, 2)
 QUICK = ("uncompressed, 12 bits in 16", "JPEG lossless, SV1", "JPEG 2000 lossless", "PNG, 16 bits")
-talk = Console(stderr=True)
+log = Console(stderr=True)
 
 
 @dataclass
 class Measured:
-    """One method on one class with some number of workers, a value a repeat."""
+    """The results of one method on one class of files with one number of workers, one value per repeat."""
 
     rates: list[float] = field(default_factory=list)  # images/s, all workers together
     start_ups: list[float] = field(default_factory=list)  # seconds
     peaks: list[float] = field(default_factory=list)  # MiB
-    why_not: str = ""  # why nothing was measured
+    why_not: str = ""  # why the method was not measured
 
     @property
     def rate(self) -> float | None:
@@ -63,7 +64,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Goal:
-    """`value` should be at least, or with `most` at most, `bound`."""
+    """A target: `value` should be at least `bound`, or at most `bound` if `most`."""
 
     kind: str
     what: str
@@ -82,17 +83,17 @@ Results = dict[tuple[str, int], Measured]  # by method and workers
 
 
 class Bench:
-    """Measures one class of files after the other."""
+    """Measures one class of files after another."""
 
     def __init__(self, work: Path, repeats: int, quick: bool, monai: str | None) -> None:
         self._work, self._repeats, self._quick, self._monai = work, repeats, quick, monai
 
-    def measure(self, name: str, kind: films.Kind, originals: list[bytes]) -> tuple[Results, int]:
-        """Every method on a class of files; and the mean size of a file in bytes."""
+    def measure(self, name: str, kind: radiographs.Kind, originals: list[bytes]) -> tuple[Results, int]:
+        """Results of every method on a class of files, and the mean size of a file in bytes."""
         count = 64 if self._quick else kind.files
         folder = self._work / "files"
-        size = films.write(kind, originals, folder / "1", count)
-        films.write(kind, originals, folder / "2", 2 * count)
+        size = radiographs.write(kind, originals, folder / "1", count)
+        radiographs.write(kind, originals, folder / "2", 2 * count)
         results: Results = {}
         for repeat in range(self._repeats):
             turns = list(self._turns(kind, folder, count))
@@ -105,12 +106,12 @@ class Bench:
                     except (RuntimeError, OSError) as error:
                         into.why_not = str(error)
                 took = f"{time.monotonic() - start:.1f} s"
-                talk.print(f"{name}: {method}, {workers} workers, repeat {repeat + 1} of {self._repeats}: {took}")
+                log.print(f"{name}: {method}, {workers} workers, repeat {repeat + 1} of {self._repeats}: {took}")
         shutil.rmtree(folder)
         return results, size
 
     def _turns(
-        self, kind: films.Kind, folder: Path, count: int
+        self, kind: radiographs.Kind, folder: Path, count: int
     ) -> Iterator[tuple[str, int, Callable[[Measured], None]]]:
         for workers in WORKERS[:1] if self._quick else WORKERS:
             yield PREPARE, workers, lambda into, workers=workers: self._prepare(into, folder, count, workers)
@@ -167,7 +168,7 @@ class Bench:
 
 
 def goals(name: str, results: Results) -> list[Goal]:
-    """What the class should reach, and what it did."""
+    """The targets for a class of files, with the measured values."""
 
     def ratio(over: tuple[str, int], under: tuple[str, int]) -> float | None:
         top, bottom = (results.get(which, Measured()).rate for which in (over, under))
@@ -189,9 +190,9 @@ def goals(name: str, results: Results) -> list[Goal]:
 
 
 def rates_table(everything: dict[str, Results], sizes: dict[str, int]) -> Table:
-    """Images a second, class by class."""
+    """The table of images/s for each class of files."""
     columns = [(PREPARE, 1), (PREPARE, 2), (EXACT, 1), (PLAIN, 1), (BARE, 1), (MONAI, 1), (DCMTK, 1)]
-    table = Table(title="Images a second (± half the range of the repeats)", title_justify="left")
+    table = Table(title="Images/s (± half the range of the repeats)", title_justify="left")
     table.add_column("files")
     table.add_column("MB", justify="right")
     for method, workers in columns:
@@ -214,7 +215,7 @@ def _cell(measured: Measured | None) -> str:
 
 
 def goals_table(everything: dict[str, Results]) -> Table:
-    """Every goal beside what was measured, for one core where nothing else is said."""
+    """The table of targets and measured values, for one core unless stated otherwise."""
     table = Table(title="Goals", title_justify="left")
     for column in ("files", "what"):
         table.add_column(column)
@@ -230,7 +231,7 @@ def goals_table(everything: dict[str, Results]) -> Table:
 
 
 def as_plain(everything: dict[str, Results], sizes: dict[str, int]) -> dict[str, object]:
-    """All of it for `--json`."""
+    """All results as plain values for `--json`."""
     return {
         "machine": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()},
         "classes": {
@@ -261,29 +262,31 @@ def _cpu() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speed of `cyclic prepare`, beside other loops on the same files.")
-    parser.add_argument("--jpeg", type=Path, help="folder of JPEG originals")
-    parser.add_argument("--monai", help="a Python that has MONAI")
+    parser = argparse.ArgumentParser(description="Speed of `cyclic prepare` and of other loops on the same files.")
+    parser.add_argument("--jpeg", type=Path, help="folder of JPEG images")
+    parser.add_argument("--monai", help="a Python with MONAI")
     parser.add_argument("--class", dest="classes", action="append", help="only this class; may be repeated")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="small films, some classes, one repeat")
-    parser.add_argument("--work", type=Path, help="folder for the files of one class, some 6 GB; default: a new one")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, not tables")
+    parser.add_argument("--quick", action="store_true", help="small images, some classes, one repeat")
+    parser.add_argument(
+        "--work", type=Path, help="folder for the files of one class, about 6 GB; default: a new temporary one"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     options = parser.parse_args()
-    chosen = options.classes or (QUICK if options.quick else list(films.KINDS))
-    if unknown := set(chosen) - set(films.KINDS):
-        parser.error(f"there is no class {', '.join(unknown)}; there are: {'; '.join(films.KINDS)}")
+    chosen = options.classes or (QUICK if options.quick else list(radiographs.KINDS))
+    if unknown := set(chosen) - set(radiographs.KINDS):
+        parser.error(f"unknown class {', '.join(unknown)}; choose from {'; '.join(radiographs.KINDS)}")
     everything: dict[str, Results] = {}
     sizes: dict[str, int] = {}
     if options.work:
         options.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         bench = Bench(Path(work), 1 if options.quick else options.repeats, options.quick, options.monai)
-        drawn = films.draw(4, longest=600 if options.quick else None)
+        drawn = radiographs.draw(4, longest=600 if options.quick else None)
         for name in chosen:
-            kind = films.KINDS[name]
+            kind = radiographs.KINDS[name]
             if kind.encode is not None:
-                originals = [kind.encode(film) for film in drawn]
+                originals = [kind.encode(image) for image in drawn]
             elif options.jpeg is None:
                 continue
             else:

@@ -1,15 +1,14 @@
-"""Does `cyclic prepare` grow with the number of files? Seconds, memory, and how long the result takes to open.
+"""Measures how time and memory of `cyclic prepare`, and the time to open its result, grow with the number of files.
 
     python tests/benchmarks/prepare_scale.py --files FOLDER                   10,000 and 100,000 files, some minutes
     python tests/benchmarks/prepare_scale.py --files FOLDER --counts 500 2000 --with-reports
 
-The files are DICOM, 64×64 pixels of 8 bits, each of another patient with another picture, in folders of 1,000. They
-lie in FOLDER, a set for each count, and are used again when they are there. `--with-reports` adds a table with a row
-for each file.
+The files are DICOM with 64 × 64 pixels of 8 bits, in folders of 1,000. Each file has its own patient and image. FOLDER
+holds one set of files per count, and existing sets are reused. `--with-reports` adds a table with one row per file.
 
-Peak memory is what the kernel keeps for each process (VmHWM), looked at 20 times a second; pages that processes share,
-such as libraries, count in each. The peaks of all processes are added up, whether they came at one time or not.
-Opening is `StoredDataset(folder)` in a fresh interpreter, its import not counted.
+Peak memory is what the kernel records for each process (VmHWM), read 20 times per second. Pages shared by several
+processes, such as libraries, count in each. The sum adds the peaks of all processes, even if they occurred at different
+times. Opening is `StoredDataset(folder)` in a new interpreter, without its import.
 """
 
 import argparse
@@ -21,29 +20,29 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import films
 import numpy as np
+import radiographs
 import watching
 from rich.console import Console
 from rich.table import Table
 
 SIDE = 64  # pixels
 WORKERS = 2
-MEMORY_GOAL, OPENING_GOAL = 1.3, 0.2  # ratio of the peaks; seconds
+MEMORY_GOAL, OPENING_GOAL = 1.3, 0.2  # largest ratio of the peaks; largest time in seconds
 OPENING = """
 import sys, time
 from pathlib import Path
-from cyclic_cli.storage import StoredDataset
+from cyclic_cli.storage.dataset import StoredDataset
 start = time.perf_counter()
 StoredDataset(Path(sys.argv[1]))
 print(time.perf_counter() - start)
 """
-talk = Console(stderr=True)
+log = Console(stderr=True)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One run. Memory is in MiB: of the main process, of every other one, and of all together."""
+    """The results of one run. Memory is in MiB: of the main process, of each other process, and of all processes."""
 
     files: int
     seconds: float
@@ -51,23 +50,26 @@ class Scale:
     main_mib: float
     others_mib: list[float]
     all_mib: float
-    opening_seconds: float  # median of five
+    opening_seconds: float  # median of five trials
 
 
 def write_files(folder: Path, count: int) -> None:
-    """Write 000/000000.dcm and on, and a table beside the folder with a report for each; whole or not at all."""
+    """Write the files 000/000000.dcm, 000/000001.dcm ..., and a table of their reports next to the folder.
+
+    The folder appears only when it is complete.
+    """
     if folder.exists():
         return
-    talk.print(f"writing {count} files")
+    log.print(f"writing {count} files")
     draft = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    template, generator = films.small(SIDE), np.random.default_rng(count)
+    template, generator = radiographs.small(SIDE), np.random.default_rng(count)
     rows = ["path,text"]
     for number in range(count):
         path = draft / f"{number // 1000:03d}" / f"{number:06d}.dcm"
         if number % 1000 == 0:
             path.parent.mkdir(parents=True)
-        path.write_bytes(films.numbered(template, number)[: -SIDE * SIDE] + generator.bytes(SIDE * SIDE))
+        path.write_bytes(radiographs.numbered(template, number)[: -SIDE * SIDE] + generator.bytes(SIDE * SIDE))
         rows.append(f"{path.relative_to(draft)},Report {number}: the heart is of normal size and the lungs are clear.")
     _reports(folder).write_text("\n".join(rows) + "\n")
     draft.rename(folder)
@@ -78,7 +80,7 @@ def _reports(folder: Path) -> Path:
 
 
 def measure(folder: Path, count: int, work: Path, with_reports: bool) -> Scale:
-    """Prepare a folder of `count` files, and open the result."""
+    """Prepare a folder of `count` files, and measure that and the opening of the result."""
     out = work / "dataset"
     shutil.rmtree(out, ignore_errors=True)
     words = [sys.executable, "-m", "cyclic_cli", "prepare", str(folder), "--out", str(out), "--size", str(SIDE)]
@@ -102,7 +104,7 @@ def measure(folder: Path, count: int, work: Path, with_reports: bool) -> Scale:
 
 
 def show(scales: list[Scale]) -> None:
-    """A table of the runs, and the goals beside what was measured."""
+    """Print a table of the runs, and the targets with the measured values."""
     table = Table()
     for column in ("files", "seconds", "images/s", "main MiB", "others MiB", "all MiB", "opening s"):
         table.add_column(column, justify="right")
@@ -119,7 +121,7 @@ def show(scales: list[Scale]) -> None:
         ("memory of all processes", large.all_mib / small.all_mib, MEMORY_GOAL),
         ("memory of the main process", large.main_mib / small.main_mib, MEMORY_GOAL),
         ("memory of the largest process", _largest(large) / _largest(small), MEMORY_GOAL),
-        ("seconds a file", small.images_per_second / large.images_per_second, None),
+        ("seconds per file", small.images_per_second / large.images_per_second, None),
         ("opening, seconds", opening, OPENING_GOAL),
     ):
         goal = "" if bound is None else f"  goal ≤ {bound}: {'met' if value <= bound else 'NOT MET'}"
@@ -132,11 +134,11 @@ def _largest(scale: Scale) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How `cyclic prepare` grows with the number of files.")
-    parser.add_argument("--files", type=Path, required=True, help="folder to write the files to, and to find them in")
+    parser = argparse.ArgumentParser(description="How `cyclic prepare` scales with the number of files.")
+    parser.add_argument("--files", type=Path, required=True, help="folder where the files are written and reused")
     parser.add_argument("--counts", type=int, nargs="+", default=[10_000, 100_000], help="numbers of files")
-    parser.add_argument("--with-reports", action="store_true", help="with a table of as many reports")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, not a table")
+    parser.add_argument("--with-reports", action="store_true", help="with a table of one report per file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args()
     scales = []
     with tempfile.TemporaryDirectory(dir=options.files.parent) as work:
@@ -145,7 +147,7 @@ def main() -> None:
             options.files.mkdir(parents=True, exist_ok=True)
             write_files(folder, count)
             scales.append(measure(folder, count, Path(work), options.with_reports))
-            talk.print(f"{count} files: {scales[-1].seconds:.1f} s")
+            log.print(f"{count} files: {scales[-1].seconds:.1f} s")
     if options.json:
         print(json.dumps({"with_reports": options.with_reports, "runs": [asdict(scale) for scale in scales]}))
     else:

@@ -1,12 +1,12 @@
-"""What a dataset of a hundred million images asks of one process: time to open it, memory, pages, order of an epoch.
+"""Measures the cost of a dataset of a hundred million images for one process: opening, memory, page faults, order.
 
     python tests/benchmarks/scale.py --work DIR [--samples 100000000] [--images 20000]
 
-DIR receives a dataset whose index has that many samples, 40 bytes each, and a few shards of real size: their pixels
-are zero, but every page of them is a page of its own to be read. The samples share these shards, so the images are a
-stand-in; records, order and page faults are not. A second process then opens the dataset and takes batches of 64 as
-training does. It says how long that took and what memory the process holds of its own (anonymous) and shares (mapped).
-With `--cold` the pages are dropped from the page cache first, as far as this user may.
+The script writes a dataset to DIR. Its index has that many samples of 40 bytes each. Only a few shards are written, in
+their real size, and all samples share them. Their pixels are zero, but every page must still be read. Images are
+therefore a substitute, while records, order and page faults are realistic. A second process then opens the dataset and
+reads batches of 64, as training does. The script prints the times, and the memory of that process: its own (anonymous)
+and the mapped memory. With `--cold`, the pages are first dropped from the page cache, as far as permissions allow.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from cyclic_cli.storage.dataset import DatasetFacts, StoredDataset, shard_name
 from cyclic_cli.storage.files import write_tensors, write_yaml
 from cyclic_cli.storage.records import RECORD
 
-SHARD = 4096  # images of a shard, as `cyclic prepare` makes them
-PATIENT = 4  # images of a patient
+SHARD = 4096  # images per shard, as `cyclic prepare` writes them
+PATIENT = 4  # images per patient
 BATCH = 64
-CHUNK = 1_000_000  # records that are made at once
+CHUNK = 1_000_000  # records generated at a time
 
 
 def make(folder: Path, samples: int, images: int) -> None:
-    """Write the dataset, unless it is there."""
+    """Write the dataset, unless it exists."""
     if (folder / "dataset.yaml").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def make(folder: Path, samples: int, images: int) -> None:
 
 
 def drop(folder: Path) -> None:
-    """Ask the system to forget the pages of the files."""
+    """Ask the system to drop the pages of the files from the page cache."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -67,19 +67,19 @@ def drop(folder: Path) -> None:
 
 
 def memory() -> dict[str, float]:
-    """MiB that this process holds."""
+    """Anonymous and mapped memory of this process in MiB."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {name: int(lines[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile")}
 
 
 def faults() -> np.ndarray:
-    """Page faults so far, without and with reading from the disk."""
+    """The numbers of minor and major page faults of this process so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return np.array([usage.ru_minflt, usage.ru_majflt])
 
 
 def measure(folder: Path, batches: int) -> None:
-    """Print the figures as JSON."""
+    """Open the dataset, read batches, and print the results as JSON."""
     before, start = memory(), time.perf_counter()
     data = Samples.of(StoredDataset(folder), "train")
     part = Samples.of(StoredDataset(folder), "train", 0.4)
@@ -99,10 +99,10 @@ def measure(folder: Path, batches: int) -> None:
     now, count = memory(), batches * BATCH
     print(json.dumps({
         "samples": len(data), "of 40 %": len(part), "patients": data.patients, "open seconds": opened,
-        "order, µs a batch": 1e6 * ordered / batches, "records, µs a batch": 1e6 * looked / batches,
-        "images, µs a batch": 1e6 * read / batches,
-        "faults of records, an image": (of_records / count).tolist(),
-        "faults of images, an image": (of_images / count).tolist(),
+        "order, µs per batch": 1e6 * ordered / batches, "records, µs per batch": 1e6 * looked / batches,
+        "images, µs per batch": 1e6 * read / batches,
+        "page faults of records, per image": (of_records / count).tolist(),
+        "page faults of images, per image": (of_images / count).tolist(),
         "own memory, MiB": now["RssAnon"] - before["RssAnon"], "mapped memory, MiB": now["RssFile"] - before["RssFile"],
     }))  # fmt: skip
 
@@ -115,20 +115,22 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=1000)
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    folder = asked.work / f"dataset-{asked.samples}"
-    if asked.measure:
-        measure(folder, asked.batches)
+    options = parser.parse_args()
+    folder = options.work / f"dataset-{options.samples}"
+    if options.measure:
+        measure(folder, options.batches)
         return
-    make(folder, asked.samples, asked.images)
-    for way in ("cold", "warm") if asked.cold else ("warm",):
-        if way == "cold":
+    make(folder, options.samples, options.images)
+    for state in ("cold", "warm") if options.cold else ("warm",):
+        if state == "cold":
             drop(folder)
-        words = [sys.executable, __file__, "--measure", "--work", asked.work, "--samples", str(asked.samples)]
-        said = subprocess.run([*words, "--batches", str(asked.batches)], check=True, stdout=subprocess.PIPE, text=True)
+        words = [sys.executable, __file__, "--measure", "--work", options.work, "--samples", str(options.samples)]
+        done = subprocess.run(
+            [*words, "--batches", str(options.batches)], check=True, stdout=subprocess.PIPE, text=True
+        )
         size = (folder / "records.npy").stat().st_size / 2**20
-        print(f"{way}, index of {size:.0f} MiB")
-        for name, value in json.loads(said.stdout).items():
+        print(f"{state}, index of {size:.0f} MiB")
+        for name, value in json.loads(done.stdout).items():
             print(f"  {name}: {value}")
 
 

@@ -1,20 +1,21 @@
-"""How would `cyclic train` scale? What is measured here, and what follows from it for many GPUs, on paper.
+"""Measures how `cyclic train` scales to two processes, and estimates how it would scale to many GPUs.
 
     python tests/benchmarks/scaling.py DATASET [--rounds 3] [--images 384] [--batch-size 64] [--tflops 989] [--use 0.3]
 
-Measured on processors: images a second of `cyclic train` in one process of one thread, and in two, each with as many
-images of a batch of its own (weak scaling); and the same work of one process with two threads. They take turns.
+Measured on CPUs: images/s of `cyclic train` in one process with one thread, in two such processes, and in one process
+with two threads. Two processes have the same batch per process as one (weak scaling). The three configurations take
+turns.
 
-Counted: the parameters, hence the bytes of the gradients (float32) that processes add up after every step; and the
-operations of an image, forward and backward, by torch's FlopCounterMode.
+Counted: the parameters, and therefore the bytes of the float32 gradients that are all-reduced after every step. The
+floating-point operations per image, forward and backward, are counted by torch's FlopCounterMode.
 
-On paper, for each architecture: a GPU of `--tflops` that does the share `--use` of them takes t for a step of
-`--batch-size` images, and at least `--floor` milliseconds, because its kernels start one after the other. The
-gradients of B bytes are added up within nodes of 8 GPUs over NVLink (450 GB/s each way for each GPU, as its maker says
-of the H100), and between nodes over one link of 100 Gb/s for each node, both in rings: 2 (n - 1) / n × B / bandwidth,
-and 10 µs for each of the 2 log2(n) hops. The efficiency is t / (t + communication) when nothing overlaps, and t /
-max(t, t / 3 + communication) when all of it hides behind the way back, two thirds of a step. Input, start and
-stragglers are not in it.
+Estimated for each architecture: a GPU of `--tflops` that reaches the fraction `--use` of them takes t for a step of
+`--batch-size` images, and at least `--floor` milliseconds, because its kernels start one after another. Gradients of B
+bytes are all-reduced in rings. Within a node of 8 GPUs they use NVLink (450 GB/s per direction and GPU, by the data
+sheet of the H100), and between nodes one link of 100 Gb/s per node. A ring of n takes 2 (n - 1) / n × B / bandwidth,
+and 10 µs for each of its 2 log2(n) hops. The efficiency is t / (t + communication) without overlap. It is t /
+max(t, t / 3 + communication) if the communication overlaps fully with the backward pass, which is two thirds of a step.
+Data loading, start-up and stragglers are not included.
 """
 
 import argparse
@@ -35,14 +36,14 @@ from cyclic_cli import registry
 from cyclic_cli.data.samples import Samples
 from cyclic_cli.storage.dataset import StoredDataset
 
-NODE = 8  # GPUs
-NVLINK, NETWORK = 450e9, 100e9 / 8  # bytes a second
-HOP = 10e-6  # seconds
+NODE = 8  # GPUs per node
+NVLINK, NETWORK = 450e9, 100e9 / 8  # bytes per second
+HOP = 10e-6  # seconds per hop
 WORLDS = (8, 64, 512)
 
 
 def rate(dataset: Path, arch: str, batch: int, images: int, threads: int, processes: int) -> float:
-    """Images a second of `cyclic train` after its first step."""
+    """Images/s of `cyclic train`, without its first step."""
     data = StoredDataset(dataset)
     fraction = min(1.0, processes * images / len(data.records("train")))
     with tempfile.TemporaryDirectory() as folder:
@@ -57,15 +58,15 @@ def rate(dataset: Path, arch: str, batch: int, images: int, threads: int, proces
             str(batch * processes),
         ]
         words += ["--devices", str(processes), "--out", f"{folder}/run", "--quiet", "--json"]
-        said = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "cyclic_cli", "train", str(dataset), *words],
             check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
-    return float(json.loads(said.stdout)["images_per_second"])
+    return float(json.loads(done.stdout)["images_per_second"])
 
 
 def counted(dataset: StoredDataset, arch: str) -> tuple[int, float]:
-    """Parameters of an architecture, and operations of an image forward and backward."""
+    """The number of parameters of an architecture, and its operations per image, forward and backward."""
     architecture = registry.load("models", arch, "architecture")
     model = architecture.Model(architecture.Config(), dataset.image_shape)
     image = Samples.of(dataset, "train").images(np.arange(4))
@@ -76,7 +77,7 @@ def counted(dataset: StoredDataset, arch: str) -> tuple[int, float]:
 
 
 def communication(size: int, world: int) -> float:
-    """Seconds to add up `size` bytes over GPUs in nodes of 8."""
+    """Seconds to all-reduce `size` bytes over `world` GPUs in nodes of 8."""
     nodes, inside = -(-world // NODE), min(world, NODE)
 
     def ring(members: int, bandwidth: float) -> float:
@@ -95,28 +96,28 @@ def main() -> None:
     parser.add_argument("--tflops", type=float, default=989)
     parser.add_argument("--use", type=float, default=0.3)
     parser.add_argument("--floor", type=float, default=3.0)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     print("| arch | 1 process | 2 processes | 2 threads | efficiency |\n|---|---|---|---|---|")
-    for arch in asked.arch if asked.rounds else ():
+    for arch in options.arch if options.rounds else ():
         ways = {"one": (1, 1), "two": (1, 2), "threads": (2, 1)}
         rates: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(asked.rounds):
+        for _ in range(options.rounds):
             for way, (threads, processes) in ways.items():
-                rates[way].append(rate(asked.dataset, arch, asked.batch_size, asked.images, threads, processes))
+                rates[way].append(rate(options.dataset, arch, options.batch_size, options.images, threads, processes))
         shown = [f"{statistics.median(found):.1f} ({min(found):.1f}–{max(found):.1f})" for found in rates.values()]
         pairs = [two / one / 2 for one, two in zip(rates["one"], rates["two"], strict=True)]
         print(f"| {arch} | {' | '.join(shown)} | {statistics.median(pairs):.2f} |", flush=True)
-    heads = ["arch", "parameters", "all-reduce MB", "GFLOP an image", "step ms"]
+    heads = ["arch", "parameters", "all-reduce MB", "GFLOP per image", "step ms"]
     heads += [f"{world} GPUs: ms, efficiency" for world in WORLDS]
     print("\n| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
-    for arch in asked.arch:
-        parameters, operations = counted(StoredDataset(asked.dataset), arch)
-        step = max(asked.floor / 1e3, asked.batch_size * operations / (asked.tflops * 1e12 * asked.use))
+    for arch in options.arch:
+        parameters, operations = counted(StoredDataset(options.dataset), arch)
+        step = max(options.floor / 1e3, options.batch_size * operations / (options.tflops * 1e12 * options.use))
         cells = [arch, f"{parameters:,}", f"{4 * parameters / 1e6:.2f}", f"{operations / 1e9:.2f}", f"{1e3 * step:.2f}"]
         for world in WORLDS:
-            talk = communication(4 * parameters, world)
-            apart, hidden = step / (step + talk), step / max(step, step / 3 + talk)
-            cells.append(f"{1e3 * talk:.2f}, {apart:.0%}–{hidden:.0%}")
+            exchange = communication(4 * parameters, world)
+            separate, overlapped = step / (step + exchange), step / max(step, step / 3 + exchange)
+            cells.append(f"{1e3 * exchange:.2f}, {separate:.0%}–{overlapped:.0%}")
         print("| " + " | ".join(cells) + " |")
 
 

@@ -1,13 +1,14 @@
-"""How fast is `cyclic search` beside the bare product, and how much does an index of faiss miss?
+"""Measures the speed of `cyclic search` relative to a bare matrix product, and the recall of a FAISS index.
 
     python tests/benchmarks/search.py --work DIR                     1 million × 256, about 3 GB of disk, ten minutes
-    python tests/benchmarks/search.py --work DIR --rows 20000        does it run? seconds
+    python tests/benchmarks/search.py --work DIR --rows 20000        a quick test, some seconds
 
-Vectors of unit norm about 10,000 centres are written as an embedding file. Then, in turns, several rounds: one product
-of all vectors in memory with a query and the selection of the ten largest; `neighbours.nearest` on the same vectors in
-memory, in blocks as long as the file's; the same straight from the Parquet file, whose pages the system may hold. Peak
-memory is that of a process of its own that searches the file. The index of faiss is made once; its recall@10 is the
-share of the ten nearest by exact search, over 200 queries that are rows of the file with noise.
+L2-normalised vectors around 10,000 centres are written as an embedding file. Three methods then take turns for several
+rounds. The first is one product of all vectors in memory with a query, followed by the selection of the ten largest.
+The second is `neighbours.nearest` on the same vectors in memory, in blocks as long as those of the file. The third is
+the same directly from the Parquet file, whose pages may be cached. Peak memory is that of a separate process that
+searches the file. The FAISS index is built once. Its recall@10 is the fraction of the ten exact nearest neighbours that
+it finds, over 200 queries that are rows of the file with added noise.
 """
 
 import argparse
@@ -24,7 +25,8 @@ import numpy as np
 from cyclic_cli.config import Preprocessing
 from cyclic_cli.search.faiss_index import Approximate
 from cyclic_cli.search.neighbours import nearest
-from cyclic_cli.storage.embeddings import ROW_GROUP, TEXTS, EmbeddingFile, Facts, Rows, table_of, write
+from cyclic_cli.storage.embeddings import TEXTS, EmbeddingFile, Facts
+from cyclic_cli.storage.embeddings_writing import ROW_GROUP, Rows, table_of, write
 
 CENTRES, NOISE, ROUNDS, QUERIES, COUNT = 10_000, 0.7, 7, 200, 10
 
@@ -61,7 +63,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dimensions", type=int, default=256)
-    parser.add_argument("--once", action="store_true", help="search the file once and say the peak memory")
+    parser.add_argument("--once", action="store_true", help="search the file once and print the peak memory")
     options = parser.parse_args()
     path = options.work / f"search-{options.rows}x{options.dimensions}.parquet"
     if not path.exists():
@@ -109,8 +111,8 @@ def main() -> None:
         begin = time.perf_counter()
         hits += len(exact & set(index.nearest(query, COUNT)[1].tolist()))
         spent += time.perf_counter() - begin
-    print(f"faiss: made in {made:.0f} s; recall@{COUNT} {hits / COUNT / len(queries):.4f}, "
-          f"{1000 * spent / len(queries):.2f} ms a query")  # fmt: skip
+    print(f"FAISS: built in {made:.0f} s; recall@{COUNT} {hits / COUNT / len(queries):.4f}, "
+          f"{1000 * spent / len(queries):.2f} ms per query")  # fmt: skip
 
 
 if __name__ == "__main__":

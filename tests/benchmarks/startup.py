@@ -1,11 +1,11 @@
-"""How long does `cyclic` take to start, beside `import torch`?
+"""Measures the start-up time of `cyclic` relative to that of `import torch`.
 
     python tests/benchmarks/startup.py [--rounds 15]
 
-Four processes take turns, so that a slow minute of the machine meets all of them: `python -c "import torch"`, `cyclic
---help`, `cyclic info` of the packaged ONNX model, and `cyclic reconstruct` of one DICOM file with it, everything
-included. A figure is the median of the rounds' ratios to the import of the same round, with the quartiles. The first
-round warms the page cache and does not count.
+Four commands take turns, so that a temporary slowdown of the machine affects all of them: `python -c "import torch"`,
+`cyclic --help`, `cyclic info` of the packaged ONNX model, and the whole of `cyclic reconstruct` of one DICOM file with
+that model. Each result is the median ratio to the import of the same round, with quartiles. The first round warms the
+page cache and is not counted.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.data import get_testdata_file
 
-from cyclic_cli.inference.reconstruct import PACKAGED_EXPORT
+from cyclic_cli.inference.load import PACKAGED_EXPORT
 
 CYCLIC = [sys.executable, "-m", "cyclic_cli"]
 
@@ -30,15 +30,15 @@ def main() -> None:
     options = parser.parse_args()
     scan = str(get_testdata_file("CT_small.dcm", download=False))
     with tempfile.TemporaryDirectory() as folder:
-        what = {
+        commands = {
             "import torch": [sys.executable, "-c", "import torch"],
             "cyclic --help": [*CYCLIC, "--help"],
             "cyclic info": [*CYCLIC, "info", str(PACKAGED_EXPORT)],
             "cyclic reconstruct": [*CYCLIC, "reconstruct", scan, "--out", "pictures", "--overwrite"],
         }
-        seconds: dict[str, list[float]] = {name: [] for name in what}
+        seconds: dict[str, list[float]] = {name: [] for name in commands}
         for number in range(options.rounds + 1):
-            for name, command in what.items():
+            for name, command in commands.items():
                 begin = time.perf_counter()
                 subprocess.run(command, cwd=Path(folder), capture_output=True, check=True)
                 if number:

@@ -1,38 +1,38 @@
-"""How fast does `cyclic train` step, beside the loops of `training_loops.py`, on the same images and the same cores?
+"""Measures the speed of `cyclic train` and of the loops of `training_loops.py`, on the same images and cores.
 
     python tests/benchmarks/training.py --lightning PYTHON                          the table, conv: about half an hour
-    python tests/benchmarks/training.py --arch vae --dataset DATASET --files FOLDER  on images of your own
-    python tests/benchmarks/training.py --curves       do both loops compute the same? losses step by step
-    python tests/benchmarks/training.py --profile      what of a step is not the network
-    python tests/benchmarks/training.py --memory       is memory flat, and may the data be larger than it? 8 GB of disk
-    python tests/benchmarks/training.py --images 128 --size 64 --rounds 1           does it run? a minute
+    python tests/benchmarks/training.py --arch vae --dataset DATASET --files FOLDER  on your own images
+    python tests/benchmarks/training.py --curves       whether both loops compute the same losses, step by step
+    python tests/benchmarks/training.py --profile      the parts of a step outside the network
+    python tests/benchmarks/training.py --memory       memory use on data larger than memory; 8 GB of disk
+    python tests/benchmarks/training.py --images 128 --size 64 --rounds 1           a quick test, about a minute
 
-Images: those of a prepared `--dataset`, and for the loop that decodes the `--files` (JPEG, PNG) that it was made of;
-with `--files` alone they are prepared first; with neither, drawn films of 1,500 pixels, each displaced otherwise.
-`--lightning` is a Python with cyclic and Lightning (`pip install -c constraints.txt . lightning`); without it that row
-stays empty.
+Images: a prepared `--dataset`, and for the decoding loop the `--files` (JPEG, PNG) from which it was prepared. With
+`--files` alone, they are prepared first. With neither, synthetic radiographs of 1,500 pixels are used, each shifted by
+a different offset. `--lightning` is a Python with cyclic and Lightning (`pip install -c constraints.txt . lightning`);
+without it, that row stays empty.
 
-Speed. Every contender runs in a process of its own on the first `--threads` cores, with as many threads and batches of
-64, and trains on about `--images` images after its warm-up. They take turns, so that a slow minute of the machine meets
-all of them; the order is turned round in every second round. A figure is the median of the rounds, with the extremes.
-`cyclic train` is the real command with `--batch-size 64` and otherwise its defaults; its rate is the
-`images_per_second` of its summary, which counts data, augmentation, logging and checkpoints, not start-up, first step
-and validation. The loops count the batches after the first two (see `training_loops.py`). Peak memory is that of the
-process that needed most.
+Speed. Every method runs in a separate process on the first `--threads` cores, with as many threads and batches of 64.
+It trains on about `--images` images after its warm-up. The methods take turns, so that a temporary slowdown of the
+machine affects all of them. The order is reversed in every second round. Each result is the median of the rounds, with
+the extremes. `cyclic train` is the real command with `--batch-size 64` and otherwise its defaults. Its rate is
+`images_per_second` of its summary. This includes data loading, augmentation, logging and checkpoints, but not start-up,
+the first step and validation. The loops count the batches after the first two (see `training_loops.py`). Peak memory is
+that of the process with the largest memory.
 
-Curves. The plain loop and `cyclic train`, without augmentation, start from the same weights and see the same batches at
-the same learning rates. How far apart their losses are is shown beside how far apart two plain loops are that differ in
-nothing but the order of the images inside each batch, hence in the order in which their gradients are summed.
+Curves. The plain loop and `cyclic train`, without augmentation, start from the same weights and use the same batches
+and learning rates. The difference of their losses is shown next to that of two plain loops. Those two differ only in
+the order of the images within each batch, and therefore in the order in which gradients are summed.
 
-Profile. The functions of a run of `cyclic train` are wrapped with a clock. A part inside another one counts alone; of
-micro-batches that run side by side in threads the mean over the threads counts, so that a thread that waits for another
-one is time outside the network. Forward is the model and the objectives, the optimizer its step with the clipping of
-gradients; everything else is what is left of the time between the second step and the last.
+Profile. The functions of a run of `cyclic train` are timed. The time of a nested part counts for the inner part only.
+Where micro-batches run in parallel threads, the mean over the threads counts, so that waiting for another thread is
+time outside the network. Forward is the model and the objectives. The optimizer is its step, including gradient
+clipping. Everything else is the rest of the time between the second and the last step.
 
-Memory. A dataset of 16 bits that is ten times larger than `--limit` is written and dropped from the page cache.
-`cyclic train` trains an epoch on it in a control group with that limit, which counts the cached pages of the memory map
-(Linux; a group inside the one that this process runs in, where one may be made; else without a limit, and said so). Its
-own memory (RssAnon, no pages of files) is read after every step.
+Memory. A dataset with 16 bits per pixel, ten times larger than `--limit`, is written and dropped from the page cache.
+`cyclic train` trains one epoch on it in a Linux control group with that limit, which includes cached pages of the
+memory map. The group is created inside that of this process; where this is not permitted, the run has no limit, and the
+output says so. The memory of the process itself (RssAnon, without pages of files) is read after every step.
 """
 
 import argparse
@@ -49,8 +49,8 @@ from pathlib import Path
 from typing import Any
 
 import confined
-import films
 import numpy as np
+import radiographs
 import watching
 from PIL import Image
 from rich.console import Console
@@ -58,28 +58,28 @@ from rich.table import Table
 from training_loops import WARM_UP, Task
 
 from cyclic_cli import registry
-from cyclic_cli.config import available_cpus
+from cyclic_cli.environment import available_cpus
 from cyclic_cli.storage.dataset import StoredDataset
 
 LOOPS = Path(__file__).with_name("training_loops.py")
 CYCLIC, TENSORS, FILES, LIGHTNING = "cyclic train", "plain, in memory", "plain, decoding files", "Lightning, in memory"
-FILM_SIDE, FILMS = 1500, 8  # pixels of the longer side of a drawn film; different ones
-GOALS = {"conv": (6.0, 7.0)}  # times the loop in memory, and the one that decodes
-GOAL = 2.0  # times the loop in memory, every other architecture
-NETWORK, OUTSIDE_GOAL = ("forward", "backward", "optimizer"), 0.05  # the rest of a step should be below that share
+SIDE, DISTINCT = 1500, 8  # longer side of a synthetic radiograph in pixels; number of different ones
+GOALS = {"conv": (6.0, 7.0)}  # speed relative to the loop in memory, and to the decoding loop
+GOAL = 2.0  # speed relative to the loop in memory, for all other architectures
+NETWORK, OUTSIDE_GOAL = ("forward", "backward", "optimizer"), 0.05  # largest fraction of a step outside the network
 SOURCES = 64  # images that the dataset of --memory repeats
-TIMES = 10  # a dataset is so many times larger than the memory allowed
-talk = Console(stderr=True)
+TIMES = 10  # size of the dataset relative to the memory limit
+log = Console(stderr=True)
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 @dataclass
 class Measured:
-    """One contender, a value a round."""
+    """The results of one method, one value per round."""
 
     rates: list[float] = field(default_factory=list)  # images/s
     peaks: list[float] = field(default_factory=list)  # MiB
-    why_not: str = ""  # why nothing was measured
+    why_not: str = ""  # why the method was not measured
 
     @property
     def rate(self) -> float | None:
@@ -87,7 +87,7 @@ class Measured:
 
 
 class Bench:
-    """Runs what is measured, one after the other, on chosen cores."""
+    """Runs the measured commands, one after another, on chosen cores."""
 
     def __init__(self, task: Task, work: Path, lightning: str | None) -> None:
         self.task, self.work, self.lightning = task, work, lightning
@@ -95,12 +95,12 @@ class Bench:
     def loop(
         self, name: str, python: str = sys.executable, group: confined.Group | None = None, **changes: Any
     ) -> tuple[dict[str, Any], float]:
-        """What a loop of `training_loops.py` prints, and its peak memory in MiB."""
+        """The output of a loop of `training_loops.py`, and its peak memory in MiB."""
         words = [python, str(LOOPS), name, json.dumps(asdict(self.task) | changes)]
         return self._run(group.joining(words) if group else words)
 
     def cyclic(self) -> tuple[dict[str, Any], float]:
-        """The summary of `cyclic train`, with the choices it made, and its peak memory in MiB."""
+        """The summary of `cyclic train` with its hardware settings, and its peak memory in MiB."""
         run = self.work / "run"
         shutil.rmtree(run, ignore_errors=True)
         wanted, there = self.task.images + self.task.batch, len(self.task.samples())  # the first step is not counted
@@ -123,7 +123,7 @@ class Bench:
 
 
 def speed(bench: Bench, rounds: int) -> None:
-    """Measure all contenders, and print the table."""
+    """Measure all methods, and print the table."""
     turns = {
         CYCLIC: bench.cyclic,
         TENSORS: lambda: bench.loop("tensors"),
@@ -151,7 +151,7 @@ def speed(bench: Bench, rounds: int) -> None:
             results[name].rates.append(found["images_per_second"])
             results[name].peaks.append(peak)
             hardware = found.get("hardware", hardware)
-            talk.print(f"{name}, round {number + 1} of {rounds}: {time.monotonic() - start:.0f} s")
+            log.print(f"{name}, round {number + 1} of {rounds}: {time.monotonic() - start:.0f} s")
     show_speed(bench.task, results, hardware)
 
 
@@ -161,7 +161,7 @@ def show_speed(task: Task, results: dict[str, Measured], hardware: dict[str, Any
         (found.rate for name, found in results.items() if name.startswith(FILES) and found.rate), default=None
     )
     image = " × ".join(map(str, StoredDataset(Path(task.dataset)).image_shape))
-    title = f"{task.arch}, images of {image}, {task.threads} threads: images a second, median (extremes of the rounds)"
+    title = f"{task.arch}, images of {image}, {task.threads} threads: images/s, median (extremes of the rounds)"
     table = Table(title=title, title_justify="left")
     table.add_column("loop")
     for column in ("images/s", "× in memory", "× decoding", "peak MiB"):
@@ -197,11 +197,11 @@ def _met(is_met: bool) -> str:
     return "met" if is_met else "NOT MET"
 
 
-# --------------------------------------------------------------------------------------------- same mathematics
+# --------------------------------------------------------------------------------------------- equal losses
 
 
 def curves(bench: Bench) -> None:
-    """Print how far the losses of `cyclic train` are from those of the plain loop."""
+    """Print the differences between the losses of `cyclic train` and those of the plain loop."""
     losses, _ = bench.loop("curves")
     plain = np.array(losses.pop("plain"))
     title = (
@@ -221,7 +221,7 @@ def curves(bench: Bench) -> None:
 
 
 def profile(bench: Bench) -> None:
-    """Print what a step of `cyclic train` spends its time on."""
+    """Print the time that each part of a step of `cyclic train` takes."""
     found, _ = bench.loop("profile")
     step = found["seconds"] / found["steps"]
     parts = found["parts"] | {"everything else": found["seconds"] - sum(found["parts"].values())}
@@ -244,19 +244,19 @@ def profile(bench: Bench) -> None:
 
 
 def memory(bench: Bench, limit: int) -> None:
-    """Train in `limit` MiB on a dataset `TIMES` times as large, which repeats images of the task's."""
+    """Train with `limit` MiB of memory on a dataset `TIMES` times as large, which repeats images of the task."""
     dataset = bench.work / "large"
     images = (bench.task.samples().images(np.arange(SOURCES)).numpy() * (2**16 - 1)).astype(np.uint16)
     count = int(TIMES * limit * 2**20 // images[0].nbytes)
     if shutil.disk_usage(bench.work).free < 1.1 * count * images[0].nbytes:
-        raise SystemExit(f"{bench.work} lacks the disk space for {TIMES * limit} MiB; name another --work.")
-    talk.print(f"writing {count} images")
+        raise SystemExit(f"{bench.work} has no disk space for {TIMES * limit} MiB; choose another --work.")
+    log.print(f"writing {count} images")
     confined.write_dataset(dataset, images, count)
     with confined.memory_group(limit) as group:
         try:
             found, _ = bench.loop("resident", group=group, dataset=str(dataset))
         except RuntimeError as error:
-            raise SystemExit(f"It does not train in {limit} MiB: the process {error}") from None
+            raise SystemExit(f"Training with {limit} MiB failed: the process {error}") from None
         peak = group.peak() if group else None
     megabytes = np.array(found["own_mib"])
     tenth = max(1, len(megabytes) // 10)
@@ -264,9 +264,9 @@ def memory(bench: Bench, limit: int) -> None:
     read = f"{found['read_mib']:.0f} MiB read from disk"
     console.print(f"{bench.task.arch}, dataset of {TIMES * limit} MiB, {count} images; {read}")
     if peak is None:
-        console.print("no control group may be made here: the limit could not be tested")
+        console.print("a control group cannot be created here, so the limit was not tested")
     else:
-        console.print(f"limit {limit} MiB, most used {peak:.0f} MiB, cached pages counted: trained to the end")
+        console.print(f"limit {limit} MiB, peak {peak:.0f} MiB including cached pages: training finished")
     console.print(
         f"{len(megabytes)} steps, {found['images_per_second']:.1f} images/s, validation MSE {found['mse']:.5f}"
     )
@@ -278,56 +278,56 @@ def memory(bench: Bench, limit: int) -> None:
 
 
 def find_images(options: argparse.Namespace, work: Path) -> tuple[Path, str]:
-    """The prepared dataset, and the folder of the files that the decoding loop reads."""
+    """The prepared dataset, and the folder with the files for the decoding loop."""
     source = options.files
     if not source and not options.dataset:
-        source = work / "films"
-        talk.print("drawing films")
-        draw_films(source, SOURCES if options.memory else options.images + WARM_UP * Task.batch)
+        source = work / "images"
+        log.print("drawing synthetic radiographs")
+        draw_radiographs(source, SOURCES if options.memory else options.images + WARM_UP * Task.batch)
     files = str(source or "")
     if options.dataset:
         return options.dataset, files
-    talk.print("preparing them")
+    log.print("preparing the images")
     prepare(source, work / "dataset", options.size)
     return work / "dataset", files
 
 
 def prepare(source: Path, out: Path, size: int) -> None:
-    """Prepare files as training samples, all of them: what one loop trains on, the others train on too."""
+    """Prepare all files as training samples, so that all loops train on the same images."""
     words = [sys.executable, "-m", "cyclic_cli", "prepare", str(source), "--out", str(out), "--size", str(size)]
     words += ["--split", "100/0/0", "--already-deidentified", "--quiet"]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
 
-def draw_films(folder: Path, count: int) -> None:
-    """Write `count` JPEG files of drawn films, each displaced otherwise."""
+def draw_radiographs(folder: Path, count: int) -> None:
+    """Write `count` JPEG files of synthetic radiographs, each shifted by a different offset."""
     folder.mkdir()
-    drawn = [(film >> films.BITS - 8).astype(np.uint8) for film in films.draw(FILMS, longest=FILM_SIDE)]
+    drawn = [(image >> radiographs.BITS - 8).astype(np.uint8) for image in radiographs.draw(DISTINCT, longest=SIDE)]
     generator = np.random.default_rng(0)
     for number in range(count):
-        film = drawn[number % FILMS]
-        shift = tuple(int(value) for value in generator.integers(-FILM_SIDE // 20, FILM_SIDE // 20, 2))
-        Image.fromarray(np.roll(film, shift, (0, 1))).save(folder / f"{number:05d}.jpg", quality=90)
+        image = drawn[number % DISTINCT]
+        shift = tuple(int(value) for value in generator.integers(-SIDE // 20, SIDE // 20, 2))
+        Image.fromarray(np.roll(image, shift, (0, 1))).save(folder / f"{number:05d}.jpg", quality=90)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speed of `cyclic train`, beside other loops on the same images.")
+    parser = argparse.ArgumentParser(description="Speed of `cyclic train` and of other loops on the same images.")
     parser.add_argument("--arch", default="conv", choices=registry.names("models"))
     parser.add_argument("--dataset", type=Path, help="a prepared dataset")
-    parser.add_argument("--files", type=Path, help="folder of the image files that the decoding loop reads")
-    parser.add_argument("--images", type=int, default=1536, help="images that a contender trains on, after its warm-up")
-    parser.add_argument("--size", type=int, default=224, help="pixels of a side, where images are prepared here")
-    parser.add_argument("--threads", type=int, default=available_cpus(), help="cores, and threads of each contender")
+    parser.add_argument("--files", type=Path, help="folder with the image files for the decoding loop")
+    parser.add_argument("--images", type=int, default=1536, help="images that each method trains on, after its warm-up")
+    parser.add_argument("--size", type=int, default=224, help="side length in pixels, where images are prepared here")
+    parser.add_argument("--threads", type=int, default=available_cpus(), help="cores, and threads of each method")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--lightning", help="a Python that has cyclic and Lightning")
-    parser.add_argument("--set", dest="assignments", action="append", default=[], help="NAME=VALUE, as of cyclic train")
-    parser.add_argument("--work", type=Path, help="folder for what is written; default: a new temporary one")
-    parser.add_argument("--limit", type=int, default=700, help="MiB that --memory allows")
+    parser.add_argument("--lightning", help="a Python with cyclic and Lightning")
+    parser.add_argument("--set", dest="assignments", action="append", default=[], help="NAME=VALUE, as in cyclic train")
+    parser.add_argument("--work", type=Path, help="folder for all files; default: a new temporary one")
+    parser.add_argument("--limit", type=int, default=700, help="memory limit of --memory in MiB")
     what = parser.add_mutually_exclusive_group()
-    for name, does in (("curves", "compare losses"), ("profile", "time parts"), ("memory", "watch memory")):
-        what.add_argument(f"--{name}", action="store_true", help=f"{does}, instead of speed")
+    for name, does in (("curves", "compare losses"), ("profile", "time parts"), ("memory", "measure memory")):
+        what.add_argument(f"--{name}", action="store_true", help=f"{does} instead of speed")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs is ended, and what was written is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the exit ends child processes and removes temporary files
     if options.work:
         options.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.work) as work:

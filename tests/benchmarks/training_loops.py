@@ -1,18 +1,18 @@
-"""What `training.py` and `training_gpu.py` measure, each in a process of its own.
+"""Runs the measurements of `training.py` and `training_gpu.py`, each in a separate process.
 
     python training_loops.py LOOP TASK      prints one JSON object; TASK is `Task` as JSON
 
-    tensors     what everybody writes: a DataLoader over tensors in memory, float32, NCHW, AdamW as it comes
-    files       the same over image files: Pillow decodes and resizes each image in each epoch
+    tensors     the obvious loop: a DataLoader over tensors in memory, float32, NCHW, AdamW with its defaults
+    files       the same over image files, which Pillow decodes and resizes in every epoch
     lightning   Lightning's Trainer over tensors in memory
-    curves      losses of the plain loop and of `cyclic train`, step by step, from the same weights on the same batches
-    profile     seconds of the parts of `cyclic train`
-    resident    memory of `cyclic train`, step by step
-    operations  floating-point operations of an image
-    busy        share of the time in which the GPU computes
+    curves      losses of the plain loop and of `cyclic train` per step, with the same initial weights and batches
+    profile     seconds of each part of `cyclic train`
+    resident    memory of `cyclic train` after each step
+    operations  floating-point operations per image
+    busy        fraction of time in which the GPU computes
 
-The loops train the network of an architecture's file, its layers as they stand there (`fuse` off), on the loss that
-`cyclic train` has. A rate is that of the batches after the first two. Imports of Lightning stand in its function.
+The loops train the network of an architecture with unfused layers (`fuse` off) and with the loss of `cyclic train`.
+Rates count the batches after the first two. Lightning is imported inside its function, since it may not be installed.
 """
 
 import json
@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,14 @@ from cyclic_cli import config as settings
 from cyclic_cli import console, registry
 from cyclic_cli.config import TrainConfig
 from cyclic_cli.data.samples import Samples
+from cyclic_cli.distributed import Ranks
 from cyclic_cli.events import Event, Step
 from cyclic_cli.models._layers import use_fusion
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training import autoencoding
 from cyclic_cli.training import task as training
+from cyclic_cli.training.run_log import RunLog
+from cyclic_cli.training.steps import learning_rate
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 WARM_UP = 2  # batches before the clock starts
@@ -50,7 +54,7 @@ WARM_UP = 2  # batches before the clock starts
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained on what."""
+    """The architecture, data and settings of a measurement."""
 
     arch: str
     dataset: str  # folder of a prepared dataset
@@ -59,14 +63,14 @@ class Task:
     batch: int = 64
     threads: int = 1
     device: str = "cpu"
-    workers: int = 0  # of the DataLoader
-    assignments: list[str] = field(default_factory=list)  # as of `cyclic train --set`
+    workers: int = 0  # processes of the DataLoader
+    assignments: list[str] = field(default_factory=list)  # as in `cyclic train --set`
 
     def samples(self) -> Samples:
         return Samples.of(StoredDataset(Path(self.dataset)), "train")
 
     def tensors(self) -> Tensor:
-        """(N, C, H, W) float32, as many as are trained on, or all there are."""
+        """The training images (N, C, H, W) float32, or all that exist if they are fewer."""
         samples = self.samples()
         return samples.images(np.arange(min(len(samples), self.images + WARM_UP * self.batch)))
 
@@ -79,7 +83,7 @@ class Task:
 
 
 class Plain(nn.Module):
-    """An architecture's network and loss, run as they are written."""
+    """An architecture's network and loss, without the optimisations of `cyclic train`."""
 
     def __init__(self, task: Task, fuse: bool = False) -> None:
         super().__init__()
@@ -91,7 +95,7 @@ class Plain(nn.Module):
         self.objectives = {name: registry.load("objectives", name, "objective") for name in self.weights}
 
     def forward(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The loss, a scalar, of images (N, C, H, W); a variational code is drawn with `noise`, or with its own."""
+        """The scalar loss of images (N, C, H, W). A variational code is sampled with `noise`; None draws new noise."""
         inputs: dict[str, Tensor] = {}
         if "log_variance" in self.architecture.OUTPUTS:
             inputs["noise"] = (
@@ -106,7 +110,7 @@ class Plain(nn.Module):
 
 
 class Files(Dataset[Tensor]):
-    """Image files, decoded and resized whenever they are asked for: (1, size, size) float32 in [0, 1]."""
+    """Image files that are decoded and resized at each access, as (1, size, size) float32 in [0, 1]."""
 
     def __init__(self, paths: list[str], size: int) -> None:
         self._paths, self._size = paths, size
@@ -121,7 +125,7 @@ class Files(Dataset[Tensor]):
 
 
 def plain_rate(task: Task, loader: Iterable[Any]) -> float:
-    """Images a second of the loop that everybody writes."""
+    """Images/s of the plain training loop."""
     model = Plain(task).to(task.device)
     optimizer = torch.optim.AdamW(model.parameters())
     batches = _forever(loader)
@@ -206,7 +210,7 @@ def lightning(task: Task) -> dict[str, Any]:
 
 
 def resident(task: Task) -> dict[str, Any]:
-    """MiB of its own that `cyclic train` holds after each step of one epoch, and MiB that it read from disk."""
+    """Anonymous memory of `cyclic train` after each step of one epoch, and the data read from disk, in MiB."""
     held: list[float] = []
 
     def note(event: Event) -> None:
@@ -216,7 +220,7 @@ def resident(task: Task) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         summary = training.train(Path(task.dataset), Path(folder) / "run", task.config(epochs=1), report=note)
-    blocks = resource.getrusage(resource.RUSAGE_SELF).ru_inblock  # of 512 bytes
+    blocks = resource.getrusage(resource.RUSAGE_SELF).ru_inblock  # blocks of 512 bytes
     return {
         "own_mib": held,
         "read_mib": blocks / 2048,
@@ -226,17 +230,20 @@ def resident(task: Task) -> dict[str, Any]:
 
 
 def plain_curve(task: Task, run: Any, reverse: bool = False) -> list[float]:
-    """Losses of the plain loop from the start of a run of `cyclic train`, on its batches, which may be turned round."""
+    """Losses of the plain loop with the initial weights and batches of a run of `cyclic train`.
+
+    `reverse` reverses the order of the images in each batch.
+    """
     model = Plain(task)
-    model.network.load_state_dict(run.start)
+    model.network.load_state_dict(run.initial)
     learner = run.learner
     learner.module = model.network
     optimizer = torch.optim.AdamW(learner.parameter_groups(), weight_decay=run.config.weight_decay)
     losses = []
-    for step in range(run.steps):
-        chosen = learner.chosen(step)
-        batch, noise = learner._batch(chosen[::-1].copy() if reverse else chosen, step // learner.steps_per_epoch)
-        lr = training.learning_rate(step, run.steps, run.config.lr, run.config.warmup)
+    for step in range(learner.steps):
+        chosen = learner.batch(step)
+        batch, noise = learner._load(chosen[::-1].copy() if reverse else chosen, step // learner.steps_per_epoch)
+        lr = learning_rate(step, learner.steps, run.config.lr, run.config.warmup)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["share"]
         loss = model(batch["image"], **noise)
@@ -248,22 +255,22 @@ def plain_curve(task: Task, run: Any, reverse: bool = False) -> list[float]:
     return losses
 
 
-STEPS = 40  # at least, of a curve
+STEPS = 40  # minimum number of steps of a curve
 
 
 def curves(task: Task) -> dict[str, Any]:
-    """The loss of each step, under the name of who made it."""
-    attempts: list[training._Training] = []
+    """The losses of all steps, by the name of the loop."""
+    runs: list[Any] = []
+    set_up_network = training.set_up_network
 
-    class Recording(training._Training):
-        """A run that keeps the weights it starts from."""
+    def recording(ranks: Ranks, learner: Any, config: Any) -> Any:
+        """Set the network up, and keep its initial weights."""
+        network = set_up_network(ranks, learner, config)
+        initial = {name: value.clone() for name, value in learner.module.state_dict().items()}
+        runs.append(SimpleNamespace(learner=learner, config=config, initial=initial))
+        return network
 
-        def _build(self, stop: list[int]) -> None:
-            super()._build(stop)
-            self.start = {name: value.clone() for name, value in self.learner.module.state_dict().items()}
-            attempts.append(self)
-
-    training._Training = Recording  # type: ignore[misc]
+    training.set_up_network = recording
     wanted, there = STEPS * task.batch, len(task.samples())
 
     def trained(precision: str) -> list[float]:
@@ -280,13 +287,13 @@ def curves(task: Task) -> dict[str, Any]:
             training.train(Path(task.dataset), Path(folder) / "run", config, report=note)
         return losses
 
-    found = {"cyclic, float32": trained("32"), "cyclic, as it comes": trained("auto")}
-    first = attempts[0]
+    found = {"cyclic, float32": trained("32"), "cyclic, default precision": trained("auto")}
+    first = runs[0]
     return {"plain": plain_curve(task, first), "plain, batch reversed": plain_curve(task, first, reverse=True), **found}
 
 
 class Stopwatch:
-    """Seconds in named parts by thread. What a part spends inside another one counts for the inner one alone."""
+    """Measures seconds in named parts by thread. The time of a nested part counts for the inner part only."""
 
     def __init__(self) -> None:
         self.seconds: Counter[tuple[str, int]] = Counter()  # by part and thread
@@ -294,15 +301,15 @@ class Stopwatch:
         self._lock = threading.Lock()
 
     def watch(self, part: str, owner: Any, *names: str) -> None:
-        """Count calls of the functions of a class or module, which must be looked up there when they are called."""
+        """Time the named functions of a class or module. Callers must access them as its attributes."""
         for name in names:
             setattr(owner, name, self.watched(part, getattr(owner, name)))
 
     def watched(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, counted."""
+        """The function, wrapped so that its time is measured."""
 
         @wraps(function)
-        def counted(*args: Any, **kwargs: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
             outer, self._inner.seconds = getattr(self._inner, "seconds", 0.0), 0.0
             start = time.perf_counter()
             try:
@@ -313,14 +320,14 @@ class Stopwatch:
                     self.seconds[part, threading.get_ident()] += took - self._inner.seconds
                 self._inner.seconds = outer + took
 
-        return counted
+        return timed
 
     def parts(self) -> dict[str, float]:
-        """Seconds of each part. Of threads that work side by side, those in which forward runs, it is their mean."""
-        side_by_side = {thread for part, thread in self.seconds if part == FORWARD}
+        """Seconds of each part. For the parallel threads that run the forward pass, the mean counts."""
+        parallel = {thread for part, thread in self.seconds if part == FORWARD}
         found: Counter[str] = Counter()
         for (part, thread), seconds in self.seconds.items():
-            found[part] += seconds / len(side_by_side) if thread in side_by_side else seconds
+            found[part] += seconds / len(parallel) if thread in parallel else seconds
         return dict(found)
 
 
@@ -328,7 +335,7 @@ FORWARD = "forward"
 
 
 def profile(task: Task) -> dict[str, Any]:
-    """Seconds of the parts of `cyclic train` after its second step, and of all of it."""
+    """Seconds of each part of `cyclic train` after its second step, and in total."""
     stopwatch = Stopwatch()
     architecture = registry.load("models", task.arch, "architecture")
     stopwatch.watch(FORWARD, architecture.Model, "forward")
@@ -340,7 +347,7 @@ def profile(task: Task) -> dict[str, Any]:
     stopwatch.watch("data", Samples, "images")
     stopwatch.watch("augmentation", autoencoding, "moved")
     stopwatch.watch("noise of the code", autoencoding, "sample_noise")
-    stopwatch.watch("logging", training._Training, "_log")
+    stopwatch.watch("logging", RunLog, "step")
     found: dict[str, Any] = {}
     start = 0.0
 
@@ -363,7 +370,7 @@ def profile(task: Task) -> dict[str, Any]:
 
 
 def operations(task: Task) -> dict[str, Any]:
-    """Floating-point operations of one image in the network that `cyclic train` trains, forward and backward."""
+    """Floating-point operations per image of the network that `cyclic train` trains, forward and backward."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = Plain(task, fuse=True).to(task.device)
@@ -374,7 +381,7 @@ def operations(task: Task) -> dict[str, Any]:
 
 
 def busy(task: Task) -> dict[str, Any]:
-    """The share of time in which kernels run on the GPU while `cyclic train` trains; None where there is none."""
+    """The fraction of time in which GPU kernels run during `cyclic train`. None where no kernel runs."""
     from torch.profiler import ProfilerActivity, profile
 
     profiler = profile(activities=[ProfilerActivity.CUDA if task.device == "cuda" else ProfilerActivity.CPU])

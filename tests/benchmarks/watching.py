@@ -1,4 +1,4 @@
-"""Run a command on chosen cores with one thread a process, and watch the memory of its processes."""
+"""Runs a command on chosen cores with one thread per process, and records the peak memory of its processes."""
 
 import os
 import subprocess
@@ -6,16 +6,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LOOK_EVERY = 0.05  # seconds
+INTERVAL = 0.05  # seconds between two readings of the memory
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TERM": "dumb"}
 
 
 @dataclass
 class Watched:
-    """A command that ran.
+    """The result of a command.
 
-    `peaks` are the most memory each process ever had resident, MiB by process number, as the kernel keeps it (VmHWM);
-    pages that processes share are counted in each. The command's own process is the first.
+    `peaks` maps the number of each process to its peak resident memory in MiB, as the kernel records it (VmHWM). Pages
+    shared by several processes count in each. The command's own process is the first.
     """
 
     seconds: float
@@ -24,7 +24,7 @@ class Watched:
 
 
 def run(command: list[str], cores: int, stdin: str = "", environment: dict[str, str] | None = None) -> Watched:
-    """Run a command on the first `cores` processors that this process may use. Raises RuntimeError when it fails."""
+    """Run a command on the first `cores` CPUs that this process may use. Raises RuntimeError when it fails."""
     chosen = ",".join(str(core) for core in sorted(os.sched_getaffinity(0))[:cores])
     start = time.perf_counter()
     process = subprocess.Popen(
@@ -39,11 +39,11 @@ def run(command: list[str], cores: int, stdin: str = "", environment: dict[str, 
     try:
         while True:
             try:
-                watched.stdout, errors = process.communicate(stdin, timeout=LOOK_EVERY)
+                watched.stdout, errors = process.communicate(stdin, timeout=INTERVAL)
                 break
             except subprocess.TimeoutExpired:
-                stdin = ""  # is on its way
-                _look(process.pid, watched.peaks)
+                stdin = ""  # was already sent
+                _record_peaks(process.pid, watched.peaks)
     finally:
         process.kill()
     watched.seconds = time.perf_counter() - start
@@ -52,14 +52,14 @@ def run(command: list[str], cores: int, stdin: str = "", environment: dict[str, 
     return watched
 
 
-def _look(process: int, peaks: dict[int, float]) -> None:
-    """Take down the peaks of a process and of all that descend from it."""
+def _record_peaks(process: int, peaks: dict[int, float]) -> None:
+    """Record the peaks of a process and of all its descendants."""
     try:
         for line in Path(f"/proc/{process}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 peaks[process] = int(line.split()[1]) / 1024
         for thread in Path(f"/proc/{process}/task").iterdir():
             for child in (thread / "children").read_text().split():
-                _look(int(child), peaks)
-    except OSError:  # it has just ended
+                _record_peaks(int(child), peaks)
+    except OSError:  # the process has just ended
         return

@@ -1,4 +1,4 @@
-"""Order, noise and movement of training images: functions of seed, epoch and sample, and of nothing else."""
+"""Order, noise and augmentation of training images depend on seed, epoch and sample alone."""
 
 import tracemalloc
 
@@ -25,7 +25,7 @@ def images() -> Tensor:
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, **values: float) -> None:
-    """Let every sample draw these numbers, and zero for the rest."""
+    """Let every sample draw these numbers, and zeros otherwise."""
     row = torch.tensor([[values.get(name, 0.0) for name in DRAWS]])
     monkeypatch.setattr(samples, "sample_noise", lambda keys, size, seed, epoch, purpose: row.repeat(len(keys), 1))
 
@@ -45,7 +45,7 @@ def test_orders_and_noise_depend_on_seed_epoch_and_sample_alone() -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 4, 5, 63, 64, 65, 1000, 99_999])
-def test_an_order_visits_every_sample_once_whatever_part_is_asked_for(samples: int) -> None:
+def test_an_order_has_every_sample_once_and_may_be_read_in_parts(samples: int) -> None:
     order = EpochOrder(samples, 7, 2)
     whole = order[:]
     assert sorted(whole.tolist()) == list(range(samples))
@@ -55,8 +55,8 @@ def test_an_order_visits_every_sample_once_whatever_part_is_asked_for(samples: i
 
 
 @pytest.mark.parametrize("samples", [2, 3, 5, 12, 20])
-def test_every_sample_comes_at_every_place_equally_often(samples: int) -> None:
-    """And after every other one: pairs of neighbours are as random as places."""
+def test_every_sample_is_equally_frequent_at_every_place(samples: int) -> None:
+    """And equally frequent after every other sample: successive samples are as random as places."""
     epochs = 100 * samples
     orders = np.stack([EpochOrder(samples, 0, epoch)[:] for epoch in range(epochs)])
     places = np.stack([np.bincount(column, minlength=samples) for column in orders.T])
@@ -65,7 +65,7 @@ def test_every_sample_comes_at_every_place_equally_often(samples: int) -> None:
         assert stats.chisquare(counts, axis=None).pvalue > 1e-4
 
 
-def test_an_epoch_of_a_hundred_million_samples_begins_at_once_and_holds_none_of_them() -> None:
+def test_an_epoch_of_a_hundred_million_samples_needs_little_memory() -> None:
     tracemalloc.start()
     order = EpochOrder(100_000_000, 0, 0)
     batches = np.concatenate([order[first : first + 64] for first in range(0, 6400, 64)])
@@ -76,12 +76,12 @@ def test_an_epoch_of_a_hundred_million_samples_begins_at_once_and_holds_none_of_
     assert stats.kstest(batches / 100_000_000, "uniform").pvalue > 1e-3
 
 
-def test_neighbouring_keys_have_noise_of_their_own_over_their_whole_range() -> None:
+def test_successive_keys_have_different_noise_over_their_whole_range() -> None:
     keys = np.array([5, 6, 2**63 + 5, 2**63 + 6, 2**64 - 2, 2**64 - 1], dtype=np.uint64)
     assert len(sample_noise(keys, 8, 0, 0).unique(dim=0)) == len(keys)
 
 
-def test_a_movement_depends_on_seed_epoch_and_sample_alone(images: Tensor) -> None:
+def test_augmentation_depends_on_seed_epoch_and_sample_alone(images: Tensor) -> None:
     whole = moved(images, KEYS, 1.0, 0, 3)
     assert torch.equal(moved(images, KEYS, 1.0, 0, 3), whole)
     chosen = [3, 0, 2]
@@ -94,7 +94,7 @@ def test_a_movement_depends_on_seed_epoch_and_sample_alone(images: Tensor) -> No
 
 
 @pytest.mark.parametrize("strength", [0.1, 1.0, 5.0])
-def test_a_movement_leaves_its_images_alone_and_stays_in_range(images: Tensor, strength: float) -> None:
+def test_augmentation_copies_its_images_and_stays_in_range(images: Tensor, strength: float) -> None:
     extreme = (images > 0.5).float()
     before = extreme.clone()
     result = moved(extreme, KEYS, strength, 0, 0)
@@ -104,17 +104,17 @@ def test_a_movement_leaves_its_images_alone_and_stays_in_range(images: Tensor, s
     assert 0 <= float(result.min()) <= float(result.max()) <= 1
 
 
-def test_a_small_strength_moves_little(images: Tensor) -> None:
+def test_a_small_strength_changes_little(images: Tensor) -> None:
     changes = [float((moved(images, KEYS, strength, 0, 0) - images).abs().mean()) for strength in (1e-4, 0.1, 1.0)]
     assert changes[0] < 1e-4 < changes[1] < changes[2]
 
 
-def test_without_draws_nothing_moves(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_of_zero_change_nothing(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn(monkeypatch)
     torch.testing.assert_close(moved(images, KEYS, 1.0, 0, 0), images, rtol=0, atol=1e-5)
 
 
-def test_a_shift_is_that_of_numpy(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shift_equals_that_of_numpy(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn(monkeypatch, down=3 / (0.02 * SIDE), right=-2 / (0.02 * SIDE))  # a standard deviation is 2 % of the side
     result = moved(images, KEYS, 1.0, 0, 0).numpy()
     expected = np.pad(images.numpy(), ((0, 0), (0, 0), (0, 3), (2, 0)), mode="edge")[:, :, 3:, :-2]
@@ -130,7 +130,7 @@ def test_a_shift_is_that_of_numpy(images: Tensor, monkeypatch: pytest.MonkeyPatc
     ],
     ids=str,
 )
-def test_turns_and_stretches_are_those_of_scipy(
+def test_rotations_and_scalings_equal_those_of_scipy(
     draws: dict[str, float], matrix: list[list[float]], images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn(monkeypatch, **draws)
@@ -142,6 +142,6 @@ def test_turns_and_stretches_are_those_of_scipy(
         np.testing.assert_allclose(found[0], expected, atol=1e-4)
 
 
-def test_contrast_and_brightness_change_as_said(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contrast_and_brightness_change_as_documented(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn(monkeypatch, contrast=2.0, brightness=-1.0)
     torch.testing.assert_close(moved(images, KEYS, 0.5, 0, 0), 1.03 * images - 0.005, rtol=0, atol=1e-5)

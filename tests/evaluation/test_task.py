@@ -1,4 +1,4 @@
-"""`cyclic evaluate` as a user calls it, against figures computed another way; texts written and pictures drawn."""
+"""Tests of `cyclic evaluate` against figures computed independently, and of generated texts and images."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ WRITING = "{contrastive: 1, reconstruction: 1, translation: 1}"
 
 @pytest.fixture(scope="module")
 def run(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A joint model that writes and draws."""
+    """A run of an image–text model with decoders for images and texts."""
     from typer.testing import CliRunner
 
     from cyclic_cli.cli import app
@@ -42,7 +42,7 @@ def run(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_figures_are_those_of_embeddings_computed_by_hand(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_figures_equal_an_independent_computation(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     said = cyclic("evaluate", paired_dataset, "--model", run, "--baselines", "--json")
     assert said.code == 0, said.err
     found = said.json
@@ -63,9 +63,9 @@ def test_figures_are_those_of_embeddings_computed_by_hand(run: Path, paired_data
     ranks = 1 + (~hits & (similarity > best[:, None] - 1e-6)).sum(1)
     same_text = found["retrieval"]["image_to_text"]["same_text"]
     assert same_text["pool"] == len(both)
-    assert found["ties"] == "worst case"  # as `ranks` counts
+    assert found["ties"] == "worst case"  # `ranks` counts the same way
     assert [same_text[f"r{k}"] for k in (1, 5, 10)] == pytest.approx([np.mean(ranks <= k) for k in (1, 5, 10)])
-    assert same_text["r1"] > 0.25  # it has learned where the disc is, and how reports say it
+    assert same_text["r1"] > 0.25  # the model has learned where the disc is, in images and in reports
     assert set(found["retrieval"]["text_to_image"]) == {
         "strict",
         "same_text",
@@ -82,7 +82,7 @@ def test_figures_are_those_of_embeddings_computed_by_hand(run: Path, paired_data
     assert found["baselines"]["mean_image"]["mse"] == pytest.approx(np.square(pixels - mean).mean(), rel=1e-4)
 
 
-def test_reconstruction_errors_are_those_of_reconstruct(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_reconstruction_errors_equal_those_of_reconstruct(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     found = cyclic("evaluate", paired_dataset, "--model", run, "--json").json["reconstruction"]
     rows = StoredDataset(paired_dataset).rows(["source"], "val")["source"]
     said = cyclic("reconstruct", *[paired_dataset.parent / "files" / path for path in rows], "--model", run, "--json")
@@ -92,7 +92,7 @@ def test_reconstruction_errors_are_those_of_reconstruct(run: Path, paired_datase
     assert found["relative_error"]["text"] < 0.3
 
 
-def test_an_autoencoder_is_evaluated_too(paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_an_autoencoder_can_be_evaluated(paired_dataset: Path, cyclic: Cyclic) -> None:
     cyclic("train", paired_dataset, "--arch", "linear", "--epochs", 1, "--out", "plain", "--quiet")
     found = cyclic("evaluate", paired_dataset, "--model", "plain", "--baselines", "--json").json
     assert found["reconstruction"]["mse"] < found["baselines"]["mean_image"]["mse"]
@@ -103,7 +103,7 @@ def test_an_autoencoder_is_evaluated_too(paired_dataset: Path, cyclic: Cyclic) -
     assert "neighbours" in shown.out
 
 
-def test_a_file_that_cannot_be_written_costs_no_figures(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_figures_are_shown_even_if_the_file_cannot_be_written(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     Path("taken").write_text("a file, not a folder")
     said = cyclic("evaluate", paired_dataset, "--model", run, "--out", "taken/figures.json", "--json", "--quiet")
     assert said.code == 1
@@ -124,10 +124,10 @@ def test_zero_shot_from_prompts(run: Path, paired_dataset: Path, cyclic: Cyclic)
     Path("wrong.yaml").write_text("prompts:\n  fog:\n    positive: [fog]\n    negative: [no fog]\n")
     refused = cyclic("evaluate", paired_dataset, "--model", run, "--prompts", "wrong.yaml")
     assert refused.code == 2
-    assert "no label" in refused.err
+    assert "not a label" in refused.err
 
 
-def test_a_copy_that_ends_where_the_model_must_stop_is_one(
+def test_a_copy_that_is_cut_at_the_maximum_length_counts_as_copied(
     run: Path, paired_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = StoredDataset(paired_dataset).rows(["text"], "train")["text"][0]
@@ -144,7 +144,7 @@ def test_a_copy_that_ends_where_the_model_must_stop_is_one(
     )
 
 
-def test_prompts_of_a_column_of_words_are_refused(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_prompts_of_a_text_column_are_refused(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     files = paired_dataset.parent / "files"
     rows = (files / "reports.csv").read_text().splitlines()
     Path("words.csv").write_text("\n".join([f"{rows[0]},side", *(f"{row},left" for row in rows[1:])]) + "\n")
@@ -153,10 +153,10 @@ def test_prompts_of_a_column_of_words_are_refused(run: Path, paired_dataset: Pat
     Path("side.yaml").write_text("prompts:\n  side:\n    positive: [left]\n    negative: [right]\n")
     refused = cyclic("evaluate", "words", "--model", run, "--prompts", "side.yaml")
     assert refused.code == 2
-    assert "column of words" in refused.err
+    assert "is a text column" in refused.err
 
 
-def test_a_test_set_of_its_own_is_measured_against_the_training_part_of_another(
+def test_a_test_dataset_can_use_the_training_split_of_another_dataset(
     run: Path, paired_dataset: Path, cyclic: Cyclic
 ) -> None:
     files = paired_dataset.parent / "files"
@@ -167,7 +167,7 @@ def test_a_test_set_of_its_own_is_measured_against_the_training_part_of_another(
     assert prepared.code == 0, prepared.err
     asked = ("evaluate", "pure", "--split", "test", "--model", run, "--baselines", "--json")
     without, found = cyclic(*asked), cyclic(*asked, "--train", paired_dataset)
-    assert "no training part" in without.err
+    assert "no training split" in without.err
     assert without.json["linear_probe"] == without.json["baselines"] == {}
     assert without.json["generated_text"]["copied_from_training"] is None
     assert found.code == 0, found.err
@@ -178,15 +178,15 @@ def test_a_test_set_of_its_own_is_measured_against_the_training_part_of_another(
 
 @pytest.mark.parametrize("more", [("--sheet", "s.png"), ("--format", "npy")])
 @pytest.mark.parametrize("way", [("--text", "Left disc."), ("new.png", "--to", "text")])
-def test_options_of_reconstructions_are_refused_for_texts(
+def test_image_options_of_reconstruct_are_refused_for_texts(
     more: tuple[str, ...], way: tuple[str, ...], run: Path, cyclic: Cyclic
 ) -> None:
     said = cyclic("reconstruct", *way, "--model", run, *more)
     assert said.code == 2
-    assert "are for reconstructions of scans" in said.err
+    assert "only apply to reconstructed scans" in said.err
 
 
-def test_written_texts_say_where_the_disc_is(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_generated_texts_name_the_position_of_the_disc(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     for side in range(4):
         make_png(Path(f"new/{side}.png"), disc_image(900 + side, side))
     said = cyclic("reconstruct", "new", "--to", "text", "--model", run, "--json")
@@ -199,10 +199,10 @@ def test_written_texts_say_where_the_disc_is(run: Path, paired_dataset: Path, cy
     assert all(len(line["text"].split()) <= 3 for line in beams)
     texts = cyclic("evaluate", paired_dataset, "--model", run, "--json").json["generated_text"]
     assert texts["bleu"] > 20
-    assert texts["copied_from_training"] > 0.5  # with so few wordings a right text is one that was seen; it is said
+    assert texts["copied_from_training"] > 0.5  # with so few wordings, most correct texts are training reports
 
 
-def test_drawn_pictures_show_the_disc_where_the_text_says(run: Path, cyclic: Cyclic) -> None:
+def test_generated_images_show_the_disc_at_the_position_in_the_text(run: Path, cyclic: Cyclic) -> None:
     said = cyclic(
         "reconstruct", "--text", "There is left disc.", "--text", "There is right disc.", "--model", run, "--json"
     )
@@ -211,38 +211,38 @@ def test_drawn_pictures_show_the_disc_where_the_text_says(run: Path, cyclic: Cyc
     height, width = left.shape
     difference = (left - right)[: height * 3 // 4]
     assert difference[:, : width // 2].mean() > 3 > -3 > difference[:, width // 2 :].mean()
-    assert cyclic("reconstruct", "--text", "Left disc.", "--model", run).code == 1  # it is there
+    assert cyclic("reconstruct", "--text", "Left disc.", "--model", run).code == 1  # the output exists already
     assert cyclic("reconstruct", "--text", "Left disc.", "--model", run, "--overwrite").code == 0
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
-        (["new", "--to", "text"], 1, "no text side"),
-        (["--text", "Left disc."], 1, "no text side"),
-        (["new", "--text", "Left disc."], 2, "exclude one another"),
-        ([], 2, "exclude one another"),
+        (["new", "--to", "text"], 1, "no text encoder"),
+        (["--text", "Left disc."], 1, "no text encoder"),
+        (["new", "--text", "Left disc."], 2, "not both"),
+        ([], 2, "not both"),
         (["new", "--to", "sound"], 2, "sound"),
     ],
 )
-def test_what_a_model_cannot_do_is_said(words: list[str], code: int, said: str, cyclic: Cyclic) -> None:
+def test_messages_name_what_a_model_cannot_do(words: list[str], code: int, message: str, cyclic: Cyclic) -> None:
     make_png(Path("new/0.png"), disc_image(1, 1))
     ran = cyclic("reconstruct", *words)
     assert ran.code == code
-    assert said in ran.err
+    assert message in ran.err
 
 
-def test_models_without_decoders_or_sentences_say_so(paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_models_without_decoders_or_generated_text_are_refused(paired_dataset: Path, cyclic: Cyclic) -> None:
     make_png(Path("new/0.png"), disc_image(1, 1))
     cyclic(*JOINT, paired_dataset, "--epochs", 1, "--out", "pairs", "--objective", "contrastive")
     assert "without decoders" in cyclic("reconstruct", "new", "--model", "pairs").err
     cyclic(*JOINT, paired_dataset, "--epochs", 1, "--out", "words", "--set", f"objectives={WRITING}")
-    assert "words, not sentences" in cyclic("reconstruct", "new", "--to", "text", "--model", "words").err
+    assert "cannot generate text" in cyclic("reconstruct", "new", "--to", "text", "--model", "words").err
     assert cyclic("evaluate", paired_dataset, "--model", "words", "--split", "test").code == 1
     assert cyclic("evaluate", paired_dataset, "--model", "words", "--split", "tests").code == 2
 
 
-def test_ssim_of_an_evaluation_is_that_of_torchmetrics(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_ssim_equals_torchmetrics(run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     model, stored = TorchModel(run / "model.safetensors"), StoredDataset(paired_dataset)
     rows = stored.rows(["shard", "row", "has_image"], "val")
     pixels = stored.images(rows["shard"].astype(int), rows["row"].astype(int))

@@ -1,4 +1,4 @@
-"""`cyclic export`: every part of every architecture, beside torch; what comes from elsewhere is looked at first."""
+"""Tests of `cyclic export`: every part of every architecture gives the same as torch, also in fp16 and int8."""
 
 import json
 import subprocess
@@ -19,6 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from cyclic_cli import registry
 from cyclic_cli.config import Preprocessing
 from cyclic_cli.export import task
+from cyclic_cli.export.check import Comparison
+from cyclic_cli.export.parts import Part
+from cyclic_cli.export.tracing import trace
 from cyclic_cli.inference.onnx_model import OnnxModel
 from cyclic_cli.inference.torch_model import TorchModel
 from cyclic_cli.storage import onnx_file
@@ -26,12 +29,12 @@ from cyclic_cli.storage.checkpoint import Checkpoint, read_checkpoint, write_che
 
 Cyclic = Callable[..., Ran]
 SIZE = 32
-QUICK = "linear"  # the architecture whose parts are all tried each time
+QUICK = "linear"  # the architecture whose parts are all tested in the quick run
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Checkpoints of architectures with random weights."""
+    """Makes a checkpoint of an architecture with random weights."""
     folder = tmp_path_factory.mktemp("checkpoints")
 
     def checkpoint_of(name: str) -> Path:
@@ -57,7 +60,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 @pytest.fixture(scope="module")
 def joint(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A joint model of images and bags of words, trained for a moment."""
+    """A run of an image–text model with the text encoder `bag`, trained for one epoch."""
     from typer.testing import CliRunner
 
     from cyclic_cli.cli import app
@@ -84,7 +87,7 @@ CASES = [
         for case in CASES
     ],
 )
-def test_every_part_of_every_architecture_does_what_the_checkpoint_does(
+def test_every_part_of_every_architecture_equals_the_checkpoint(
     name: str, part: str, checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic
 ) -> None:
     ran = cyclic("export", "--model", checkpoints(name), "--part", part, "--dataset", tiny_dataset, "--json")
@@ -92,7 +95,7 @@ def test_every_part_of_every_architecture_does_what_the_checkpoint_does(
     assert ran.json["parts"][part]["max_abs_error"] < 1e-5
     file = Path(f"{part}.onnx")
     onnx.checker.check_model(file, full_check=True)
-    assert b".py" not in file.read_bytes()  # the exporter's stack traces, with paths of this machine
+    assert b".py" not in file.read_bytes()  # no stack traces of the exporter: they hold paths
     found = onnxruntime.InferenceSession(file)
     module = TorchModel(checkpoints(name)).module.eval()
     image = torch.rand(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
@@ -120,7 +123,7 @@ def test_every_part_of_every_architecture_does_what_the_checkpoint_does(
         np.testing.assert_allclose(value, wanted[output].numpy(), atol=1e-5)
 
 
-def test_all_parts_of_a_joint_model_embed_and_reconstruct_as_it_does(
+def test_all_parts_of_an_image_text_model_equal_the_checkpoint(
     joint: Path, paired_dataset: Path, cyclic: Cyclic
 ) -> None:
     ran = cyclic("export", "--model", joint, "--part", "all", "--dataset", paired_dataset, "--json")
@@ -134,27 +137,28 @@ def test_all_parts_of_a_joint_model_embed_and_reconstruct_as_it_does(
     np.testing.assert_allclose(exported.reconstruct(pixels), model.reconstruct(pixels), atol=1e-5)
     assert exported.fingerprint == model.fingerprint
     assert exported.modalities == ["image", "text"]
-    said = cyclic("info", "exported/text-encoder.onnx", "--json").json
-    assert said["inputs"] == {"input_ids": "batch × length int64", "attention_mask": "batch × length int64"}
-    assert said["fingerprint"] == model.fingerprint
-    assert "merges" not in json.dumps(said)
+    described = cyclic("info", "exported/text-encoder.onnx", "--json").json
+    assert described["inputs"] == {"input_ids": "batch × length int64", "attention_mask": "batch × length int64"}
+    assert described["fingerprint"] == model.fingerprint
+    assert "merges" not in json.dumps(described)
 
 
-def test_a_text_encoder_needs_nothing_of_this_program(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_a_text_encoder_can_be_used_without_this_program(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     assert cyclic("export", "--model", joint, "--part", "text-encoder", "--dataset", paired_dataset, "-q").code == 0
-    said = json.loads({entry.key: entry.value for entry in onnx.load("text-encoder.onnx").metadata_props}["cyclic"])
-    library = tokenizers.Tokenizer.from_str(said["tokenizer"]["library"])
+    metadata = {entry.key: entry.value for entry in onnx.load("text-encoder.onnx").metadata_props}
+    tokenizer = json.loads(metadata["cyclic"])["tokenizer"]
+    library = tokenizers.Tokenizer.from_str(tokenizer["library"])
     texts = ["There IS left disc.", "What nobody ever wrote, é!"]
     wanted = [line["vector"] for text in texts for line in cyclic("embed", "--text", text, "--model", joint).lines]
     session = onnxruntime.InferenceSession("text-encoder.onnx")
-    for text, vector in zip(texts, wanted, strict=True):  # as README says
+    for text, vector in zip(texts, wanted, strict=True):  # the steps that README describes
         tokens = [token + 3 for token in library.encode(text, add_special_tokens=False).ids] + [2]
-        ids = np.array([tokens[: said["tokenizer"]["limit"]]])
+        ids = np.array([tokens[: tokenizer["limit"]]])
         found = session.run(["embedding"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
         np.testing.assert_allclose(found[0], vector, atol=1e-5)
 
 
-def test_a_text_hidden_by_the_mask_is_not_read(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_masked_tokens_do_not_change_the_embedding(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     assert cyclic("export", "--model", joint, "--part", "text-encoder", "--dataset", paired_dataset, "-q").code == 0
     found = onnxruntime.InferenceSession("text-encoder.onnx")
     tokens = np.array([[5, 6, 7, 8]])
@@ -177,9 +181,9 @@ def test_every_text_encoder_is_exported(encoder: str, paired_dataset: Path, cycl
     np.testing.assert_allclose(OnnxModel(Path("exported")).embed_texts(texts), wanted, atol=1e-5)
 
 
-def test_values_within_a_graph_are_not_called_like_its_outputs(joint: Path, paired_dataset: Path) -> None:
+def test_inner_values_of_a_graph_do_not_have_the_name_of_an_output(joint: Path, paired_dataset: Path) -> None:
     class Table(torch.nn.Module):
-        """A lookup, which the exporter calls `embedding`, and what is made of it."""
+        """The mean of a lookup. The exporter names the lookup `embedding`, which is also the name of the output."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -189,18 +193,18 @@ def test_values_within_a_graph_are_not_called_like_its_outputs(joint: Path, pair
             return self.rows(tokens).mean(1)
 
     module, tokens = Table().eval(), torch.arange(64).reshape(32, 2) % 50
-    part = task.Part(
+    part = Part(
         "text-encoder", module, ("input_ids",), ("embedding",), (tokens,), (tokens,), {"input_ids": {0: "batch"}},
         lambda count: (tokens[:count],),
     )  # fmt: skip
-    model = task.trace(part)
+    model = trace(part)
     onnx.checker.check_model(model, full_check=True)
     found = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"input_ids": tokens.numpy()})[0]
     np.testing.assert_allclose(found, module(tokens).detach().numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(90, 60), (31, 47), (32, 32), (20, 201), (33, 32), (101, 100), (513, 512)])
-def test_with_preprocessing_a_picture_of_any_size_is_within_a_grey_level(
+def test_preprocessing_inside_the_file_differs_by_at_most_one_grey_level(
     shape: tuple[int, int], checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic
 ) -> None:
     words = ("export", "--model", checkpoints(QUICK), "--dataset", tiny_dataset, "--with-preprocessing", "-q")
@@ -208,7 +212,7 @@ def test_with_preprocessing_a_picture_of_any_size_is_within_a_grey_level(
     model = onnx.load("autoencoder.onnx")
     model.graph.output.append(helper.make_tensor_value_info("preprocessing_levels", TensorProto.FLOAT, None))
     found = onnxruntime.InferenceSession(model.SerializeToString())
-    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)  # what smoothness would hide shows
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)  # noise, because a smooth image hides errors
     levels = found.run(["preprocessing_levels"], {"image": pixels[None, None]})[0]
     wanted = fitted(make_png(Path("a.png"), pixels), Preprocessing(size=SIZE, exact=True))
     assert np.abs(levels[0] - wanted.astype(float)).max() <= 1
@@ -216,7 +220,7 @@ def test_with_preprocessing_a_picture_of_any_size_is_within_a_grey_level(
 
 
 @pytest.mark.parametrize(("precision", "smaller"), [("fp16", 0.6), ("int8", 0.5)])
-def test_fewer_bits_are_smaller_and_about_as_good(
+def test_fp16_and_int8_files_are_smaller_and_almost_as_accurate(
     precision: str, smaller: float, joint: Path, paired_dataset: Path, cyclic: Cyclic
 ) -> None:
     words = ("export", "--model", joint, "--dataset", paired_dataset, "--part", "autoencoder", "--json")
@@ -234,72 +238,71 @@ def test_fewer_bits_are_smaller_and_about_as_good(
     assert lines[0]["psnr"] == pytest.approx(lines[1]["psnr"], abs=1)
 
 
-def test_fewer_bits_keep_the_recall(
+def test_fp16_keeps_the_recall(
     joint: Path, paired_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("export", "--model", joint, "--dataset", paired_dataset, "--part", "all", "--quantize", "fp16", "--json")
-    assert cyclic(*words[:-1], "--out", "shown").code == 0  # a table: not every part has every figure
+    assert cyclic(*words[:-1], "--out", "shown").code == 0  # as a table, although not every part has every figure
     ran = cyclic(*words, "--out", "small")
     assert ran.code == 0, ran.err
     assert abs(ran.json["recall_change"]) <= 0.005
-    monkeypatch.setattr(task, "_recall_change", lambda *_: (-0.02, 0.0))
+    monkeypatch.setattr(task, "recall_change", lambda *_: (-0.02, 0.0))
     before = {path.name: path.read_bytes() for path in Path("small").iterdir()}
     ran = cyclic(*words, "--out", "small", "--overwrite")
     assert (ran.code, "recall changes by -2.0 points" in ran.err) == (1, True)
     assert {path.name: path.read_bytes() for path in Path("small").iterdir() if "failed" not in path.name} == before
-    assert OnnxModel(Path("small")).modalities == ["image", "text"]  # of those that passed
+    assert OnnxModel(Path("small")).modalities == ["image", "text"]  # failed files are not read
     for name in before:
         Path("small", name).unlink()
     assert "holds no model" in cyclic("embed", "--text", "Left disc.", "--model", "small").err
 
 
 @pytest.mark.parametrize(
-    ("precision", "figure", "value", "said"),
+    ("precision", "figure", "value", "message"),
     [
-        ("fp16", "overlap", 0.98, "only 98.0% stay"),
-        ("fp16", "psnr_change", -0.2, "reconstructs worse by 0.20 dB"),
-        ("fp16", "psnr_change", float("nan"), "reconstructs worse"),
+        ("fp16", "overlap", 0.98, "only 98.0% of the ten nearest neighbours"),
+        ("fp16", "psnr_change", -0.2, "PSNR of its reconstructions is 0.20 dB lower"),
+        ("fp16", "psnr_change", float("nan"), "PSNR of its reconstructions"),
         ("float32", "largest_error", 2e-4, "differ by up to 0.0002"),
         ("float32", "largest_error", float("nan"), "differ by up to nan"),
     ],
 )
-def test_every_figure_of_a_check_counts(
-    precision: str, figure: str, value: float, said: str, checkpoints: Callable[[str], Path], tiny_dataset: Path,
+def test_each_figure_can_fail_the_check(
+    precision: str, figure: str, value: float, message: str, checkpoints: Callable[[str], Path], tiny_dataset: Path,
     cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(task._Runner, "overlap", lambda self: 1.0)  # hangs on the machine
-    monkeypatch.setattr(task._Runner, figure, lambda self: value)
+    monkeypatch.setattr(Comparison, "overlap", lambda self: 1.0)  # the real overlap depends on the machine
+    monkeypatch.setattr(Comparison, figure, lambda self: value)
     words = ["export", "--model", checkpoints(QUICK), "--dataset", tiny_dataset]
     ran = cyclic(*words, *([] if precision == "float32" else ["--quantize", precision]))
-    assert (ran.code, said in ran.err) == (1, True)
+    assert (ran.code, message in ran.err) == (1, True)
     assert not Path("autoencoder.onnx").exists()
 
 
-def test_a_check_is_of_all_sizes_of_batches_with_random_and_real_inputs(
+def test_a_check_covers_all_batch_sizes_with_random_and_real_inputs(
     checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both, seen = task._Runner.both, []
+    both, seen = Comparison.both, []
 
-    def noted(self: task._Runner, values: tuple[torch.Tensor, ...]) -> Any:
+    def recording(self: Comparison, values: tuple[torch.Tensor, ...]) -> Any:
         is_real = any(torch.equal(values[0], example[: len(values[0])]) for example in self.part.examples)
         seen.append((len(values[0]), is_real))
         return both(self, values)
 
-    monkeypatch.setattr(task._Runner, "both", noted)
+    monkeypatch.setattr(Comparison, "both", recording)
     assert cyclic("export", "--model", checkpoints(QUICK), "--dataset", tiny_dataset, "-q").code == 0
     assert set(seen) == {(count, is_real) for count in (1, 2, 7, 32) for is_real in (True, False)}
 
 
-def test_a_failed_check_ends_with_1_and_keeps_what_was_there(
+def test_a_failed_check_exits_with_1_and_keeps_the_existing_file(
     checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("export", "--model", checkpoints(QUICK), "--dataset", tiny_dataset, "--part", "decoder")
     assert cyclic(*words).code == 0
     before = Path("decoder.onnx").read_bytes()
     assert "exists" in cyclic(*words).err
-    trace = task.trace
 
-    def broken(part: task.Part) -> onnx.ModelProto:
+    def broken(part: Part) -> onnx.ModelProto:
         model = trace(part)
         for tensor in model.graph.initializer:
             value = numpy_helper.to_array(tensor)
@@ -315,15 +318,15 @@ def test_a_failed_check_ends_with_1_and_keeps_what_was_there(
     assert Path("decoder.failed.onnx").is_file()
 
 
-def test_weights_beside_the_file_are_found_where_it_lies(
+def test_weights_in_a_second_file_are_found_beside_the_first(
     checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_file, "LARGEST", 1000)
     words = ("export", "--model", checkpoints(QUICK), "--dataset", tiny_dataset, "--out", "far/a.onnx", "--json")
     assert cyclic(*words).code == 0
     assert {path.name for path in Path("far").iterdir()} == {"a.onnx", "a.onnx.data"}
-    said = cyclic("info", "far/a.onnx", "--json").json["bytes"]
-    assert said == sum(path.stat().st_size for path in Path("far").iterdir())
+    size = cyclic("info", "far/a.onnx", "--json").json["bytes"]
+    assert size == sum(path.stat().st_size for path in Path("far").iterdir())
     make_png(Path("a.png"), smooth_image(4))
     assert cyclic("reconstruct", "a.png", "--model", "far/a.onnx").code == 0
     damaged = bytearray(Path("far/a.onnx.data").read_bytes())
@@ -343,7 +346,7 @@ def test_weights_beside_the_file_are_found_where_it_lies(
     assert cyclic(*words, "--overwrite").code == 0
     monkeypatch.setattr(onnx_file, "LARGEST", 10**9)
     assert cyclic(*words, "--overwrite").code == 0
-    assert {path.name for path in Path("far").iterdir()} == {"a.onnx"}  # weights of before are gone
+    assert {path.name for path in Path("far").iterdir()} == {"a.onnx"}  # the old weights were removed
 
 
 def test_an_exported_model_needs_no_torch(
@@ -371,144 +374,9 @@ def test_an_exported_model_needs_no_torch(
         assert done.stdout.splitlines()[-1] == "False"
 
 
-# --------------------------------------------------------------------------------------------- files from elsewhere
-
-
-def elsewhere(path: Path, change: Callable[[onnx.ModelProto], Any] = lambda model: None) -> Path:
-    """A tiny valid file, changed in some way."""
-    weight = numpy_helper.from_array(np.ones(4, np.float32), "weight")
-    graph = helper.make_graph(
-        [helper.make_node("Mul", ["image", "weight"], ["embedding"])], "graph",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 4])],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [1, 4])], [weight],
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx_file.write(path, model, onnx_file.Description(
-        part="encoder", architecture={"name": "linear"}, preprocessing=Preprocessing(), fingerprint="f",
-    ))  # fmt: skip
-    found = onnx.load(path, load_external_data=False)
-    change(found)
-    path.write_bytes(found.SerializeToString())
-    return path
-
-
-def outside(location: str) -> Callable[[onnx.ModelProto], None]:
-    def change(model: onnx.ModelProto) -> None:
-        tensor = model.graph.initializer[0]
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in {"location": location, "offset": "0", "length": "16"}.items():
-            entry = tensor.external_data.add()
-            entry.key, entry.value = key, value
-
-    return change
-
-
-def custom(model: onnx.ModelProto) -> None:
-    model.graph.node[0].domain = "com.example"
-    model.opset_import.append(helper.make_opsetid("com.example", 1))
-
-
-def hidden(model: onnx.ModelProto) -> None:
-    """An operator of somebody's own within a branch."""
-    inner = helper.make_graph([helper.make_node("Run", [], ["x"], domain="com.example")], "inner", [], [])
-    model.graph.node.append(helper.make_node("If", ["weight"], ["y"], then_branch=inner, else_branch=inner))
-
-
-def lying(model: onnx.ModelProto) -> None:
-    entry = next(entry for entry in model.metadata_props if entry.key == onnx_file.KEY)
-    entry.value = entry.value.replace('"fingerprint": "f"', '"fingerprint": "g"')
-
-
-def weighty(model: onnx.ModelProto) -> None:
-    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full(4, 2, np.float32), "weight"))
-
-
-def with_function(model: onnx.ModelProto) -> None:
-    model.functions.append(helper.make_function("", "Mine", ["x"], ["y"], [helper.make_node("Neg", ["x"], ["y"])], []))
-
-
-def in_attribute(model: onnx.ModelProto) -> None:
-    """Weights outside that belong to an attribute, not to the graph."""
-    constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.ones(4, np.float32), "c"))
-    tensor = constant.attribute[0].t
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in {"location": "../secret.bin", "offset": "0", "length": "16"}.items():
-        entry = tensor.external_data.add()
-        entry.key, entry.value = key, value
-    model.graph.node.append(constant)
-
-
-def newer(model: onnx.ModelProto) -> None:
-    entry = next(entry for entry in model.metadata_props if entry.key == onnx_file.KEY)
-    entry.value = entry.value.replace('"format": 1', '"format": 99')
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (outside("/etc/passwd"), "outside its own folder"),
-        (outside("../secret.bin"), "outside its own folder"),
-        (outside("link.bin"), "outside its own folder"),
-        (outside("nothing.bin"), "not beside it"),
-        (outside("short.bin"), "cut short"),
-        (custom, "not ONNX's own"),
-        (hidden, "not ONNX's own"),
-        (lambda model: model.metadata_props.pop(), "lacks the metadata"),
-        (lying, "is damaged"),
-        (weighty, "is damaged"),
-        (with_function, "not ONNX's own"),
-        (in_attribute, "outside its own folder"),
-        (outside(".."), "outside its own folder"),
-        (newer, "Update cyclic"),
-    ],
-    ids=[
-        "absolute",
-        "above",
-        "link",
-        "gone",
-        "short",
-        "custom",
-        "hidden",
-        "bare",
-        "lying",
-        "weighty",
-        "function",
-        "attribute",
-        "dots",
-        "newer",
-    ],
-)
-def test_files_that_reach_outside_or_do_not_say_what_they_are_are_refused(
-    change: Callable[[onnx.ModelProto], Any], said: str, tmp_path: Path, cyclic: Cyclic
+def test_messages_name_what_a_model_lacks(
+    checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic
 ) -> None:
-    Path("short.bin").write_bytes(b"1234")
-    (tmp_path / "secret.bin").write_bytes(b"0" * 16)
-    Path("link.bin").symlink_to(tmp_path / "secret.bin")
-    make_png(Path("a.png"), smooth_image(4))
-    elsewhere(Path("model.onnx"), change)
-    for words in (("info", "model.onnx"), ("reconstruct", "a.png", "--model", "model.onnx")):
-        ran = cyclic(*words)
-        assert ran.code == 1
-        assert said in ran.err
-
-
-def test_a_tiny_file_that_is_in_order_is_described(cyclic: Cyclic) -> None:
-    assert cyclic("info", elsewhere(Path("model.onnx")), "--json").json["part"] == "encoder"
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"not a model", b"\x08\x0a" * 999, b"\xff" * 99], ids=["empty", "text", "noise", "ones"]
-)
-def test_what_is_no_onnx_file_is_refused(content: bytes, cyclic: Cyclic) -> None:
-    Path("model.onnx").write_bytes(content)
-    ran = cyclic("info", "model.onnx")
-    assert ran.code == 1
-    assert "Traceback" not in ran.err
-
-
-def test_what_a_model_lacks_is_said(checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic) -> None:
     words = ("export", "--model", checkpoints(QUICK), "--dataset", tiny_dataset)
     ran = cyclic(*words, "--part", "text-encoder")
     assert ran.code == 2
@@ -516,30 +384,30 @@ def test_what_a_model_lacks_is_said(checkpoints: Callable[[str], Path], tiny_dat
     assert cyclic(*words, "--part", "encoder", "-q").code == 0
     make_png(Path("a.png"), smooth_image(4))
     ran = cyclic("reconstruct", "a.png", "--model", "encoder.onnx")
-    assert (ran.code, "encodes and does not decode" in ran.err) == (1, True)
+    assert (ran.code, "has no decoder" in ran.err) == (1, True)
     ran = cyclic("evaluate", tiny_dataset, "--model", "encoder.onnx")
-    assert (ran.code, "this needs the checkpoint" in ran.err) == (2, True)
+    assert (ran.code, "this command needs a checkpoint" in ran.err) == (2, True)
     ran = cyclic(*words, "--part", "decoder", "--with-preprocessing")
     assert ran.code == 2
 
 
-def test_the_metadata_say_where_a_model_comes_from(
+def test_the_metadata_describe_the_model(
     checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic
 ) -> None:
     words = ("export", "--model", checkpoints(QUICK), "--dataset", tiny_dataset, "--licence", "CC BY 4.0", "-q")
     assert cyclic(*words).code == 0
-    said = cyclic("info", "autoencoder.onnx", "--json").json
-    assert said["licence"] == "CC BY 4.0"
-    assert said["fingerprint"] == read_checkpoint(checkpoints(QUICK)).fingerprint
-    assert said["architecture"]["name"] == QUICK
-    assert said["preprocessing"]["size"] == SIZE
-    assert said["inputs"] == {"image": f"batch × 1 × {SIZE} × {SIZE} float"}
-    assert said["opset"] >= 18
+    described = cyclic("info", "autoencoder.onnx", "--json").json
+    assert described["licence"] == "CC BY 4.0"
+    assert described["fingerprint"] == read_checkpoint(checkpoints(QUICK)).fingerprint
+    assert described["architecture"]["name"] == QUICK
+    assert described["preprocessing"]["size"] == SIZE
+    assert described["inputs"] == {"image": f"batch × 1 × {SIZE} × {SIZE} float"}
+    assert described["opset"] >= 18
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", registry.names("models"))
-def test_another_runtime_gives_the_same(
+def test_openvino_gives_the_same_outputs(
     name: str, checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic
 ) -> None:
     openvino = pytest.importorskip("openvino")

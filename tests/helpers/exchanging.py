@@ -1,4 +1,4 @@
-"""Exchanges between processes that torchrun starts, against one that has everything; for `test_distributed`."""
+"""Tests exchanges between three processes against a single one. `test_distributed` starts it with torchrun."""
 
 import sys
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ PLAN = Plan(
 
 
 class Network(nn.Module):
-    """Two layers, one of which no loss reaches."""
+    """Two layers; no loss depends on the second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,13 +33,14 @@ class Network(nn.Module):
 
 
 def contrast(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
-    """A loss of whole batches: every code against every image."""
+    """A loss that depends on the whole batch: it compares every code with every image."""
     codes = nn.functional.normalize(outputs["code"], dim=1)
     images = nn.functional.normalize(batch["image"].flatten(1)[:, :4], dim=1)
     return nn.functional.cross_entropy(codes @ images.T / 0.1, torch.arange(len(codes)))
 
 
 def square(outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+    """A loss that is a mean over samples."""
     return (outputs["code"] - batch["image"].flatten(1)[:, :4]).square().mean()
 
 
@@ -78,7 +79,7 @@ def check_gathering(ranks: Ranks) -> None:
     together = ranks.gathered(own, 5)
     assert torch.equal(together.detach(), whole)
     (together * torch.arange(10.0).view(5, 2)).sum().backward()
-    wanted = 3 * torch.arange(10.0).view(5, 2)[ranks.part(np.arange(5))]  # what each of three processes derives
+    wanted = 3 * torch.arange(10.0).view(5, 2)[ranks.part(np.arange(5))]  # summed over the three processes
     assert torch.equal(own.grad, wanted)  # type: ignore[arg-type]
 
 

@@ -1,8 +1,9 @@
-"""Starts `cyclic` again and again without loading torch anew: forks itself for every line of words, as JSON, on stdin.
+"""Runs many `cyclic` commands without importing torch each time.
 
-It answers with the number of the new process, and, once that has ended, with its exit code. What the commands
-say goes to the file that is named first; beside it lies a file `.validating` while a training is validated, which
-takes a little longer than it would, so that it can be met, and a file `.steps` of a byte for every step that was done.
+For every line on stdin, a JSON list of words, it forks a process that runs `cyclic` with these words. On stdout it
+prints the process ID and, when the process has ended, its exit code. The output of the commands is appended to the
+file that the first argument names. Two files beside it tell tests when to kill a training run: `.validating` exists
+during a validation, which is slowed down a little for this, and `.steps` has one byte for every finished step.
 """
 
 import json
@@ -12,20 +13,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Loaded, but not used: threads of torch would not survive the fork.
+# Loaded before the fork, for speed, but not used: threads of torch would not survive it.
 import lightning_fabric  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 
 from cyclic_cli import distributed  # noqa: F401
 from cyclic_cli.__main__ import main
-from cyclic_cli.training import autoencoding, gradients  # noqa: F401
-from cyclic_cli.training import task as training
+from cyclic_cli.training import autoencoding, gradients, task  # noqa: F401
+from cyclic_cli.training.steps import Stepper, StepResult
 
-VALIDATION = 0.02  # seconds more
+VALIDATION = 0.02  # additional seconds
 
 
 def run(words: list[str], log: str) -> None:
-    """Become `cyclic` with these words."""
+    """Run `cyclic` with these words in this process."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(file, number)
@@ -40,13 +41,14 @@ def run(words: list[str], log: str) -> None:
 
     autoencoding.validate = slowly
     steps = os.open(Path(log).with_suffix(".steps"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    step = training._Training._step
+    step = Stepper.step
 
-    def counted(*arguments: Any) -> None:
-        step(*arguments)
+    def counted(stepper: Stepper) -> StepResult:
+        result = step(stepper)
         os.write(steps, b".")
+        return result
 
-    training._Training._step = counted  # type: ignore[method-assign]
+    Stepper.step = counted  # type: ignore[method-assign]
     sys.argv = ["cyclic", *words]
     main()
 

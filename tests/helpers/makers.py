@@ -1,4 +1,4 @@
-"""Makers of small inputs, and what a command leaves behind, as tests compare it."""
+"""Small inputs for tests, and the results of commands."""
 
 import json
 from dataclasses import dataclass
@@ -12,11 +12,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 
 from cyclic_cli.config import Preprocessing
 from cyclic_cli.imaging import readers
+from cyclic_cli.storage.checkpoint import Checkpoint
 
 
 @dataclass
 class Ran:
-    """A finished command."""
+    """The result of a finished command: exit code, stdout and stderr."""
 
     code: int
     out: str
@@ -32,12 +33,12 @@ class Ran:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, by its path."""
+    """The content of every file in a folder, by its relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def smooth_image(seed: int, height: int = 80, width: int = 64) -> np.ndarray:
-    """A picture (H, W) uint8 with large soft shapes, another one for every seed."""
+    """An image (H, W) uint8 of smooth shapes; each seed gives another image."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     total = 0.3 * x + 0.2 * y
@@ -55,7 +56,7 @@ def make_png(path: Path, pixels: np.ndarray) -> Path:
 
 
 def fitted(path: Path, preprocessing: Preprocessing) -> np.ndarray:
-    """The sample (1, S, S) that a file's first selected frame becomes."""
+    """The preprocessed first frame (1, S, S) of a file."""
     return readers.fit(readers.read(path.read_bytes(), preprocessing), preprocessing)
 
 
@@ -96,7 +97,7 @@ WORDINGS = ("There is {} disc.", "{} bright disc is seen.", "Impression: {} disc
 
 
 def disc_image(seed: int, side: int) -> np.ndarray:
-    """A soft picture (32, 32) uint8 with a bright disc at one of four places of `SIDES`, or without one."""
+    """A smooth image (32, 32) uint8 with a bright disc at the place with index `side` in `SIDES`; 4 means no disc."""
     y, x = np.mgrid[0:32, 0:32]
     centres = ((16, 8), (16, 24), (8, 16), (24, 16))
     picture = 0.5 * smooth_image(seed, 32, 32).astype(float)
@@ -104,3 +105,13 @@ def disc_image(seed: int, side: int) -> np.ndarray:
         down, across = centres[side]
         picture += 120 * (np.hypot(y - down, x - across) < 5)
     return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def tiny_checkpoint(weight: float = 1.0) -> Checkpoint:
+    """A checkpoint with a single tensor `w` (2, 3), whose values are all `weight`."""
+    return Checkpoint(
+        weights={"w": np.full((2, 3), weight, np.float32)},
+        architecture={"name": "conv", "config": {}, "image_shape": [1, 32, 32]},
+        preprocessing=Preprocessing(size=32),
+        provenance={"step": 7},
+    )

@@ -1,4 +1,4 @@
-"""What `prepare` made, as tests compare it."""
+"""Reads and writes files around `cyclic prepare`."""
 
 from pathlib import Path
 
@@ -8,9 +8,11 @@ PUBLIC = "--already-deidentified"
 
 
 def index(folder: Path) -> list[dict[str, object]]:
+    """The rows of the index of a dataset."""
     return pq.read_table(folder / "index.parquet").to_pylist()
 
 
 def table(path: Path, text: str) -> Path:
+    """Write a table of reports."""
     path.write_text(text)
     return path

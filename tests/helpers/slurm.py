@@ -1,11 +1,11 @@
-"""Slurm on one machine, for tests: munge, slurmctld and slurmd in a temporary folder, stopped at the end.
+"""Starts Slurm on this machine for tests: munge, slurmctld and slurmd run in a temporary folder until the test ends.
 
     with slurm.cluster() as cluster:
         job = cluster.submit("examples/slurm/prepare.sbatch", SOURCE="scans", OUT="dataset")
         assert cluster.wait(job) == {"COMPLETED"}
 
-Nothing of /etc is read or written, no service is started, and the daemons listen on the loopback interface only.
-Needs Debian's `slurm-wlm`, and root, as which slurmd starts jobs; `missing()` says what is not here.
+It neither reads nor writes /etc, starts no system service, and the daemons listen on the loopback interface only. It
+needs Debian's package `slurm-wlm` and the user root, as which slurmd starts jobs. `missing()` tells what is missing.
 """
 
 import os
@@ -22,8 +22,8 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 STARTED_WITHIN = 30.0  # seconds
 NOT_ENDED = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED"}
-# Without EnableIPv6 nothing, not even 127.0.0.1, is resolved where loopback is the only interface.
-# How long a requeued job waits is cred_expire, in seconds; how long an ended one is remembered, MinJobAge.
+# Where loopback is the only interface, Slurm resolves no address without EnableIPv6, not even 127.0.0.1.
+# cred_expire: seconds that a requeued job waits. MinJobAge: seconds for which an ended job is still shown.
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -54,7 +54,7 @@ PartitionName=all Nodes={host} Default=YES
 
 
 def missing() -> str:
-    """Why there can be no cluster here; empty where there can be one."""
+    """The reason why Slurm cannot run here; empty if it can."""
     absent = [name for name in PROGRAMS if not shutil.which(name, path=_search_path())]
     if absent:
         return f"Slurm is not installed: no {', '.join(absent)}"
@@ -65,29 +65,29 @@ def missing() -> str:
 class Cluster:
     """A running Slurm of one node."""
 
-    folder: Path  # logs and states of the daemons
-    environment: dict[str, str]  # in which Slurm's commands find it
+    folder: Path  # logs and state of the daemons
+    environment: dict[str, str]  # with which the commands of Slurm find this cluster
 
     def run(self, *words: str | Path, **environment: str | Path) -> str:
-        """What a command says on stdout, with more environment by keyword. Raises CalledProcessError when it fails."""
+        """Stdout of a command, run with more environment variables. Raises CalledProcessError when it fails."""
         own = self.environment | {name: str(value) for name, value in environment.items()}
         ran = subprocess.run(words, env=own, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
         return ran.stdout.strip()
 
     def submit(self, *words: str | Path, **environment: str | Path) -> str:
-        """`sbatch` with these words; the job's number."""
+        """Submit a job with `sbatch`. Returns the job number."""
         return self.run("sbatch", "--parsable", *words, **environment)
 
     def show(self, job: str, name: str) -> list[str]:
-        """A field of `scontrol show job`, such as JobState or Restarts, of a job or of each task of an array."""
+        """A field of `scontrol show job`, such as JobState: of a job, or of each task of a job array."""
         words = self.run("scontrol", "--oneliner", "show", "job", job).split()
         return [word.removeprefix(f"{name}=") for word in words if word.startswith(f"{name}=")]
 
     def wait(self, job: str, seconds: float = 120.0) -> set[str]:
-        """Wait until a job, or every task of an array, has ended; the states they ended in, such as COMPLETED.
+        """Wait until a job, or every task of a job array, has ended. Returns the final states, such as COMPLETED.
 
         Raises:
-            TimeoutError: not in this time.
+            TimeoutError: it has not ended after `seconds`.
         """
         _until(lambda: not NOT_ENDED & set(self.show(job, "JobState")), f"job {job} has not ended", seconds)
         return set(self.show(job, "JobState"))
@@ -97,14 +97,14 @@ class Cluster:
 def cluster(cpus: int = 2) -> Iterator[Cluster]:
     """Start Slurm with one node of `cpus` processors and all of the machine's memory; stop it when the block ends."""
     host = socket.gethostname().split(".")[0]
-    with tempfile.TemporaryDirectory(prefix="slurm-") as name, ExitStack() as daemons:  # sockets need a short path
+    with tempfile.TemporaryDirectory(prefix="slurm-") as name, ExitStack() as daemons:  # paths of sockets must be short
         folder = Path(name)
         _configure(folder, host, cpus)
         environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _search_path()}
         started = Cluster(folder, environment)
         socket_file = folder / "munge.socket"
         munged = ["munged", "--foreground", "--force", f"--socket={socket_file}", f"--key-file={folder}/munge.key"]
-        # --force: the socket is for root alone, since others do not reach its folder
+        # --force: munged would refuse the socket because other users cannot reach its folder
         munged += [f"--{kind}-file={folder}/munge.{kind}" for kind in ("pid", "log", "seed")]
         daemons.enter_context(_daemon(munged, started))
         _until(socket_file.exists, "munged does not start")
@@ -154,7 +154,7 @@ def _node_state(cluster: Cluster) -> str:
 
 
 def _cancel_all(cluster: Cluster) -> None:
-    """End what a failed test leaves behind: slurmd would leave the processes of jobs running."""
+    """End all jobs. After a failed test, slurmd would leave their processes running."""
     cluster.run("scancel", "--user=root", "--full", "--signal=KILL")
     cluster.run("scancel", "--user=root")
     _until(lambda: not cluster.run("squeue", "--noheader"), "jobs do not end")
@@ -169,4 +169,4 @@ def _until(condition: Callable[[], bool], what: str, seconds: float = STARTED_WI
 
 
 def _search_path() -> str:
-    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # where Debian puts daemons
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # where Debian installs daemons

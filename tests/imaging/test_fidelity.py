@@ -1,4 +1,4 @@
-"""Grey levels at full size against DCMTK's viewer, every decoder against another one, and reduced decoding's bound."""
+"""Grey levels equal those of DCMTK's viewer, decoders agree, and reduced decoding stays within its error bounds."""
 
 import io
 import shutil
@@ -48,7 +48,7 @@ NOT_COMPARED = {
 
 
 def bundled_images() -> list[Path]:
-    """The files on disk that come with pydicom and hold pixels; nothing is downloaded."""
+    """The files with pixel data that are installed with pydicom. Nothing is downloaded."""
     found = []
     for path in sorted(Path(DATA_ROOT).rglob("*")):
         content = path.read_bytes() if path.is_file() and path.suffix != ".py" else b""
@@ -66,40 +66,42 @@ def bundled_images() -> list[Path]:
 @pytest.mark.parametrize(
     "path", [path for path in bundled_images() if path.name not in NOT_COMPARED], ids=lambda p: p.name
 )
-def test_dcmtk_shows_the_same_grey_levels(path: Path) -> None:
-    assert compare(path).apart <= 1.01
+def test_grey_levels_equal_those_of_dcmtk(path: Path) -> None:
+    assert compare(path).largest <= 1.01
 
 
-def test_what_is_not_compared_is_there() -> None:
+def test_files_excluded_from_comparison_exist() -> None:
     assert set(NOT_COMPARED) <= {path.name for path in bundled_images()}
 
 
 @pytest.fixture(scope="module")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("phantoms") / "demo"
+def synthetic_radiographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("radiographs") / "demo"
     write_demo(folder, count=12)
     return sorted(folder.rglob("*.dcm"))
 
 
 @needs_dcmtk
-def test_dcmtk_shows_phantoms_the_same(phantoms: list[Path]) -> None:
-    kinds = {pydicom.dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID for path in phantoms}
+def test_synthetic_radiographs_equal_those_of_dcmtk(synthetic_radiographs: list[Path]) -> None:
+    kinds = {
+        pydicom.dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID for path in synthetic_radiographs
+    }
     assert len(kinds) >= 2
-    for path in phantoms:
-        assert compare(path).apart <= 1.01, path
+    for path in synthetic_radiographs:
+        assert compare(path).largest <= 1.01, path
 
 
 @needs_dcmtk
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("shape", ["IDENTITY", "INVERSE", None])
-def test_dcmtk_agrees_on_which_end_is_white(tmp_path: Path, photometric: str, shape: str | None) -> None:
+def test_polarity_equals_that_of_dcmtk(tmp_path: Path, photometric: str, shape: str | None) -> None:
     header: dict[str, Any] = {"PhotometricInterpretation": photometric, "WindowCenter": 128, "WindowWidth": 256}
     if shape:
         header["PresentationLUTShape"] = shape
-    assert compare(make_dicom(tmp_path / "x.dcm", smooth_image(3), bits=8, **header)).apart <= 1.01
+    assert compare(make_dicom(tmp_path / "x.dcm", smooth_image(3), bits=8, **header)).largest <= 1.01
 
 
-TABLES = {  # bits, entries, first value that is mapped, whether two entries share a word
+TABLES = {  # bits, number of entries, first mapped value, whether two entries share a word
     "16 bits": (16, 4096, 0, False),
     "16 bits of signed values": (16, 4096, -2048, False),
     "12 bits": (12, 4096, 0, False),
@@ -112,9 +114,7 @@ TABLES = {  # bits, entries, first value that is mapped, whether two entries sha
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("sequence", ["ModalityLUTSequence", "VOILUTSequence"])
 @pytest.mark.parametrize(("syntax", "vr"), [("", "OW"), (".1", "OW"), (".1", "US"), (".2", "OW"), (".2", "US")])
-def test_a_table_is_read_in_the_order_of_its_file(
-    tmp_path: Path, syntax: str, sequence: str, table: str, vr: str
-) -> None:
+def test_lookup_tables_in_either_byte_order(tmp_path: Path, syntax: str, sequence: str, table: str, vr: str) -> None:
     bits, entries, first, packed = TABLES[table]
     order = ">" if syntax == ".2" else "<"
     curve = (np.linspace(0, 1, entries) ** 2 * (2**bits - 1)).round().astype("<u2")
@@ -134,12 +134,12 @@ def test_a_table_is_read_in_the_order_of_its_file(
     shown = readers.read(path.read_bytes(), Preprocessing(exact=True)).pixels
     np.testing.assert_allclose(shown, curve[values] / (2**bits - 1), atol=2e-6)
     if shutil.which("dcm2pnm"):
-        assert compare(path).apart <= 1.01
+        assert compare(path).largest <= 1.01
 
 
 # ---------------------------------------------------------------------------------------------------------- decoders
 
-FILM = (smooth_image(7, 60, 80).astype(np.uint16) * 16 + np.random.default_rng(0).integers(0, 16, (60, 80))).astype(
+PIXELS = (smooth_image(7, 60, 80).astype(np.uint16) * 16 + np.random.default_rng(0).integers(0, 16, (60, 80))).astype(
     "<u2"
 )
 COLOUR = np.stack([smooth_image(number, 60, 80) for number in (1, 2, 3)], axis=-1)
@@ -148,7 +148,7 @@ COLOUR = np.stack([smooth_image(number, 60, 80) for number in (1, 2, 3)], axis=-
 def compressed(
     path: Path, pixels: np.ndarray, stream: Callable[[bytes], bytes] | bytes, syntax: str, **header: Any
 ) -> Path:
-    """A file whose fragments hold `stream`, or what it makes of the plain pixels."""
+    """Write a file whose fragments hold `stream`, or the result of `stream` for the uncompressed pixels."""
     make_dicom(path, pixels, **header)
     dataset = pydicom.dcmread(path)
     dataset.PixelData = encapsulate([stream(dataset.PixelData) if callable(stream) else stream])
@@ -183,8 +183,8 @@ def dcmtk(command: str, *words: str, source: Path) -> Path:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
-@pytest.mark.parametrize("pixels", [FILM, FILM.astype("<i2") - 2000, COLOUR], ids=["12 bits", "signed", "colour"])
-def test_what_dcmtk_packs_without_loss_is_unpacked_alike(
+@pytest.mark.parametrize("pixels", [PIXELS, PIXELS.astype("<i2") - 2000, COLOUR], ids=["12 bits", "signed", "colour"])
+def test_lossless_compression_by_dcmtk_is_decoded_exactly(
     tmp_path: Path, command: str, words: list[str], pixels: np.ndarray
 ) -> None:
     bits = {"u": 12, "i": 16}[pixels.dtype.kind]
@@ -193,9 +193,9 @@ def test_what_dcmtk_packs_without_loss_is_unpacked_alike(
 
 
 @pytest.mark.parametrize("words", [["+eb"], ["+ee"], ["+ee", "12"], ["near"]], ids=" ".join)
-def test_what_dcmtk_packs_with_loss_is_unpacked_as_by_dcmtk(tmp_path: Path, words: list[str]) -> None:
+def test_lossy_compression_by_dcmtk_is_decoded_as_by_dcmtk(tmp_path: Path, words: list[str]) -> None:
     deep = words[-1] in ("12", "near")
-    source = make_dicom(tmp_path / "x.dcm", FILM if deep else smooth_image(7), bits=12 if deep else 8)
+    source = make_dicom(tmp_path / "x.dcm", PIXELS if deep else smooth_image(7), bits=12 if deep else 8)
     if words == ["near"]:
         packed, unpack = dcmtk("dcmcjpls", "+en", "+md", "3", source=source), "dcmdjpls"
     else:
@@ -205,10 +205,10 @@ def test_what_dcmtk_packs_with_loss_is_unpacked_as_by_dcmtk(tmp_path: Path, word
     np.testing.assert_allclose(stored(packed), expected, atol=1 if words == ["+eb"] else 0)
 
 
-@pytest.mark.parametrize("pixels", [FILM, COLOUR], ids=["12 bits", "colour"])
+@pytest.mark.parametrize("pixels", [PIXELS, COLOUR], ids=["12 bits", "colour"])
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202"])
-def test_htj2k_is_unpacked_by_each_decoder(tmp_path: Path, pixels: np.ndarray, syntax: str) -> None:
-    """Packed by OpenJPH, which none of the decoders is."""
+def test_htj2k_is_decoded_by_every_decoder(tmp_path: Path, pixels: np.ndarray, syntax: str) -> None:
+    """The stream is encoded by OpenJPH, which is independent of all decoders under test."""
     imagecodecs = pytest.importorskip("imagecodecs")
     stream = imagecodecs.htj2k_encode(pixels, reversible=True)
     header = {"PhotometricInterpretation": "YBR_RCT"} if pixels.ndim == 3 else {"bits": 16}
@@ -230,8 +230,8 @@ def deflated(content: bytes) -> bytes:
     [("1.2.840.10008.1.2.8.1", deflated), ("1.2.840.10008.1.2.1.98", bytes)],
     ids=["deflated", "plain"],
 )
-@pytest.mark.parametrize("pixels", [FILM, COLOUR, FILM.astype("<i2") - 2000], ids=["12 bits", "colour", "signed"])
-def test_fragments_may_hold_plain_pixels(
+@pytest.mark.parametrize("pixels", [PIXELS, COLOUR, PIXELS.astype("<i2") - 2000], ids=["12 bits", "colour", "signed"])
+def test_uncompressed_pixels_in_fragments(
     tmp_path: Path, syntax: str, pack: Callable[[bytes], bytes], pixels: np.ndarray
 ) -> None:
     path = compressed(tmp_path / "x.dcm", pixels, pack, "1.2.840.10008.1.2.1.98", bits=16)
@@ -239,8 +239,8 @@ def test_fragments_may_hold_plain_pixels(
     np.testing.assert_array_equal(stored(path), pixels)
 
 
-def test_decoders_of_one_syntax_agree() -> None:
-    """Each decoder that is installed gives the same values of pydicom's files as the one that is preferred."""
+def test_decoders_of_the_same_transfer_syntax_agree() -> None:
+    """Every installed decoder gives the same values for the files of pydicom as the preferred decoder."""
     compared = 0
     for path in bundled_images():
         header = pydicom.dcmread(path, force=True)
@@ -252,9 +252,9 @@ def test_decoders_of_one_syntax_agree() -> None:
             try:
                 got = decoding._attempt(decoder, pydicom.dcmread(path), 0, plugin)
             except InputError:
-                continue  # a decoder may know less than another
+                continue  # some decoders support fewer streams than others
             compared += 1
-            lossy = syntax in ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.91")  # rounded differently
+            lossy = syntax in ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.91")  # decoders round differently
             np.testing.assert_allclose(got, expected, atol=2 if lossy else 0, err_msg=f"{path.name} {plugin}")
     assert compared > 40
 
@@ -262,7 +262,7 @@ def test_decoders_of_one_syntax_agree() -> None:
 @pytest.mark.parametrize("fragments", [1, 3])
 @pytest.mark.parametrize("offsets", [True, False])
 def test_frames_are_found_among_fragments(tmp_path: Path, fragments: int, offsets: bool) -> None:
-    frames = np.stack([FILM, FILM[::-1], FILM[:, ::-1]])
+    frames = np.stack([PIXELS, PIXELS[::-1], PIXELS[:, ::-1]])
     path = make_dicom(tmp_path / "x.dcm", frames)
     dataset = pydicom.dcmread(path)
     streams = []
@@ -282,8 +282,8 @@ def test_frames_are_found_among_fragments(tmp_path: Path, fragments: int, offset
 # --------------------------------------------------------------------------------------------------- reduced decoding
 
 
-def film(seed: int, height: int, width: int, noise: float = 0.01, sharp: bool = True) -> np.ndarray:
-    """A noisy picture of 12 bits, with a dark border and a bright mark that have sharp edges."""
+def radiograph(seed: int, height: int, width: int, noise: float = 0.01, sharp: bool = True) -> np.ndarray:
+    """A noisy 12-bit image; if `sharp`, with a dark border and a bright mark that have sharp edges."""
     picture = smooth_image(seed, height, width) / 255 * 0.7 + 0.15
     if sharp:
         picture[: height // 12] = picture[:, -width // 15 :] = 0.04
@@ -293,7 +293,7 @@ def film(seed: int, height: int, width: int, noise: float = 0.01, sharp: bool = 
 
 
 def both(content: bytes, **settings: Any) -> tuple[readers.Picture, np.ndarray]:
-    """The reduced picture, and by how many grey levels its sample differs from that of the whole one."""
+    """The reduced image, and the difference between its sample and that of the full image in grey levels of 255."""
     reduced = readers.read(content, Preprocessing(**settings))
     whole = readers.read(content, Preprocessing(**settings, exact=True))
     assert whole.scale == 1
@@ -339,21 +339,23 @@ CODECS: dict[str, Callable[[Path, np.ndarray], Path | bytes]] = {
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("shape", SIZES, ids=str)
-def test_reduced_decoding_keeps_its_bound(codec: str, shape: tuple[int, int], tmp_path: Path) -> None:
-    made = CODECS[codec](tmp_path / "x.dcm", film(5, *shape))
-    reduced, apart = both(made.read_bytes() if isinstance(made, Path) else made, size=112)
+def test_reduced_decoding_stays_within_its_error_bounds(codec: str, shape: tuple[int, int], tmp_path: Path) -> None:
+    made = CODECS[codec](tmp_path / "x.dcm", radiograph(5, *shape))
+    reduced, difference = both(made.read_bytes() if isinstance(made, Path) else made, size=112)
     assert reduced.scale >= 2
-    assert (reduced.edge > 0) == (codec in ("JPEG 2000", "JPEG 2000 with loss"))  # of 8 bits it rounds too coarsely
+    assert (reduced.edge > 0) == (codec in ("JPEG 2000", "JPEG 2000 with loss"))  # not with 8 bits
     assert (reduced.facts.height, reduced.facts.width) == shape
-    assert apart.mean() <= 0.5
-    assert np.percentile(apart, 99.9) <= 4
+    assert difference.mean() <= 0.5
+    assert np.percentile(difference, 99.9) <= 4
 
 
 @pytest.mark.parametrize("kind", ["12 bits", "signed", "htj2k"])
 @pytest.mark.parametrize("sharp", [True, False], ids=["sharp", "soft"])
-def test_reduced_jpeg_2000_of_other_depths_keeps_its_bound(kind: str, sharp: bool, tmp_path: Path) -> None:
+def test_reduced_jpeg_2000_of_other_depths_stays_within_its_error_bounds(
+    kind: str, sharp: bool, tmp_path: Path
+) -> None:
     imagecodecs = pytest.importorskip("imagecodecs")
-    pixels, header, syntax = film(6, 1003, 899, sharp=sharp), dict(WHOLE_RANGE), "1.2.840.10008.1.2.4.90"
+    pixels, header, syntax = radiograph(6, 1003, 899, sharp=sharp), dict(WHOLE_RANGE), "1.2.840.10008.1.2.4.90"
     if kind == "signed":
         pixels, header = pixels.astype(np.int16) - 2000, {"WindowCenter": 48, "WindowWidth": 4096}
     if kind == "htj2k":
@@ -363,30 +365,32 @@ def test_reduced_jpeg_2000_of_other_depths_keeps_its_bound(kind: str, sharp: boo
     bits = 16 if kind == "htj2k" else 12
     path = compressed(tmp_path / "x.dcm", pixels, bytes(stream), syntax, bits=bits, **header)
     np.testing.assert_array_equal(stored(path), pixels)
-    reduced, apart = both(path.read_bytes(), size=112)
+    reduced, difference = both(path.read_bytes(), size=112)
     assert (reduced.scale, reduced.edge) == ((2, 0.25) if sharp else (4, 0.375))
-    assert apart.mean() <= 0.5
-    assert np.percentile(apart, 99.9) <= 4
+    assert difference.mean() <= 0.5
+    assert np.percentile(difference, 99.9) <= 4
 
 
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"])
 @pytest.mark.parametrize(
     "header", [WHOLE_RANGE, {"WindowCenter": 1200, "WindowWidth": 700}, {}], ids=["all", "clipped", "none"]
 )
-def test_averaging_before_the_resize_keeps_the_bound(syntax: str, header: dict[str, Any], tmp_path: Path) -> None:
-    path = make_dicom(tmp_path / "x.dcm", film(8, 1403, 1212), **header)
+def test_averaging_before_the_resize_stays_within_the_error_bounds(
+    syntax: str, header: dict[str, Any], tmp_path: Path
+) -> None:
+    path = make_dicom(tmp_path / "x.dcm", radiograph(8, 1403, 1212), **header)
     if syntax.endswith(".5"):
         dataset = pydicom.dcmread(path)
         dataset.compress(syntax)
         dataset.save_as(path)
-    reduced, apart = both(path.read_bytes(), size=112)
+    reduced, difference = both(path.read_bytes(), size=112)
     assert reduced.scale == 4
-    assert apart.mean() <= 0.5
-    assert np.percentile(apart, 99.9) <= 4
+    assert difference.mean() <= 0.5
+    assert np.percentile(difference, 99.9) <= 4
 
 
-def test_a_reduced_picture_is_not_moved_or_stretched(tmp_path: Path) -> None:
-    """A soft spot stays where it is to a fiftieth of a pixel, whatever the codec and the side it is cut at."""
+def test_reduced_image_is_not_moved_or_stretched(tmp_path: Path) -> None:
+    """The centre of a soft spot moves by less than a fiftieth of a pixel, for every codec."""
     y, x = np.mgrid[:1211, :1001]
     spot = np.rint(4000 * np.exp(-((y - 777.3) ** 2 + (x - 333.8) ** 2) / 60**2)).astype(np.uint16)
     for codec, make in CODECS.items():
@@ -404,28 +408,28 @@ def test_a_reduced_picture_is_not_moved_or_stretched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        {"WindowCenter": 1200, "WindowWidth": 700},  # clips hard
+        {"WindowCenter": 1200, "WindowWidth": 700},  # clips strongly
         {**WHOLE_RANGE, "PixelPaddingValue": 0},
         {**WHOLE_RANGE, "VOILUTFunction": "SIGMOID"},
-        {},  # the percentiles are those of the whole picture
+        {},  # percentiles need the full image
     ],
     ids=["clipped", "padding", "sigmoid", "no window"],
 )
-def test_what_must_be_rendered_whole_is_decoded_whole(header: dict[str, Any], tmp_path: Path) -> None:
-    pixels = film(9, 1003, 899)
+def test_images_that_need_full_resolution_are_decoded_in_full(header: dict[str, Any], tmp_path: Path) -> None:
+    pixels = radiograph(9, 1003, 899)
     header = {name: value * 16 if name.startswith("Window") else value for name, value in header.items()}
     path = compressed(
         tmp_path / "x.dcm", pixels << 4, jpeg_2000(pixels << 4), "1.2.840.10008.1.2.4.90", bits=16, **header
     )
-    reduced, apart = both(path.read_bytes(), size=112)
+    reduced, difference = both(path.read_bytes(), size=112)
     assert reduced.edge == 0
-    assert apart.mean() <= 0.5
-    assert np.percentile(apart, 99.9) <= 4
+    assert difference.mean() <= 0.5
+    assert np.percentile(difference, 99.9) <= 4
 
 
 @pytest.mark.parametrize("share", [0.002, 0.005, 0.3])
 @pytest.mark.parametrize("count", [2**18 + 1, 10**6])
-def test_quantiles_of_many_values_are_those_of_numpy(share: float, count: int) -> None:
+def test_quantiles_of_many_values_equal_those_of_numpy(share: float, count: int) -> None:
     generator = np.random.default_rng(count)
     values = generator.normal(2000, 300, count).clip(0, 4095).astype(np.uint16)
     values[generator.random(count) < share] = 0

@@ -1,4 +1,4 @@
-"""Files that were cut, flipped and spliced: none ends the job, none hangs it, every one is used or named."""
+"""Randomly damaged files never end or hang a job, and each is either used or listed with a reason."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from helpers.makers import make_dicom, smooth_image
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-SMALL = (  # of the files that come with pydicom, one for each way to code pixels
+SMALL = (  # files that are installed with pydicom, one for each pixel encoding
     "CT_small.dcm", "MR_small_RLE.dcm", "JPEG2000.dcm", "JPEG-lossy.dcm", "SC_rgb_jpeg_dcmtk.dcm",
     "examples_palette.dcm",
     "MR_small_jpeg_ls_lossless.dcm", "J2K_pixelrep_mismatch.dcm", "SC_rgb_jls_lossy_line.dcm", "image_dfl.dcm",
@@ -22,7 +22,7 @@ SMALL = (  # of the files that come with pydicom, one for each way to code pixel
 )  # fmt: skip
 
 
-def seeds(folder: Path) -> list[bytes]:
+def undamaged_files(folder: Path) -> list[bytes]:
     contents = [Path(get_testdata_file(name)).read_bytes() for name in SMALL]
     frames = np.stack([smooth_image(number, 24, 20) for number in range(3)])
     contents.append(make_dicom(folder / "frames.dcm", frames, bits=8, PatientID="P").read_bytes())
@@ -36,16 +36,17 @@ def seeds(folder: Path) -> list[bytes]:
 
 
 def mutated(contents: list[bytes], chance: random.Random) -> bytes:
-    """One file, cut short, with flipped bits, with some bytes of another, or with a length that lies."""
+    """A damaged copy of one file: truncated, with flipped bits, with bytes of another file, or with a wrong length."""
     content = bytearray(chance.choice(contents))
-    way = chance.randrange(4)
-    at = chance.randrange(min(len(content), 3000) if chance.random() < 0.7 else len(content))  # headers break most
-    if way == 0:
+    kind = chance.randrange(4)
+    # Most damage is placed in the header, where it has the most effect.
+    at = chance.randrange(min(len(content), 3000) if chance.random() < 0.7 else len(content))
+    if kind == 0:
         return bytes(content[:at])
-    if way == 1:
+    if kind == 1:
         for _ in range(chance.choice((1, 3, 30))):
             content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-    elif way == 2:
+    elif kind == 2:
         other = chance.choice(contents)
         start = chance.randrange(len(other))
         content[at : at + chance.randrange(2000)] = other[start : start + chance.randrange(2000)]
@@ -55,8 +56,8 @@ def mutated(contents: list[bytes], chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("files", [1500, pytest.param(5000, marks=pytest.mark.slow)])
-def test_broken_files_are_all_accounted_for(files: int, tmp_path: Path) -> None:
-    contents, chance = seeds(tmp_path), random.Random(7)
+def test_every_damaged_file_is_used_or_rejected(files: int, tmp_path: Path) -> None:
+    contents, chance = undamaged_files(tmp_path), random.Random(7)
     assert len(contents) >= 20
     for number in range(files):
         path = Path(f"files/{number // 500}/{number:04}")
@@ -76,14 +77,14 @@ def test_broken_files_are_all_accounted_for(files: int, tmp_path: Path) -> None:
     start = time.monotonic()
     ran = subprocess.run([*command, "--time-limit", "20"], capture_output=True, text=True, timeout=400, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    said = json.loads(ran.stdout)
-    assert said["inputs"] == files
-    assert said["used"] + said["duplicates"] + said["skipped"] + said["rejected"] == files
-    assert said["used"] > files // 10
-    assert said["rejected"] > files // 10
-    assert "timeout" not in said["rejected_by_reason"]
-    assert "unexpected" not in said["rejected_by_reason"]  # every failure has a reason of its own
+    result = json.loads(ran.stdout)
+    assert result["inputs"] == files
+    assert result["used"] + result["duplicates"] + result["skipped"] + result["rejected"] == files
+    assert result["used"] > files // 10
+    assert result["rejected"] > files // 10
+    assert "timeout" not in result["rejected_by_reason"]
+    assert "unexpected" not in result["rejected_by_reason"]  # every failure has a specific reason
     named = [json.loads(line) for line in Path("dataset/rejected.jsonl").read_text().splitlines()]
-    assert len({line["source"] for line in named}) == len(named) == said["skipped"] + said["rejected"]
+    assert len({line["source"] for line in named}) == len(named) == result["skipped"] + result["rejected"]
     assert all(line["reason"] and line["detail"] for line in named)
     assert time.monotonic() - start < 300

@@ -1,4 +1,4 @@
-"""Whom a header names is found at any depth and in any encoding; what may be kept of it are terms and sane numbers."""
+"""Identities in a header are found at any depth and in any encoding. Facts are defined terms and plausible numbers."""
 
 import io
 from typing import Any
@@ -17,7 +17,7 @@ from cyclic_cli.imaging.dicom.header import Facts, facts_of, identities_of
 
 
 def stored(data: Dataset, syntax: str = ExplicitVRLittleEndian) -> Dataset:
-    """A dataset as it comes back from a file."""
+    """The dataset after it was written to a file and read again."""
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
     data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "2.25.7"
@@ -52,8 +52,8 @@ def test_names_and_remarks_at_any_depth(syntax: str) -> None:
     )  # fmt: skip
     data.private_block(0x0031, "TEST", create=True).add_new(2, "SH", "remark four")
     found = identities_of(stored(data, syntax))
-    said = "One^Name|4711|A-1|20240312|101112|A House|Three^Name|Four^Name|Two^Name".split("|")
-    assert set(said) <= set(found.identifying.names)
+    expected = "One^Name|4711|A-1|20240312|101112|A House|Three^Name|Four^Name|Two^Name".split("|")
+    assert set(expected) <= set(found.identifying.names)
     assert {"remark one", "remark two", "remark three", "remark four", "CHEST"} <= set(found.identifying.remarks)
     assert {"120", "1.2.3", "7"}.isdisjoint(found.identifying.names + found.identifying.remarks)
     assert (found.patient, found.study, found.accession) == (("4711",), "1.2.3", "A-1")
@@ -90,7 +90,7 @@ def test_character_sets(declared: str, encoding: str, name: str) -> None:
     assert name in names(data)
 
 
-def test_the_text_of_a_structured_report_is_no_remark_about_it() -> None:
+def test_structured_report_text_is_not_a_remark() -> None:
     item = header(ValueType="TEXT", TextValue="No sialadenitis.", PersonName="One^Name")
     data = header(ContentSequence=Sequence([item]))
     kept = stored(data)
@@ -100,10 +100,10 @@ def test_the_text_of_a_structured_report_is_no_remark_about_it() -> None:
     assert "One^Name" in identities_of(kept).identifying.names
 
 
-def test_damage_names_nobody_and_raises_nothing() -> None:
+def test_damaged_elements_are_skipped_without_error() -> None:
     data = stored(header(PatientName="One^Name", PatientID="4711", StudyDescription="remark"))
     data.add_new(0x00400275, "LO", "a text where a sequence belongs")
-    data._dict[pydicom.tag.Tag(0x00081140)] = pydicom.dataelem.RawDataElement(  # a sequence of garbage
+    data._dict[pydicom.tag.Tag(0x00081140)] = pydicom.dataelem.RawDataElement(  # a sequence with invalid content
         pydicom.tag.Tag(0x00081140), "SQ", 6, b"garbag", 0, False, True
     )
     found = identities_of(data)
@@ -136,7 +136,7 @@ def test_facts_are_defined_terms() -> None:
     [("089Y", "85-89"), ("090Y", "90+"), ("104Y", "90+"), ("999Y", "90+"), ("018M", "0-4"), ("003D", "0-4"),
      ("43Y", ""), ("043Y ", "40-44"), ("٠٤٣Y", ""), ("0043Y", ""), ("", "")],
 )  # fmt: skip
-def test_ages_are_bands(age: str, band: str) -> None:
+def test_ages_are_kept_as_bands(age: str, band: str) -> None:
     assert facts(PatientAge=age).age == band
 
 
@@ -151,20 +151,20 @@ def test_ages_are_bands(age: str, band: str) -> None:
         (0.00025, 0.00025),
     ],
 )
-def test_pixel_spacing_is_a_length(spacing: Any, kept: float) -> None:
+def test_implausible_pixel_spacing_is_dropped(spacing: Any, kept: float) -> None:
     assert facts(PixelSpacing=spacing).pixel_spacing == kept
 
 
 @pytest.mark.parametrize(("bits", "kept"), [(12, 12), (0, 0), (918, 0), (64, 64)])
-def test_bits_are_bits(bits: int, kept: int) -> None:
+def test_implausible_bits_are_dropped(bits: int, kept: int) -> None:
     assert facts(BitsStored=bits).bits == kept
 
 
-def test_a_film_knows_whom_its_header_names(tmp_path: Any) -> None:
+def test_dicom_file_has_the_identities_in_its_header(tmp_path: Any) -> None:
     from cyclic_cli.config import Preprocessing
-    from cyclic_cli.imaging.dicom.reading import Film
+    from cyclic_cli.imaging.dicom.reading import DicomFile
 
     path = make_dicom(tmp_path / "a.dcm", np.eye(16, dtype=np.uint16), PatientName="One^Name", AccessionNumber="A-1")
-    film = Film(path.read_bytes(), Preprocessing(size=16))
-    assert film.identities.accession == "A-1"
-    assert "One^Name" in film.identities.identifying.names
+    file = DicomFile(path.read_bytes(), Preprocessing(size=16))
+    assert file.identities.accession == "A-1"
+    assert "One^Name" in file.identities.identifying.names

@@ -1,4 +1,4 @@
-"""Formats told by content, depth, orientation, letterbox."""
+"""Image files are recognised by content, read at their bit depth and orientation, and letterboxed."""
 
 import sys
 from collections.abc import Callable
@@ -47,37 +47,37 @@ def test_a_16_bit_ramp_stays_monotone(tmp_path: Path) -> None:
     assert (np.diff(read(tmp_path / "ramp.png").pixels.ravel()) > 0).all()
 
 
-def test_the_content_tells_the_format_not_the_name(tmp_path: Path) -> None:
-    assert readers.file_format((make_dicom(tmp_path / "film.jpg", GREY, bits=8)).read_bytes()) == "dicom"
+def test_format_is_recognised_by_content(tmp_path: Path) -> None:
+    assert readers.file_format((make_dicom(tmp_path / "image.jpg", GREY, bits=8)).read_bytes()) == "dicom"
     make_png(tmp_path / "x.png", GREY).rename(tmp_path / "x.dcm")
     assert readers.file_format((tmp_path / "x.dcm").read_bytes()) == "png"
 
 
-def test_a_dicom_preamble_may_be_a_tiff_header(tmp_path: Path) -> None:
+def test_dicom_whose_preamble_is_a_tiff_header(tmp_path: Path) -> None:
     path = make_dicom(tmp_path / "x.dcm", GREY, bits=8)
     path.write_bytes(b"II*\x00" + path.read_bytes()[4:])
     assert readers.file_format((path).read_bytes()) == "dicom"
 
 
-def test_white_is_zero_is_turned_at_any_depth(tmp_path: Path) -> None:
+def test_white_is_zero_is_inverted_at_any_depth(tmp_path: Path) -> None:
     for pixels in (GREY, GREY.astype(np.uint16) * 257):
         Image.fromarray(pixels).save(tmp_path / "x.tif", tiffinfo={262: 0})
         turned = read(tmp_path / "x.tif").pixels
         stored = np.asarray(Image.open(tmp_path / "x.tif")).astype(np.float64) / np.iinfo(pixels.dtype).max
-        expected = stored if pixels.dtype == np.uint8 else 1 - stored  # Pillow turns the first itself
+        expected = stored if pixels.dtype == np.uint8 else 1 - stored  # Pillow inverts 8 bits itself
         np.testing.assert_allclose(turned, expected, atol=1e-6)
         assert abs(np.corrcoef(turned.ravel(), GREY.ravel())[0, 1]) > 0.999
 
 
-def test_of_several_pages_the_middle_one_is_read(tmp_path: Path) -> None:
+def test_middle_page_is_read_by_default(tmp_path: Path) -> None:
     pages = [Image.fromarray(smooth_image(number, 30, 30)) for number in range(3)]
     pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
     np.testing.assert_allclose(read(tmp_path / "x.tif").pixels, np.asarray(pages[1]) / 255, atol=1e-6)
 
 
-def test_exif_turns_the_picture_upright(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     Image.fromarray(GREY).save(tmp_path / "x.png", exif=exif)
     np.testing.assert_allclose(read(tmp_path / "x.png").pixels, np.rot90(GREY, -1) / 255, atol=1e-6)
 
@@ -92,7 +92,7 @@ def test_exif_turns_the_picture_upright(tmp_path: Path) -> None:
         (None, "missing"),
     ],
 )
-def test_what_cannot_be_read_has_a_reason(tmp_path: Path, content: bytes | None, reason: str) -> None:
+def test_unreadable_files_have_a_reason(tmp_path: Path, content: bytes | None, reason: str) -> None:
     path = tmp_path / "x"
     if content is not None:
         path.write_bytes(content)
@@ -102,9 +102,9 @@ def test_what_cannot_be_read_has_a_reason(tmp_path: Path, content: bytes | None,
     assert reason in REASONS
 
 
-def test_a_reader_that_fails_unforeseen_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_reject_one_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Panic(BaseException):
-        """As decoders written in Rust raise it."""
+        """An exception such as decoders written in Rust raise."""
 
     def failing_with(error: BaseException) -> Callable[..., readers.Scan]:
         def open_it(*_: Any) -> readers.Scan:
@@ -123,7 +123,7 @@ def test_a_reader_that_fails_unforeseen_costs_one_file(tmp_path: Path, monkeypat
         read(path)
 
 
-def test_half_an_image_is_not_used(tmp_path: Path) -> None:
+def test_truncated_images_are_rejected(tmp_path: Path) -> None:
     for suffix in ("png", "jpg", "tif"):
         path = tmp_path / f"x.{suffix}"
         Image.fromarray(GREY).save(path)
@@ -132,14 +132,14 @@ def test_half_an_image_is_not_used(tmp_path: Path) -> None:
             read(path)
 
 
-def test_a_blank_image_is_not_used(tmp_path: Path) -> None:
+def test_blank_images_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(Rejected) as caught:
         read(make_png(tmp_path / "x.png", np.zeros((9, 9), np.uint8)))
     assert caught.value.reason == "blank"
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (80, 60), (50, 50), (301, 200), (7, 300)], ids=str)
-def test_fit_is_pillows_antialiased_resize_of_the_letterboxed_square(shape: tuple[int, int]) -> None:
+def test_fit_equals_the_antialiased_resize_of_the_letterboxed_square_by_pillow(shape: tuple[int, int]) -> None:
     picture = smooth_image(2, *shape).astype(np.float32) / 255
     side = max(shape)
     square = Image.new("F", (side, side), 0.0)
@@ -154,19 +154,19 @@ def test_fit_is_pillows_antialiased_resize_of_the_letterboxed_square(shape: tupl
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (80, 60), (50, 50), (301, 200)], ids=str)
-def test_the_image_area_holds_no_letterbox_and_all_else_does(shape: tuple[int, int]) -> None:
+def test_image_area_excludes_the_letterbox_exactly(shape: tuple[int, int]) -> None:
     fitted = readers.fit(picture_of(np.ones(shape, np.float32)), Preprocessing(size=32))[0]
     rows, columns = readers.image_area(*shape, 32)
     inner = (slice(rows.start + 1, rows.stop - 1), slice(columns.start + 1, columns.stop - 1))
     assert (fitted[inner] == 255).all()
-    assert fitted[rows, columns].min() > 100  # the edge itself is blended by the antialiasing
+    assert fitted[rows, columns].min() > 100  # antialiasing blends the edge with black
     outside = fitted.copy()
     outside[max(0, rows.start - 2) : rows.stop + 2, max(0, columns.start - 2) : columns.stop + 2] = 0
     assert outside.max() == 0
 
 
 @pytest.mark.parametrize("window", ["full", "percentile"])
-def test_plain_pictures_are_stretched_only_when_asked(tmp_path: Path, window: str) -> None:
+def test_plain_images_are_stretched_only_on_request(tmp_path: Path, window: str) -> None:
     dull = GREY // 3 + 40
     path = make_png(tmp_path / "x.png", dull)
     np.testing.assert_allclose(read(path).pixels, dull / 255, atol=1e-6)
@@ -175,7 +175,7 @@ def test_plain_pictures_are_stretched_only_when_asked(tmp_path: Path, window: st
     np.testing.assert_allclose(read(path, window=window).pixels, np.clip((dull - low) / (high - low), 0, 1), atol=1e-6)
 
 
-def test_pages_are_frames(tmp_path: Path) -> None:
+def test_tiff_pages_are_frames(tmp_path: Path) -> None:
     pages = [Image.fromarray(smooth_image(number, 30, 30)) for number in range(3)]
     pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
     scan = readers.open_scan((tmp_path / "x.tif").read_bytes(), Preprocessing(frames="all"))
@@ -184,7 +184,7 @@ def test_pages_are_frames(tmp_path: Path) -> None:
         np.testing.assert_allclose(scan.picture(frame).pixels, np.asarray(pages[frame]) / 255, atol=1e-6)
 
 
-def test_a_turned_jpeg_is_turned_before_it_is_reduced(tmp_path: Path) -> None:
+def test_rotated_jpeg_keeps_its_orientation_at_reduced_resolution(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     wide = Image.fromarray(smooth_image(4, 500, 800))
@@ -197,8 +197,8 @@ def test_a_turned_jpeg_is_turned_before_it_is_reduced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(60, 80), (301, 200), (7, 300), (223, 225)], ids=str)
 @pytest.mark.parametrize(("scale", "edge"), [(3, 0.0), (4, 0.375), (2, 0.25)])
-def test_a_reduced_picture_fills_the_same_area(shape: tuple[int, int], scale: int, edge: float) -> None:
-    """White stays white up to the letterbox, however the cells lie; so nothing is moved, stretched or cut."""
+def test_reduced_image_fills_the_same_area(shape: tuple[int, int], scale: int, edge: float) -> None:
+    """A white image stays white up to the letterbox for every position of the cells, so nothing is moved or cut."""
     facts = Facts(height=shape[0], width=shape[1])
     counts = [int(np.ceil((length / scale) + edge - 1e-9)) for length in shape]
     reduced = readers.Picture(np.ones(counts, np.float32), facts, Identities(), 0, scale, edge)
@@ -211,7 +211,7 @@ def test_a_reduced_picture_fills_the_same_area(shape: tuple[int, int], scale: in
 
 
 def volume(shape: tuple[int, ...] = (20, 24, 9)) -> np.ndarray:
-    """Samples in the order right to left, anterior to posterior, feet to head: none equals a neighbour's."""
+    """Random voxels, with axes from right to left, anterior to posterior and feet to head."""
     return np.random.default_rng(0).integers(-1000, 1000, shape).astype(np.int16)
 
 
@@ -223,7 +223,7 @@ def make_nifti(path: Path, values: np.ndarray, affine: np.ndarray, slope: float 
     return path
 
 
-ORIENTATIONS = {  # how stored axes run → what turns (x to the left, y to the back, z up) into that order
+ORIENTATIONS = {  # stored directions: affine, and the function that reorders (left, posterior, superior) voxels
     "LPS": (np.diag([-1.0, -1.5, 3, 1]), lambda values: values),
     "RAS": (np.diag([1.0, 1.5, 3, 1]), lambda values: values[::-1, ::-1]),
     "LPI": (np.diag([-1.0, -1.5, -3, 1]), lambda values: values[:, :, ::-1]),
@@ -237,8 +237,8 @@ ORIENTATIONS = {  # how stored axes run → what turns (x to the left, y to the 
 @pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("kind", ["1", "2"])
-def test_a_volume_shows_its_slices_as_a_viewer_does(tmp_path: Path, name: str, orientation: str, kind: str) -> None:
-    """Row 0 is anterior and column 0 the patient's right, however the axes are stored."""
+def test_volume_slices_are_in_radiological_convention(tmp_path: Path, name: str, orientation: str, kind: str) -> None:
+    """Row 0 is anterior and column 0 is the patient's right, for every order of the stored axes."""
     values = volume()
     affine, stored = ORIENTATIONS[orientation]
     path = make_nifti(tmp_path / name, np.ascontiguousarray(stored(values)), affine, kind=kind)
@@ -283,7 +283,7 @@ def test_damaged_volumes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert caught.value.reason == "too_large"
 
 
-def test_without_nibabel_the_way_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_nibabel_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = (348).to_bytes(4, "little") + bytes(340) + b"n+1\0" + bytes(100)
     monkeypatch.setitem(sys.modules, "nibabel", None)
     with pytest.raises(Rejected) as caught:

@@ -1,4 +1,4 @@
-"""`cyclic embed`: pixels of `prepare`, vectors of the model, the same file whoever makes it and however often."""
+"""`cyclic embed`: pixels as `prepare` reads them, vectors of the model, one file whatever the processes and stops."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from helpers.makers import Ran, make_dicom, make_png, smooth_image
 from safetensors.numpy import load_file
 
 from cyclic_cli.config import TrainConfig
-from cyclic_cli.inference import embed
+from cyclic_cli.inference import embed, embed_inputs, embed_parts
 from cyclic_cli.inference.torch_model import TorchModel
-from cyclic_cli.storage import embeddings
+from cyclic_cli.storage import embeddings_writing
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training.task import train
 
@@ -37,7 +37,7 @@ def vectors(path: Path) -> dict[tuple[str, str], np.ndarray]:
     return {(row["key"], row["kind"]): np.array(row["vector"], np.float32) for row in rows}
 
 
-def test_vectors_of_a_data_set_are_the_model_s(joint_run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_vectors_of_a_dataset_are_those_of_the_model(joint_run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     ran = cyclic("embed", paired_dataset, "--model", joint_run, "--out", "e.parquet", "--with-text", "--json")
     assert ran.code == 0, ran.err
     stored, module = StoredDataset(paired_dataset), TorchModel(joint_run / "model.safetensors")
@@ -47,10 +47,10 @@ def test_vectors_of_a_data_set_are_the_model_s(joint_run: Path, paired_dataset: 
     assert (facts["model"], facts["dataset"]) == (module.fingerprint, stored.facts.fingerprint)
     assert found.schema.field("vector").type.list_size == facts["dimensions"] == 16
     rows = found.to_pylist()
-    there = [row for row in index if row["has_image"]]
-    assert len(rows) == ran.json["vectors"] == len(there) + sum(row["has_text"] for row in index)
-    pixels = stored.images(*(np.array([row[name] for row in there]) for name in ("shard", "row")))
-    wanted = dict(zip((row["sample"] for row in there), module.embed_images(pixels), strict=True))
+    with_image = [row for row in index if row["has_image"]]
+    assert len(rows) == ran.json["vectors"] == len(with_image) + sum(row["has_text"] for row in index)
+    pixels = stored.images(*(np.array([row[name] for row in with_image]) for name in ("shard", "row")))
+    wanted = dict(zip((row["sample"] for row in with_image), module.embed_images(pixels), strict=True))
     for row in rows:
         assert np.linalg.norm(row["vector"]) == pytest.approx(1, abs=1e-5)
         if row["kind"] == "image":
@@ -71,12 +71,12 @@ def test_files_have_the_pixels_and_keys_of_prepare(
     ran = cyclic("embed", tiny_files, "--model", model, "--out", "b.parquet", "--already-deidentified", "--json")
     assert ran.code == 0, ran.err
     assert (ran.json["inputs"], ran.json["used"], ran.json["images"]) == (40, 40, 40)
-    prepared, loose = vectors(Path("a.parquet")), vectors(Path("b.parquet"))
-    assert prepared.keys() == loose.keys()
+    prepared, unprepared = vectors(Path("a.parquet")), vectors(Path("b.parquet"))
+    assert prepared.keys() == unprepared.keys()
     for key, vector in prepared.items():
-        np.testing.assert_allclose(loose[key], vector, atol=1e-5)
+        np.testing.assert_allclose(unprepared[key], vector, atol=1e-5)
     assert cyclic("embed", tiny_files, "--model", model, "--out", "c.parquet", "-q").code == 0
-    assert not vectors(Path("c.parquet")).keys() & loose.keys()  # keys of this user's own secret
+    assert not vectors(Path("c.parquet")).keys() & unprepared.keys()  # keys made with the secret of this user
 
 
 def test_results_come_while_the_list_is_still_being_written(model: Path, tiny_files: Path) -> None:
@@ -85,7 +85,7 @@ def test_results_come_while_the_list_is_still_being_written(model: Path, tiny_fi
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin
         assert process.stdout
-        process.stdin.write(b"".join(os.fsencode(file) + b"\n" for file in files[: embed.PIECE]))
+        process.stdin.write(b"".join(os.fsencode(file) + b"\n" for file in files[: embed_inputs.CHUNK_SIZE]))
         process.stdin.flush()
         assert select.select([process.stdout], [], [], 60)[0], "nothing came"
         first = json.loads(process.stdout.readline())
@@ -93,11 +93,11 @@ def test_results_come_while_the_list_is_still_being_written(model: Path, tiny_fi
         assert set(first) >= {"source", "key", "kind", "vector"}
         process.stdin.close()
         rest = process.stdout.read().splitlines()
-        assert len(rest) == embed.PIECE - 1
+        assert len(rest) == embed_inputs.CHUNK_SIZE - 1
     assert process.returncode == 0
 
 
-def test_what_comes_slowly_is_not_kept_waiting_for_more(model: Path, tiny_files: Path) -> None:
+def test_a_slow_list_is_embedded_without_waiting_for_whole_chunks(model: Path, tiny_files: Path) -> None:
     command = [sys.executable, "-m", "cyclic_cli", "embed", "-", "--model", str(model), "--no-paths"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin
@@ -111,7 +111,7 @@ def test_what_comes_slowly_is_not_kept_waiting_for_more(model: Path, tiny_files:
     assert process.returncode == 0
 
 
-def test_a_closed_pipe_is_no_error(model: Path, tiny_files: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(model: Path, tiny_files: Path) -> None:
     command = f"find {tiny_files} -name '*.png' | {sys.executable} -m cyclic_cli embed - --model {model} | head -n 3"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -119,16 +119,16 @@ def test_a_closed_pipe_is_no_error(model: Path, tiny_files: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_summary_takes_no_other_file_s_place(model: Path, tiny_files: Path, cyclic: Cyclic) -> None:
+def test_a_summary_does_not_replace_another_kind_of_file(model: Path, tiny_files: Path, cyclic: Cyclic) -> None:
     words = ("embed", tiny_files, "--model", model, "-q", "--out", "e.jsonl")
     assert cyclic(*words, "--summary", "s.json").code == 0
     assert cyclic(*words, "--overwrite", "--summary", "s.json").code == 0
     ran = cyclic(*words, "--overwrite", "--summary", "e.jsonl")
-    assert (ran.code, "is no summary" in ran.err) == (1, True)
+    assert (ran.code, "is not a summary" in ran.err) == (1, True)
     assert len(Path("e.jsonl").read_text().splitlines()) == 40
 
 
-def test_a_folder_that_may_not_be_read_costs_itself_alone(
+def test_a_folder_without_read_permission_does_not_stop_the_others(
     model: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_png(Path("good.png"), smooth_image(1))
@@ -140,20 +140,20 @@ def test_a_folder_that_may_not_be_read_costs_itself_alone(
             raise PermissionError(13, "Permission denied", str(self))
         return is_file(self)
 
-    monkeypatch.setattr(Path, "is_file", refused)  # who runs the tests may read everything
+    monkeypatch.setattr(Path, "is_file", refused)  # root, who may run the tests, can read everything
     ran = cyclic("embed", "closed", "good.png", "--model", model)
     assert ran.code == 0, ran.err
     assert [line["source"] for line in ran.lines] == ["good.png"]
 
 
-def test_images_with_text_burned_in_are_taken_on_request(model: Path, cyclic: Cyclic) -> None:
+def test_images_with_burned_in_text_are_used_on_request(model: Path, cyclic: Cyclic) -> None:
     make_dicom(Path("scan.dcm"), smooth_image(2), bits=8, BurnedInAnnotation="YES")
     ran = cyclic("embed", "scan.dcm", "--model", model)
     assert (ran.code, "--allow-burned-in" in ran.err) == (1, True)
     assert len(cyclic("embed", "scan.dcm", "--model", model, "--allow-burned-in").lines) == 1
 
 
-def test_samples_that_the_model_has_no_side_for_are_not_used(model: Path, tmp_path: Path, cyclic: Cyclic) -> None:
+def test_samples_of_a_modality_without_encoder_are_not_used(model: Path, tmp_path: Path, cyclic: Cyclic) -> None:
     Path("in").mkdir()
     Path("in/reports.csv").write_text("patient,text\np1,Lungs clear.\np2,Left effusion.\n")
     assert cyclic("prepare", "in", "--out", "texts", "--size", 32, "--already-deidentified", "-q").code == 0
@@ -162,7 +162,7 @@ def test_samples_that_the_model_has_no_side_for_are_not_used(model: Path, tmp_pa
     assert not Path("e.parquet").exists()
 
 
-def test_bad_files_are_named_and_passed_over(model: Path, cyclic: Cyclic) -> None:
+def test_bad_files_are_named_and_left_out(model: Path, cyclic: Cyclic) -> None:
     make_png(Path("in/good.png"), smooth_image(1))
     make_dicom(Path("in/scan.dcm"), smooth_image(2), bits=8)
     make_png(Path("in/cut.png"), smooth_image(3))
@@ -179,16 +179,16 @@ def test_bad_files_are_named_and_passed_over(model: Path, cyclic: Cyclic) -> Non
     assert summary["rejected_by_reason"] == {"broken_pixels": 1, "missing": 1, "unknown_format": 1}
     assert cyclic(*words, "--strict", "-q").code == 8
     assert cyclic(*words, "--out", "e.parquet", "-q").code == 0
-    left = [json.loads(line) for line in Path("e.parquet.rejected.jsonl").read_text().splitlines()]
-    assert {line["reason"] for line in left} == set(summary["rejected_by_reason"])
-    none = cyclic("embed", "in/notes.doc", "--model", model)
-    assert (none.code, "None of 1 inputs" in none.err) == (1, True)
+    left_out = [json.loads(line) for line in Path("e.parquet.rejected.jsonl").read_text().splitlines()]
+    assert {line["reason"] for line in left_out} == set(summary["rejected_by_reason"])
+    ran = cyclic("embed", "in/notes.doc", "--model", model)
+    assert (ran.code, "None of 1 inputs" in ran.err) == (1, True)
     numbered = cyclic(*words, "--no-paths")
     assert [line["source"] for line in numbered.lines] == ["2", "4"]
     assert "notes" not in numbered.err
 
 
-def test_all_forms_hold_the_same(model: Path, tiny_dataset: Path, cyclic: Cyclic) -> None:
+def test_all_file_formats_hold_the_same_rows(model: Path, tiny_dataset: Path, cyclic: Cyclic) -> None:
     for form in ("parquet", "safetensors", "npy", "jsonl"):
         assert cyclic("embed", tiny_dataset, "--model", model, "--out", f"e.{form}", "-q").code == 0
     table = pq.read_table("e.parquet").to_pylist()
@@ -212,11 +212,11 @@ def test_all_forms_hold_the_same(model: Path, tiny_dataset: Path, cyclic: Cyclic
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed, "PIECE", 4)
-    monkeypatch.setattr(embed, "PART", 2)
+    monkeypatch.setattr(embed_inputs, "CHUNK_SIZE", 4)
+    monkeypatch.setattr(embed_parts, "CHUNKS_PER_PART", 2)
 
 
-def test_a_stopped_work_goes_on_where_it_was(
+def test_a_stopped_command_is_continued(
     small_parts: None, model: Path, tiny_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("embed", tiny_dataset, "--model", model, "-q", "--batch-size", 4)
@@ -233,12 +233,12 @@ def test_a_stopped_work_goes_on_where_it_was(
     assert cyclic(*words, "--out", "stopped.parquet").code == 130
     assert not Path("stopped.parquet").exists()
     assert cyclic(*words, "--out", "stopped.parquet").code == 0
-    assert len(calls) == 8 + 10 - 6  # three parts of two pieces were whole
+    assert len(calls) == 8 + 10 - 6  # three parts of two chunks were complete
     assert Path("stopped.parquet").read_bytes() == Path("whole.parquet").read_bytes()
     assert not list(Path().glob(".*unfinished"))
 
 
-def test_a_batch_that_is_too_large_for_the_memory_becomes_smaller(
+def test_a_batch_that_does_not_fit_into_memory_is_halved(
     model: Path, tiny_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("embed", tiny_dataset, "--model", model, "-q")
@@ -246,7 +246,7 @@ def test_a_batch_that_is_too_large_for_the_memory_becomes_smaller(
     embed, sizes = TorchModel.embed_images, []
 
     class OutOfMemoryError(RuntimeError):
-        """As torch has it."""
+        """Has the name of the error that torch raises."""
 
     def small(self: TorchModel, fitted: np.ndarray) -> np.ndarray:
         sizes.append(len(fitted))
@@ -267,40 +267,40 @@ def test_a_batch_that_is_too_large_for_the_memory_becomes_smaller(
 
 
 def stopped(patch: pytest.MonkeyPatch, cyclic: Cyclic, *words: str | Path) -> None:
-    """Run a command that is interrupted when all its parts are made."""
+    """Run a command that is interrupted after it wrote all its parts."""
     with patch.context() as context:
-        context.setattr(embed, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        context.setattr(embed, "merge_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert cyclic(*words).code == 130
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "setting"),
     [
         (["--already-deidentified"], "secret"),
         (["--no-paths"], "paths"),
         (["--allow-burned-in"], "burned_in"),
     ],
 )
-def test_what_another_request_left_is_refused(
-    more: list[str], said: str, small_parts: None, model: Path, tiny_files: Path, cyclic: Cyclic,
+def test_parts_of_another_request_are_refused(
+    more: list[str], setting: str, small_parts: None, model: Path, tiny_files: Path, cyclic: Cyclic,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     words = ("embed", tiny_files, "--model", model, "--out", "e.parquet", "-q")
     stopped(monkeypatch, cyclic, *words)
     ran = cyclic(*words, *more)
-    assert (ran.code, f"half made, with another {said}" in ran.err) == (1, True)
+    assert (ran.code, f"is unfinished, and was begun with another {setting}" in ran.err) == (1, True)
 
 
-def test_reports_are_part_of_the_request(
+def test_with_text_is_part_of_the_request(
     small_parts: None, model: Path, tiny_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("embed", tiny_dataset, "--model", model, "--out", "e.parquet", "-q")
     stopped(monkeypatch, cyclic, *words)
     ran = cyclic(*words, "--with-text")
-    assert (ran.code, "half made, with another text" in ran.err) == (1, True)
+    assert (ran.code, "is unfinished, and was begun with another text" in ran.err) == (1, True)
 
 
-def test_parts_of_other_files_are_made_again(
+def test_parts_of_changed_files_are_written_again(
     small_parts: None, model: Path, tiny_files: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(20):
@@ -314,7 +314,7 @@ def test_parts_of_other_files_are_made_again(
     assert Path("e.parquet").read_bytes() == Path("whole.parquet").read_bytes()
 
 
-def test_parts_of_another_model_are_never_taken(
+def test_parts_of_another_model_are_never_reused(
     small_parts: None,
     model: Path,
     joint_run: Path,
@@ -324,28 +324,28 @@ def test_parts_of_another_model_are_never_taken(
 ) -> None:
     words = ("embed", paired_dataset, "--model", joint_run, "-q", "--out", "e.parquet")
     stopped(monkeypatch, cyclic, *words)
-    Path(".e.parquet.unfinished/request.json").unlink()  # as a process that came late would leave it
+    Path(".e.parquet.unfinished/request.json").unlink()  # a process that started late would leave the folder like this
     assert cyclic("embed", paired_dataset, "--model", model, "-q", "--out", "e.parquet").code == 0
     assert cyclic("embed", paired_dataset, "--model", model, "-q", "--out", "whole.parquet").code == 0
     assert Path("e.parquet").read_bytes() == Path("whole.parquet").read_bytes()
 
 
-def test_a_kill_at_the_end_costs_nothing(
+def test_a_kill_while_the_file_is_written_loses_nothing(
     small_parts: None, model: Path, tiny_files: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("embed", tiny_files, "no-such.png", "--model", model, "-q", "--out", "e.npy")
     with monkeypatch.context() as context:
-        context.setattr(embeddings, "_append_vectors", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        context.setattr(embeddings_writing, "_append_vectors", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert cyclic(*words).code == 130
     assert Path("e.csv").exists()  # the table beside it is written first
     assert Path("e.npy.rejected.jsonl").exists()
-    Path(".e.npy.1.abcd.tmp").write_bytes(b"half")  # as SIGKILL leaves it
+    Path(".e.npy.1.abcd.tmp").write_bytes(b"half")  # what SIGKILL leaves behind
     assert cyclic(*words).code == 0
     assert np.load("e.npy").shape == (40, 16)
     assert {path.name for path in Path().iterdir()} == {"e.npy", "e.csv", "e.npy.rejected.jsonl"}
 
 
-def test_processes_share_the_work_and_make_the_file_of_one(
+def test_several_processes_write_the_same_file_as_one(
     small_parts: None, model: Path, tiny_files: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("embed", tiny_files, "--model", model, "-q", "--already-deidentified")
@@ -358,14 +358,14 @@ def test_processes_share_the_work_and_make_the_file_of_one(
         assert cyclic(*words, "--out", "two.parquet").code == 0
         assert Path("two.parquet").exists() == (rank == "0")
     assert Path("two.parquet").read_bytes() == Path("one.parquet").read_bytes()
-    monkeypatch.setattr(embed, "PATIENCE", 0.2)
+    monkeypatch.setattr(embed_parts, "PATIENCE", 0.2)
     ran = cyclic(*words, "--out", "three.parquet")
-    assert (ran.code, "Process 2 does not end" in ran.err) == (1, True)
+    assert (ran.code, "Process 2 does not finish" in ran.err) == (1, True)
     assert cyclic("embed", tiny_files, "--model", model).code == 2
     assert "stdin" in cyclic("embed", "-", "--model", model, "--out", "four.parquet").err
 
 
-def test_texts(joint_run: Path, model: Path, cyclic: Cyclic) -> None:
+def test_texts_from_options_and_files(joint_run: Path, model: Path, cyclic: Cyclic) -> None:
     Path("texts.txt").write_text("Left disc.\n\nNo disc is seen.\n")
     ran = cyclic("embed", "--text", "Left disc.", "--texts", "texts.txt", "--model", joint_run)
     assert ran.code == 0, ran.err
@@ -375,15 +375,15 @@ def test_texts(joint_run: Path, model: Path, cyclic: Cyclic) -> None:
     np.testing.assert_allclose(found, wanted[[0, 0, 1]], atol=1e-6)
     assert ran.lines[0]["key"] == ran.lines[1]["key"] != ran.lines[2]["key"]
     ran = cyclic("embed", "--text", "Left disc.", "--model", model)
-    assert (ran.code, "has no text side" in ran.err) == (1, True)
+    assert (ran.code, "has no text encoder" in ran.err) == (1, True)
     assert cyclic("embed", "--model", joint_run).code == 2
 
 
-def test_a_data_set_of_another_size_is_refused(
+def test_a_dataset_of_another_image_size_is_refused(
     model: Path, paired_dataset: Path, tiny_files: Path, cyclic: Cyclic
 ) -> None:
     assert cyclic("prepare", tiny_files, "--size", 48, "--out", "other", "--already-deidentified", "-q").code == 0
     ran = cyclic("embed", "other", "--model", model)
     assert (ran.code, "--size 32" in ran.err) == (2, True)
     ran = cyclic("embed", "other", "x.png", "--model", model)
-    assert (ran.code, "by itself" in ran.err) == (2, True)
+    assert (ran.code, "cannot be combined with other sources" in ran.err) == (2, True)

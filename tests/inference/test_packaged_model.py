@@ -1,4 +1,4 @@
-"""The model that comes with the package: its embeddings of ten phantoms stay the same, by torch and by ONNX Runtime."""
+"""The packaged model: its embeddings of ten synthetic radiographs stay the same, with torch and with ONNX Runtime."""
 
 import json
 from pathlib import Path
@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 from helpers.makers import fitted
 
+from cyclic_cli.inference.load import PACKAGED_EXPORT, PACKAGED_MODEL
 from cyclic_cli.inference.onnx_model import OnnxModel
-from cyclic_cli.inference.reconstruct import PACKAGED_EXPORT, PACKAGED_MODEL
 from cyclic_cli.inference.torch_model import TorchModel
-from cyclic_cli.phantom import dataset as phantom
+from cyclic_cli.phantom.dataset import write_demo
 
 GOLDEN = Path(__file__).with_name("packaged_embeddings.json")
-TOLERANCE = 2e-4  # of a number of an embedding: processors round differently, and a phantom by a grey level
+TOLERANCE = 2e-4  # per component of an embedding: processors round differently, in the pixels by up to one grey level
 
 
 @pytest.fixture(scope="module")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    """Ten drawn radiographs, fitted: (10, 1, 224, 224)."""
-    folder = tmp_path_factory.mktemp("phantoms") / "demo"
-    phantom.write_demo(folder, 10, seed=7)
+def radiographs(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """Ten synthetic radiographs after preprocessing: (10, 1, 224, 224)."""
+    folder = tmp_path_factory.mktemp("radiographs") / "demo"
+    write_demo(folder, 10, seed=7)
     preprocessing = TorchModel(PACKAGED_MODEL).preprocessing
     return np.stack([fitted(path, preprocessing) for path in sorted(folder.rglob("*.dcm"))])
 
@@ -28,19 +28,19 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
 @pytest.mark.parametrize(
     "model", [TorchModel(PACKAGED_MODEL, "cpu"), OnnxModel(PACKAGED_EXPORT)], ids=["torch", "onnx"]
 )
-def test_embeddings_are_those_of_earlier_releases(model: TorchModel | OnnxModel, phantoms: np.ndarray) -> None:
+def test_embeddings_are_those_of_earlier_releases(model: TorchModel | OnnxModel, radiographs: np.ndarray) -> None:
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert model.fingerprint == golden["model"]
-    np.testing.assert_allclose(model.embed_images(phantoms), np.array(golden["embeddings"]), atol=TOLERANCE)
+    np.testing.assert_allclose(model.embed_images(radiographs), np.array(golden["embeddings"]), atol=TOLERANCE)
 
 
-def test_both_forms_are_one_model(phantoms: np.ndarray) -> None:
+def test_checkpoint_and_export_are_the_same_model(radiographs: np.ndarray) -> None:
     by_torch, by_onnx = TorchModel(PACKAGED_MODEL, "cpu"), OnnxModel(PACKAGED_EXPORT)
     assert by_torch.fingerprint == by_onnx.fingerprint
     assert by_torch.preprocessing == by_onnx.preprocessing
-    np.testing.assert_allclose(by_onnx.reconstruct(phantoms), by_torch.reconstruct(phantoms), atol=1e-4)
-    np.testing.assert_allclose(by_onnx.embed_images(phantoms), by_torch.embed_images(phantoms), atol=1e-4)
+    np.testing.assert_allclose(by_onnx.reconstruct(radiographs), by_torch.reconstruct(radiographs), atol=1e-4)
+    np.testing.assert_allclose(by_onnx.embed_images(radiographs), by_torch.embed_images(radiographs), atol=1e-4)
 
 
-def test_both_are_small() -> None:
+def test_checkpoint_and_export_are_small() -> None:
     assert PACKAGED_MODEL.stat().st_size + PACKAGED_EXPORT.stat().st_size <= 3 * 2**20

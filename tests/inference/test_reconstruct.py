@@ -1,4 +1,4 @@
-"""`cyclic reconstruct`: the pixels of `prepare`, honest figures, pictures that overwrite nothing."""
+"""`cyclic reconstruct`: pixels as `prepare` reads them, errors that equal other libraries', safe outputs."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cyclic_cli.config import Preprocessing, TrainConfig
 from cyclic_cli.imaging import readers
-from cyclic_cli.inference.reconstruct import PACKAGED_MODEL
+from cyclic_cli.inference.load import PACKAGED_MODEL
 from cyclic_cli.storage.checkpoint import read_checkpoint
 from cyclic_cli.training.task import train
 
@@ -41,7 +41,7 @@ def other_run(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_scans_of_an_archive_are_reconstructed_where_they_lie(cyclic: Cyclic) -> None:
+def test_scans_in_a_zip_archive_are_reconstructed(cyclic: Cyclic) -> None:
     for name in ("1.2.3", "1.2.4"):
         make_dicom(Path(f"study/{name}"), smooth_image(len(name)), bits=8)
     with zipfile.ZipFile("study.zip", "w") as archive:
@@ -54,17 +54,17 @@ def test_scans_of_an_archive_are_reconstructed_where_they_lie(cyclic: Cyclic) ->
     assert [line["mse"] for line in zipped] == [line["mse"] for line in plain]
 
 
-def test_the_figures_are_those_of_other_libraries_over_the_image_area(run: Path, cyclic: Cyclic) -> None:
+def test_errors_over_the_image_area_equal_other_libraries(run: Path, cyclic: Cyclic) -> None:
     path = make_png(Path("scan.png"), smooth_image(77, 90, 60))
-    said = cyclic("reconstruct", path, "--model", run, "--format", "npy", "--json").lines
-    assert len(said) == 1
-    decoded = np.load(said[0]["output"], allow_pickle=False)
+    results = cyclic("reconstruct", path, "--model", run, "--format", "npy", "--json").lines
+    assert len(results) == 1
+    decoded = np.load(results[0]["output"], allow_pickle=False)
     rows, columns = readers.image_area(90, 60, 32)
     original = fitted(path, Preprocessing(size=32))[0][rows, columns] / 255
     assert decoded.shape == original.shape
     assert decoded.dtype == np.float32
-    assert said[0]["mse"] == pytest.approx(float(np.mean((original - decoded) ** 2)), rel=1e-5)
-    assert said[0]["psnr"] == pytest.approx(peak_signal_noise_ratio(original, decoded, data_range=1), abs=1e-3)
+    assert results[0]["mse"] == pytest.approx(float(np.mean((original - decoded) ** 2)), rel=1e-5)
+    assert results[0]["psnr"] == pytest.approx(peak_signal_noise_ratio(original, decoded, data_range=1), abs=1e-3)
     expected = structural_similarity(
         original,
         decoded.astype(np.float64),
@@ -73,11 +73,11 @@ def test_the_figures_are_those_of_other_libraries_over_the_image_area(run: Path,
         use_sample_covariance=False,
         data_range=1,
     )
-    assert said[0]["ssim"] == pytest.approx(expected, abs=1e-5)
+    assert results[0]["ssim"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_reconstruction_is_the_model_s(run: Path, cyclic: Cyclic) -> None:
-    """Rebuilt by hand from the file alone."""
+def test_the_reconstruction_equals_the_model_s_output(run: Path, cyclic: Cyclic) -> None:
+    """The model is rebuilt here from the checkpoint alone."""
     from cyclic_cli.models import conv
 
     path = make_png(Path("scan.png"), smooth_image(5, 64, 64))
@@ -129,17 +129,17 @@ def test_several_models_are_compared_on_scans_that_are_read_once(
     read = readers.read
     monkeypatch.setattr(readers, "read", lambda *words: reads.append(1) or read(*words))
     words = ("reconstruct", "files", "--model", run, "--model", other_run, "--overwrite")
-    said = cyclic(*words, "--json", "--summary", "totals.json").lines
+    results = cyclic(*words, "--json", "--summary", "totals.json").lines
     assert len(reads) == 4
-    assert [(line["source"], line["model"]) for line in said] == [
+    assert [(line["source"], line["model"]) for line in results] == [
         (f"files/{scan}.png", model) for scan in ("0", "1", "2", "narrow") for model in ("conv", "linear")
     ]
     for model, lines in alone.items():
         assert {line["model"] for line in lines} == {model}
-        together = [line for line in said if line["model"] == model]
+        together = [line for line in results if line["model"] == model]
         for name in ("source", "mse", "psnr", "ssim"):
             assert [line[name] for line in together] == [line[name] for line in lines]
-    assert len({line["output"] for line in said}) == 4
+    assert len({line["output"] for line in results}) == 4
     totals = json.loads(Path("totals.json").read_text())
     assert totals["used"] == 4
     assert totals["models"]["linear"]["checkpoint"] == str(other_run / "model.safetensors")
@@ -172,22 +172,22 @@ def test_the_picture_of_several_models_has_a_row_each_and_one_scale(run: Path, o
         np.testing.assert_allclose(panels[2], colours, atol=4)
 
 
-def test_models_of_one_name_are_told_apart(run: Path, cyclic: Cyclic) -> None:
+def test_models_of_the_same_name_get_distinct_names(run: Path, cyclic: Cyclic) -> None:
     path = make_png(Path("scan.png"), smooth_image(1))
     for folder in ("a/best", "b/best"):
         Path(folder).mkdir(parents=True)
         (Path(folder) / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes())
     Path("small.safetensors").write_bytes((run / "model.safetensors").read_bytes())
     given = ("a/best", "b/best/model.safetensors", "b/best", "small.safetensors")
-    said = cyclic("reconstruct", path, "--json", *(word for model in given for word in ("--model", model))).lines
-    assert [line["model"] for line in said] == ["a-best", "b-best", "b-best-2", "small"]
+    results = cyclic("reconstruct", path, "--json", *(word for model in given for word in ("--model", model))).lines
+    assert [line["model"] for line in results] == ["a-best", "b-best", "b-best-2", "small"]
 
 
-def test_models_that_see_scans_differently_are_not_compared(run: Path, cyclic: Cyclic) -> None:
+def test_models_that_differ_in_their_preprocessing_are_not_compared(run: Path, cyclic: Cyclic) -> None:
     path = make_png(Path("scan.png"), smooth_image(1))
     ran = cyclic("reconstruct", path, "--model", run, "--model", PACKAGED_MODEL)
     assert ran.code == 2
-    assert "The models conv and default see scans differently: size 32 and 224." in ran.err
+    assert "The models conv and default differ in their preprocessing: size 32 and 224." in ran.err
     assert not Path("reconstructions").exists()
 
 
@@ -208,7 +208,7 @@ def test_a_contact_sheet_shows_each_scan_beside_its_reconstructions(cyclic: Cycl
         np.testing.assert_allclose(shown[:, 2 * gap + 224 :][:, : array.shape[1]], array * 255, atol=0.5001)
         figures = canvas[head + number * row + 224 : head + (number + 1) * row, 2 * gap + 224 :]
         assert (figures > 200).any()
-    assert cyclic("reconstruct", *paths, *words).code == 1  # all of it exists
+    assert cyclic("reconstruct", *paths, *words).code == 1  # the outputs exist
     assert cyclic("reconstruct", *paths, "--sheet", "sheet.jpg").code == 2
 
 
@@ -225,25 +225,25 @@ def test_a_contact_sheet_has_at_most_24_rows_and_says_so(run: Path, other_run: P
     assert Image.open("few.png").height == head + 2 * row
 
 
-def test_scans_of_one_name_get_a_picture_each(run: Path, cyclic: Cyclic) -> None:
+def test_scans_of_the_same_name_get_distinct_pictures(run: Path, cyclic: Cyclic) -> None:
     paths = ["x/s/a/1.2.840.1", "x/s/b/1.2.840.1", "y/s/b/1.2.840.1", "x/s/a/1.2.840.2.dcm"]
     for number, path in enumerate(paths):
         make_dicom(Path(path), smooth_image(number), bits=8)
-    said = cyclic("reconstruct", "x/s", "y/s", "--model", run, "--json").lines
-    assert {line["source"]: line["output"] for line in said} == {
+    results = cyclic("reconstruct", "x/s", "y/s", "--model", run, "--json").lines
+    assert {line["source"]: line["output"] for line in results} == {
         "x/s/a/1.2.840.1": "reconstructions/s-a-1.2.840.1.png",
         "x/s/b/1.2.840.1": "reconstructions/s-b-1.2.840.1.png",
         "y/s/b/1.2.840.1": "reconstructions/s-b-1.2.840.1-2.png",
         "x/s/a/1.2.840.2.dcm": "reconstructions/1.2.840.2.png",
     }
-    assert all(Path(line["output"]).is_file() for line in said)
+    assert all(Path(line["output"]).is_file() for line in results)
     again = cyclic("reconstruct", "x/s/a/1.2.840.2.dcm", "--model", run)
     assert again.code == 1
     assert "--overwrite" in again.err
     assert cyclic("reconstruct", "x/s/a/1.2.840.2.dcm", "--model", run, "--overwrite").code == 0
 
 
-def test_bad_files_are_named_and_the_rest_is_done(run: Path, cyclic: Cyclic) -> None:
+def test_bad_files_are_named_and_the_others_are_reconstructed(run: Path, cyclic: Cyclic) -> None:
     make_png(Path("files/good.png"), smooth_image(1))
     Path("files/bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     make_dicom(Path("files/seg.dcm"), smooth_image(4), bits=8, SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4")
@@ -260,14 +260,14 @@ def test_bad_files_are_named_and_the_rest_is_done(run: Path, cyclic: Cyclic) -> 
     assert cyclic("reconstruct", "files/bad.png", "--model", run).code == 1
 
 
-def test_a_name_of_any_bytes_can_be_shown(run: Path, cyclic: Cyclic) -> None:
+def test_a_file_name_that_is_not_utf_8_can_be_shown(run: Path, cyclic: Cyclic) -> None:
     make_png(Path("files/a.png"), smooth_image(1)).rename(os.fsdecode(b"files/bad\xff.png"))
     ran = cyclic("reconstruct", "files", "--model", run, "--json")
     assert ran.lines[0]["source"] == r"files/bad\xff.png"
     assert cyclic("reconstruct", "files", "--model", run, "--overwrite").code == 0
 
 
-def test_no_paths_names_scans_by_a_number(run: Path, cyclic: Cyclic) -> None:
+def test_no_paths_names_scans_by_number(run: Path, cyclic: Cyclic) -> None:
     make_png(Path("files/Miller, Anna.png"), smooth_image(1))
     Path("files/Other, Name.png").write_bytes(b"")
     ran = cyclic("reconstruct", "files", "--model", run, "--no-paths", "--json")
@@ -282,28 +282,28 @@ def test_the_model_is_found_in_the_order_documented(
     path = make_png(Path("scan.png"), smooth_image(1, 64, 64))
     shapes: list[tuple[int, ...]] = []
 
-    def side(*words: str | Path) -> int:
+    def image_side(*words: str | Path) -> int:
         ran = cyclic("reconstruct", path, "--format", "npy", "--overwrite", "--json", *words)
         shapes.append(np.load(ran.lines[0]["output"]).shape)
         return shapes[-1][0]
 
-    assert side() == 224  # the model that comes with the package
+    assert image_side() == 224  # the model that comes with the package
     cyclic("train", tiny_dataset, "--arch", "linear", "--epochs", 1)
-    assert side() == 32  # runs/latest
+    assert image_side() == 32  # runs/latest
     monkeypatch.setenv("CYCLIC_MODEL", str(PACKAGED_MODEL))
-    assert side() == 224
-    assert side("--model", run) == 32
+    assert image_side() == 224
+    assert image_side("--model", run) == 32
     assert cyclic("reconstruct", path, "--model", "gone").code == 1
 
 
-def test_the_packaged_model_is_good_on_dicom_it_never_saw(cyclic: Cyclic) -> None:
+def test_the_packaged_model_reconstructs_unseen_dicom(cyclic: Cyclic) -> None:
     scans = [str(get_testdata_file(name, download=False)) for name in ("CT_small.dcm", "MR_small.dcm")]
-    said = cyclic("reconstruct", *scans, "--json", "--quiet").lines
-    assert len(said) == 2
-    assert all(line["psnr"] > 22 for line in said)
+    results = cyclic("reconstruct", *scans, "--json", "--quiet").lines
+    assert len(results) == 2
+    assert all(line["psnr"] > 22 for line in results)
 
 
-def test_a_closed_pipe_ends_it_quietly(run: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(run: Path) -> None:
     for number in range(60):
         make_png(Path(f"files/{number:02}.png"), smooth_image(number))
     command = f"'{sys.executable}' -m cyclic_cli reconstruct files --model '{run}' --json -q | head -n 1"
@@ -316,7 +316,7 @@ def test_a_closed_pipe_ends_it_quietly(run: Path) -> None:
     assert ran.stderr == ""
 
 
-def test_a_list_on_stdin(run: Path) -> None:
+def test_a_list_of_scans_on_stdin(run: Path) -> None:
     for number in range(3):
         make_png(Path(f"files/{number}.png"), smooth_image(number))
     command = (
@@ -326,7 +326,7 @@ def test_a_list_on_stdin(run: Path) -> None:
     assert len(ran.stdout.splitlines()) == 3
 
 
-def test_info_tells_what_things_are(run: Path, tiny_dataset: Path, cyclic: Cyclic) -> None:
+def test_info_describes_datasets_runs_and_checkpoints(run: Path, tiny_dataset: Path, cyclic: Cyclic) -> None:
     assert cyclic("info", tiny_dataset, "--json").json["counts"]["used"] == 40
     about_run = cyclic("info", run, "--json").json
     assert (about_run["kind"], about_run["finished"]) == ("run", True)

@@ -1,4 +1,4 @@
-"""Word overlap by hand and against NLTK, copies, and a reader that recovers the truth of the phantoms' own reports."""
+"""BLEU and ROUGE by hand and against NLTK, copies, and the extraction of findings from synthetic reports."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from cyclic_cli.phantom.findings import FINDINGS, sample_finding, sample_finding
 VIEWS = (("PA",), ("AP",), ("PA", "LL"))
 
 
-def phantoms(count: int, seed: int = 0) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Reports of drawn studies, and the truth by finding."""
+def synthetic_reports(count: int, seed: int = 0) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Reports of synthetic studies, and the truth by finding."""
     generator = np.random.default_rng(seed)
     drawn = [sample_findings(generator) for _ in range(count)]
     texts = [
@@ -23,8 +23,8 @@ def phantoms(count: int, seed: int = 0) -> tuple[list[str], dict[str, np.ndarray
     return texts, {name: np.array([name in present for present in names], dtype=float) for name in FINDINGS}
 
 
-def test_bleu_equals_nltk_and_is_blind_to_case() -> None:
-    references = [text.replace("\n", " ") for text in phantoms(40)[0]]
+def test_bleu_equals_nltk_and_is_case_insensitive() -> None:
+    references = [text.replace("\n", " ") for text in synthetic_reports(40)[0]]
     generated = [text.replace("The ", "A ").lower() for text in references[1:] + references[:1]]
     tokens = [[text.lower().replace(",", " ,").replace(":", " :").replace(".", " .").replace(";", " ;").split()
                for text in texts] for texts in (references, generated)]  # fmt: skip
@@ -36,12 +36,17 @@ def test_bleu_equals_nltk_and_is_blind_to_case() -> None:
 
 
 def test_rouge_by_hand() -> None:
-    """Common subsequence "small left effusion" of 3 words: precision 3/4, recall 3/5."""
+    """The common subsequence "small left effusion" has 3 words: precision 3/4, recall 3/5."""
     assert generated_text.rouge_l(["A small LEFT effusion."], ["small effusion, left effusion seen"]) == pytest.approx(
         2 / 3
     )
     assert generated_text.rouge_l(["none", "left rib"], ["left rib", "left rib"]) == pytest.approx(0.5)
-    assert generated_text.bleu([], []) is generated_text.rouge_l([], []) is generated_text.copied([], ["a"])[0] is None
+    assert (
+        generated_text.bleu([], [])
+        is generated_text.rouge_l([], [])
+        is generated_text.copied_reports([], ["a"])[0]
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,14 +61,14 @@ def test_rouge_by_hand() -> None:
         "...": False,
     }.items(),
 )
-def test_copies_have_the_very_words(text: str, copy: bool) -> None:
-    share, mask = generated_text.copied([text, "another"], ["Clear lungs. No effusion.", ""])
+def test_copies_have_the_same_words(text: str, copy: bool) -> None:
+    share, mask = generated_text.copied_reports([text, "another"], ["Clear lungs. No effusion.", ""])
     assert mask.tolist() == [copy, False]
     assert share == copy / 2
 
 
-def test_reader_recovers_the_truth_of_the_phantoms_own_reports() -> None:
-    texts, truth = phantoms(2000)
+def test_findings_are_recovered_from_synthetic_reports() -> None:
+    texts, truth = synthetic_reports(2000)
     for case in (str, str.lower):
         scores = generated_text.finding_scores([case(text) for text in texts], truth)
         assert list(scores) == list(FINDINGS)
@@ -71,7 +76,7 @@ def test_reader_recovers_the_truth_of_the_phantoms_own_reports() -> None:
 
 
 @pytest.mark.parametrize("name", FINDINGS)
-def test_every_sentence_is_read_and_every_denial(name: str) -> None:
+def test_every_statement_and_every_denial_of_a_finding_is_recognised(name: str) -> None:
     generator = np.random.default_rng(0)
     for _ in range(300):
         assert generated_text.stated(reports.word_finding(sample_finding(name, generator), generator)) == {name}
@@ -79,7 +84,7 @@ def test_every_sentence_is_read_and_every_denial(name: str) -> None:
         assert generated_text.stated(denial) == set()
 
 
-def test_other_sentences_state_nothing() -> None:
+def test_other_sentences_state_no_finding() -> None:
     tables = (
         reports.NORMAL,
         reports.NORMAL_IMPRESSIONS,
@@ -107,7 +112,7 @@ def test_other_sentences_state_nothing() -> None:
         "The patient was seen in the clinic": set(),
     }.items(),
 )
-def test_imperfect_sentences(text: str, findings: set[str]) -> None:
+def test_imperfect_sentences_are_understood(text: str, findings: set[str]) -> None:
     assert generated_text.stated(text) == findings
 
 

@@ -1,4 +1,4 @@
-"""Probes and areas against scikit-learn, zero-shot scores by hand, and prompt files that are right or wrong."""
+"""Probes and AUROC against scikit-learn, zero-shot scores by hand, and valid and invalid prompt files."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from sklearn.preprocessing import StandardScaler
 from cyclic_cli.errors import UsageError
 from cyclic_cli.metrics import probes
 
-World = tuple[np.ndarray, np.ndarray, np.ndarray]
+Samples = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def world(classes: int, seed: int = 0, samples: int = 240) -> World:
-    """Features (N, 6) with unlike scales, of which the first ones tell the class; labels; patients of two samples."""
+def labelled_samples(classes: int, seed: int = 0, samples: int = 240) -> Samples:
+    """Features (N, 6) of different scales, whose first columns depend on the class; labels; two samples per patient."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, classes, samples)
     features = 1.2 * np.eye(6)[labels] + generator.normal(size=(samples, 6))
@@ -25,7 +25,7 @@ def world(classes: int, seed: int = 0, samples: int = 240) -> World:
 @pytest.mark.parametrize("classes", [2, 4])
 def test_linear_probe_equals_scikit_learn(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "STRENGTHS", (0.01,))
-    (train, labels, patients), (test, wanted, _) = world(classes), world(classes, 1)
+    (train, labels, patients), (test, wanted, _) = labelled_samples(classes), labelled_samples(classes, 1)
     found = probes.linear_probe(train, labels, patients, test, wanted)
     scaler = StandardScaler().fit(train)
     model = LogisticRegression(C=0.01, max_iter=1000).fit(scaler.transform(train), labels)
@@ -38,7 +38,7 @@ def test_linear_probe_equals_scikit_learn(classes: int, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_strength_is_chosen_on_other_patients(seed: int) -> None:
-    """Of twin samples with few signals and much noise, learning by heart looks good unless twins stay together."""
+    """Every sample has a near copy: weak regularisation looks good if the split separates the copies."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 2, 200).astype(float)
     features = generator.normal(size=(200, 300))
@@ -50,8 +50,8 @@ def test_strength_is_chosen_on_other_patients(seed: int) -> None:
 
 
 @pytest.mark.parametrize("missing", [np.nan, None])
-def test_missing_labels_are_left_out(missing: float | None) -> None:
-    (train, labels, patients), (test, wanted, _) = world(2), world(2, 1)
+def test_samples_with_missing_labels_are_left_out(missing: float | None) -> None:
+    (train, labels, patients), (test, wanted, _) = labelled_samples(2), labelled_samples(2, 1)
     holes, gaps = labels.astype(object), wanted.astype(object)
     holes[::3], gaps[::4] = missing, missing
     kept, left = np.arange(240) % 3 > 0, np.arange(240) % 4 > 0
@@ -60,8 +60,8 @@ def test_missing_labels_are_left_out(missing: float | None) -> None:
     assert probes.knn(train, holes, test, gaps) == probes.knn(train[kept], labels[kept], test[left], wanted[left])
 
 
-def test_names_are_labels_too_and_unknown_ones_count_as_missed() -> None:
-    (train, labels, patients), (test, wanted, _) = world(2), world(2, 1)
+def test_text_labels_and_classes_that_training_lacks() -> None:
+    (train, labels, patients), (test, wanted, _) = labelled_samples(2), labelled_samples(2, 1)
     names = np.array(["chest", "head"], dtype=object)
     found = probes.linear_probe(train, names[labels.astype(int)], patients, test, names[wanted.astype(int)])
     assert found == probes.linear_probe(train, labels, patients, test, wanted)
@@ -70,7 +70,7 @@ def test_names_are_labels_too_and_unknown_ones_count_as_missed() -> None:
 
 
 def test_a_single_class_gives_none() -> None:
-    train, labels, patients = world(2)
+    train, labels, patients = labelled_samples(2)
     one, none = np.ones(240), np.full(240, np.nan)
     assert probes.linear_probe(train, one, patients, train, labels) is None
     assert probes.linear_probe(train, none, patients, train, labels) is None
@@ -80,8 +80,8 @@ def test_a_single_class_gives_none() -> None:
     assert probes.auroc(none, train[:, 0], patients) is None
 
 
-def test_nearest_neighbours_vote_by_cosine() -> None:
-    (train, labels, _), (test, wanted, _) = world(3, samples=90), world(3, 1, samples=90)
+def test_knn_weights_by_cosine_similarity() -> None:
+    (train, labels, _), (test, wanted, _) = labelled_samples(3, samples=90), labelled_samples(3, 1, samples=90)
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test)]
     similarity = unit[1] @ unit[0].T
     votes = np.zeros((90, 3))
@@ -108,7 +108,7 @@ def test_auroc_equals_scikit_learn_with_ties_and_weights() -> None:
     assert found.positives + found.negatives == 300
 
 
-def test_interval_covers_what_repeated_samples_give() -> None:
+def test_interval_is_as_wide_as_the_spread_of_repeated_samples() -> None:
     generator = np.random.default_rng(1)
     areas = []
     for _ in range(200):
@@ -118,7 +118,7 @@ def test_interval_covers_what_repeated_samples_give() -> None:
     assert found.ci95[1] - found.ci95[0] == pytest.approx(np.subtract(*np.percentile(areas, [97.5, 2.5])), rel=0.25)
 
 
-def test_prompts_are_laid_into_the_templates(tmp_path: Path) -> None:
+def test_prompts_are_inserted_into_the_templates(tmp_path: Path) -> None:
     path = tmp_path / "prompts.yaml"
     body = "prompts: {pneumonia: {positive: [pneumonia, 'a {0} opacity'], negative: [no pneumonia]}}"
     path.write_text(body)
@@ -135,17 +135,17 @@ def test_prompts_are_laid_into_the_templates(tmp_path: Path) -> None:
         "\x00": "not YAML",
         "[]": "not a table",
         "templates: ['{}']": "`prompts` of",
-        "prompt: {a: {positive: [b], negative: [c]}}": "'prompt' is no part",
+        "prompt: {a: {positive: [b], negative: [c]}}": ": 'prompt'.",
         "prompts: {a: {positive: [b]}}": "`negative` of 'a'",
         "prompts: {a: {positive: b, negative: [c]}}": "`positive` of 'a'",
         "prompts: {a: {positive: [b], negative: [no]}}": "`negative` of 'a'",
         "prompts: {a: {positive: [b], negative: []}}": "`negative` of 'a'",
-        "prompts: {a: {positve: [b], negative: [c]}}": "'positve' is no part",
-        "templates: ['There is.']\nprompts: {a: {positive: [b], negative: [c]}}": "one {}",
+        "prompts: {a: {positve: [b], negative: [c]}}": ": 'positve'.",
+        "templates: ['There is.']\nprompts: {a: {positive: [b], negative: [c]}}": "{} exactly once",
         "templates: 3\nprompts: {a: {positive: [b], negative: [c]}}": "`templates` of",
     }.items(),
 )
-def test_wrong_prompts_are_told(tmp_path: Path, body: str, words: str) -> None:
+def test_invalid_prompts_are_reported(tmp_path: Path, body: str, words: str) -> None:
     path = tmp_path / "prompts.yaml"
     path.write_text(body)
     with pytest.raises(UsageError) as caught:
@@ -154,7 +154,7 @@ def test_wrong_prompts_are_told(tmp_path: Path, body: str, words: str) -> None:
     assert caught.value.hint
 
 
-def test_prompts_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+def test_unreadable_prompts_are_reported(tmp_path: Path) -> None:
     (tmp_path / "prompts.yaml").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path, tmp_path / "none.yaml", tmp_path / "prompts.yaml"):
         with pytest.raises(UsageError, match="cannot be read"):

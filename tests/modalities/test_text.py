@@ -1,4 +1,4 @@
-"""Texts as values: what is learned of them, by hand; random numbers that belong to what a text says; damaged facts."""
+"""The modality of texts: its statistics computed by hand, its random numbers, and damaged facts."""
 
 import json
 from collections import Counter
@@ -15,13 +15,13 @@ from cyclic_cli.modalities import text as modality
 from cyclic_cli.modalities.text import Config, Encoder, Samples
 from cyclic_cli.text_encoders._vocabulary import END, PATIENTS, Vocabulary
 
-NO_DATASET: Any = None  # texts stand in the index
+NO_DATASET: Any = None  # the texts are in the index
 Index = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
 def index() -> Index:
-    """Forty-five reports of fifteen patients, some of them alike; one of them has a word of its own."""
+    """Forty-five reports of fifteen patients. Some are equal, and one has a word that no other report has."""
     sides, sizes, signs = ("Left", "Right", "No"), ("small", "large", "minor"), ("effusion", "nodule")
     texts = [f"{sides[n % 3]} {sizes[n % 7 % 3]} {signs[n % 2]}. Heart normal." for n in range(44)]
     patients = [f"p{n % 15}" for n in range(45)]
@@ -31,16 +31,16 @@ def index() -> Index:
     }  # fmt: skip
 
 
-def taken(index: Index, order: Any) -> Index:
+def reordered(index: Index, order: Any) -> Index:
     return {name: column[order] for name, column in index.items()}
 
 
 @pytest.fixture(scope="module")
 def facts(index: Index) -> dict[str, Any]:
-    return json.loads(json.dumps(modality.fit(NO_DATASET, index, Config())))  # as it comes out of a checkpoint
+    return json.loads(json.dumps(modality.fit(NO_DATASET, index, Config())))  # as a checkpoint stores them
 
 
-def values(index: Index, facts: dict[str, Any], **settings: Any) -> Samples:
+def samples_of(index: Index, facts: dict[str, Any], **settings: Any) -> Samples:
     return Samples(NO_DATASET, index, Config(**settings), facts)
 
 
@@ -54,8 +54,8 @@ def test_frequencies_by_hand(index: Index, facts: dict[str, Any]) -> None:
     shares = [sum(count[token] / count.total() for count in counts) / 45 for token in range(vocabulary.size)]
     rare = {token for token in range(vocabulary.size) if len(users.get(token, ())) < PATIENTS}
     together = sum(shares[token] for token in rare) / len(rare)
-    own = [together if token in rare else share for token, share in enumerate(shares)]
-    smooth = [(45 * share + 1 / len(shares)) / 46 for share in own]
+    shared = [together if token in rare else share for token, share in enumerate(shares)]
+    smooth = [(45 * share + 1 / len(shares)) / 46 for share in shared]
     assert facts["frequencies"] == pytest.approx(smooth)
     assert sum(smooth) == pytest.approx(1)
     nats = [-sum(times * log(smooth[token]) for token, times in count.items()) / count.total() for count in counts]
@@ -65,7 +65,7 @@ def test_frequencies_by_hand(index: Index, facts: dict[str, Any]) -> None:
         assert facts["documents"][token] == pytest.approx(sum(token in count for count in counts) / 45)
 
 
-def test_what_few_patients_say_leaves_no_trace(index: Index, facts: dict[str, Any]) -> None:
+def test_words_of_few_patients_do_not_change_the_facts(index: Index, facts: dict[str, Any]) -> None:
     other = {**index, "text": np.where(index["text"] == "Zebra.", "Jazzy.", index["text"])}
     assert len({facts["frequencies"][token] for token in map(ord, "zqZ\x07")}) == 1
     again = modality.fit(NO_DATASET, other, Config())
@@ -75,12 +75,13 @@ def test_what_few_patients_say_leaves_no_trace(index: Index, facts: dict[str, An
 
 def test_fit_does_not_depend_on_the_order(index: Index, facts: dict[str, Any]) -> None:
     for seed in range(3):
-        assert modality.fit(NO_DATASET, taken(index, np.random.default_rng(seed).permutation(45)), Config()) == facts
+        order = np.random.default_rng(seed).permutation(45)
+        assert modality.fit(NO_DATASET, reordered(index, order), Config()) == facts
 
 
-def test_values_are_the_tokens_of_their_texts(index: Index, facts: dict[str, Any]) -> None:
+def test_samples_are_the_tokens_of_their_texts(index: Index, facts: dict[str, Any]) -> None:
     vocabulary = Vocabulary.from_json(facts["tokenizer"])
-    loaded = values(index, facts).load(np.array([7, 44, 7]))
+    loaded = samples_of(index, facts).load(np.array([7, 44, 7]))
     assert loaded.shape == (3, 128)
     assert loaded.dtype == torch.int64
     for row, number in zip(loaded.tolist(), [7, 44, 7], strict=True):
@@ -88,43 +89,43 @@ def test_values_are_the_tokens_of_their_texts(index: Index, facts: dict[str, Any
         tokens = vocabulary.encode([text], 128)[0].tolist()
         assert row == tokens + [0] * (128 - len(tokens))
         assert vocabulary.decode(row) == text.lower()
-    assert values(index, facts, length=3).load(np.arange(45)).shape == (45, 3)
-    assert values(taken(index, slice(0)), facts).load(np.arange(0)).shape == (0, 128)
+    assert samples_of(index, facts, length=3).load(np.arange(45)).shape == (45, 3)
+    assert samples_of(reordered(index, slice(0)), facts).load(np.arange(0)).shape == (0, 128)
 
 
-def test_keys_belong_to_what_a_text_says(index: Index, facts: dict[str, Any]) -> None:
+def test_keys_depend_on_the_text_only(index: Index, facts: dict[str, Any]) -> None:
     order = np.random.default_rng(1).permutation(45)
-    keys = values(index, facts).keys
+    keys = samples_of(index, facts).keys
     assert keys.dtype == np.uint64
-    assert (values({**index, "text": index["text"][order]}, facts).keys == keys[order]).all()
+    assert (samples_of({**index, "text": index["text"][order]}, facts).keys == keys[order]).all()
     assert len(set(keys.tolist())) == len(set(index["text"].tolist()))
 
 
-def test_dropout_hides_tokens_by_seed_epoch_and_text_alone(index: Index, facts: dict[str, Any]) -> None:
-    texts = values(index, facts, dropout=0.3)
+def test_dropout_depends_on_seed_epoch_and_text_only(index: Index, facts: dict[str, Any]) -> None:
+    texts = samples_of(index, facts, dropout=0.3)
     whole, keys = texts.load(np.arange(45)), texts.keys
-    varied = texts.varied(whole, keys, 5, 2)
-    assert (varied.abs() == whole).all()
-    assert (varied[whole == END] == END).all()
+    augmented = texts.augmented(whole, keys, 5, 2)
+    assert (augmented.abs() == whole).all()
+    assert (augmented[whole == END] == END).all()
     words = whole > END
-    assert float((varied[words] < 0).double().mean()) == pytest.approx(0.3, abs=0.07)
+    assert float((augmented[words] < 0).double().mean()) == pytest.approx(0.3, abs=0.07)
     some = np.array([40, 3])
-    assert torch.equal(texts.varied(whole[some], keys[some], 5, 2), varied[some])
+    assert torch.equal(texts.augmented(whole[some], keys[some], 5, 2), augmented[some])
     for seed, epoch in ((5, 3), (6, 2)):
-        assert not torch.equal(texts.varied(whole, keys, seed, epoch), varied)
-    assert torch.equal(values(index, facts, dropout=0).varied(whole, keys, 5, 2), whole)
+        assert not torch.equal(texts.augmented(whole, keys, seed, epoch), augmented)
+    assert torch.equal(samples_of(index, facts, dropout=0).augmented(whole, keys, 5, 2), whole)
 
 
 @pytest.mark.parametrize("settings", [{"dropout": 1.0}, {"dropout": -0.1}, {"length": 0}], ids=str)
-def test_settings_that_cannot_be(settings: dict[str, Any]) -> None:
+def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Config(**settings)
 
 
 @pytest.mark.parametrize("encoder", ["bag", "transformer"])
-def test_codes_start_with_mean_0_and_spread_1(encoder: str, index: Index, facts: dict[str, Any]) -> None:
+def test_initial_codes_have_mean_0_and_spread_1(encoder: str, index: Index, facts: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    texts = values(index, facts)
+    texts = samples_of(index, facts)
     model = Encoder(Config(encoder=encoder), facts)
     model.initialise(texts.load(some) for some in np.split(np.arange(45), 3))
     with torch.no_grad():
@@ -132,7 +133,7 @@ def test_codes_start_with_mean_0_and_spread_1(encoder: str, index: Index, facts:
         assert codes.shape == (45, model.code)
         assert codes.mean(0).abs().max() < 1e-4
         assert float(codes.square().mean()) == pytest.approx(1, abs=1e-3)
-        assert model.encode(model.drawn(codes)).shape == codes.shape
+        assert model.encode(model.soft_decode(codes)).shape == codes.shape
         if model.generates:
             assert all(len(text) < 200 for text in model.write(codes[:2], beams=2, length=5))
 
@@ -149,7 +150,7 @@ def test_damaged_facts_are_refused(damage: dict[str, Any], facts: dict[str, Any]
         Encoder(Config(), {**facts, **damage})
 
 
-def test_what_is_stored_names_no_folder() -> None:
+def test_stored_settings_contain_no_folder() -> None:
     config = Config(encoder="hub", model={"folder": "/secret/place", "frozen": False})
     assert modality.portable(config) == Config(encoder="hub", model={"frozen": False})
     for name in registry.names("text_encoders"):

@@ -1,4 +1,4 @@
-"""Every architecture of the package against the contract in `cyclic_cli.models`, and above all their starts."""
+"""Every architecture of the package: the contract in `cyclic_cli.models`, and the quality of the initialisation."""
 
 from __future__ import annotations
 
@@ -19,16 +19,14 @@ from torch.nn import functional
 import cyclic_cli.models
 import cyclic_cli.objectives
 from cyclic_cli.models import conv, deep, linear, residual, vae
-from cyclic_cli.models._layers import (
+from cyclic_cli.models._components import (
     SAMPLE,
-    Enlargement,
-    PooledConvolution,
     StreamingComponents,
     patch_components,
     take_sample,
-    use_fusion,
     with_displaced,
 )
+from cyclic_cli.models._layers import Enlargement, PooledConvolution, use_fusion
 from cyclic_cli.models._spectrum import covariance_roots, minimise, periodic
 from cyclic_cli.models.deep import linear_maps
 
@@ -47,15 +45,15 @@ def architecture(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module", autouse=True)
 def short_fit() -> Iterator[None]:
-    """The fit of the convolutional start to the spectrum is cut short: it takes seconds."""
+    """Limit the fit of the convolutional model to the spectrum, which takes seconds otherwise."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conv, "ITERATIONS", 100)
         yield
 
 
 @pytest.fixture
-def hardly_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that start many models, however well."""
+def very_short_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limit the fit further, for tests that initialise many models and do not need a good fit."""
     monkeypatch.setattr(conv, "ITERATIONS", 5)
 
 
@@ -76,22 +74,22 @@ def build(name: str, shape: tuple[int, int, int] = SIZE, seed: int = 0, **settin
     return model
 
 
-def started(name: str, images: Tensor, seed: int = 0, **settings: int) -> nn.Module:
+def initialised(name: str, images: Tensor, seed: int = 0, **settings: int) -> nn.Module:
     model = build(name, tuple(images.shape[1:]), seed, **settings)
     model.initialise(iter(images.split(16)))
     return model
 
 
 @cache
-def start_of(name: str) -> nn.Module:
-    """The model of an architecture, started on 96 synthetic images; shared, so nobody changes it."""
-    return started(name, smooth_images(96, seed=1))
+def shared_model(name: str) -> nn.Module:
+    """The model of an architecture, initialised from 96 synthetic images. Tests share it and must not change it."""
+    return initialised(name, smooth_images(96, seed=1))
 
 
 @pytest.fixture(params=NAMES)
-def trained_start(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
-    """The name of an architecture, and its model as `start_of` gives it."""
-    return request.param, start_of(request.param)
+def named_model(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
+    """The name of an architecture, and its initialised model from `shared_model`."""
+    return request.param, shared_model(request.param)
 
 
 def error(model: nn.Module, images: Tensor) -> float:
@@ -99,8 +97,8 @@ def error(model: nn.Module, images: Tensor) -> float:
         return float(functional.mse_loss(model(images)["reconstruction"], images))
 
 
-def error_of_components(images: Tensor, unseen: Tensor, number: int) -> float:
-    """What `number` principal components of images lose of others, by numpy."""
+def pca_error(images: Tensor, unseen: Tensor, number: int) -> float:
+    """Mean squared error of unseen images after projection on `number` principal components of images, by numpy."""
     flat = images.flatten(1).double().numpy()
     mean = flat.mean(0)
     rows = numpy.linalg.svd(flat - mean, full_matrices=False)[2][:number]
@@ -108,20 +106,20 @@ def error_of_components(images: Tensor, unseen: Tensor, number: int) -> float:
     return float(numpy.square(deviation - deviation @ rows.T @ rows).mean())
 
 
-def error_of_block_components(images: Tensor, unseen: Tensor, number: int, side: int) -> float:
-    """The same of the blocks of images, `side` pixels wide, that lie side by side."""
+def block_pca_error(images: Tensor, unseen: Tensor, number: int, side: int) -> float:
+    """The same for non-overlapping blocks of the images, `side` pixels wide."""
     blocks, others = (
         functional.pixel_unshuffle(values, side).transpose(0, 1).flatten(1).T for values in (images, unseen)
     )
-    return error_of_components(blocks, others, number)
+    return pca_error(blocks, others, number)
 
 
-def test_the_architectures_of_the_origin_are_there_and_the_recommended_one() -> None:
+def test_the_expected_architectures_exist() -> None:
     assert {"linear", "conv", "deep", "vae", "residual"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_settings_of_an_architecture_are_usable(name: str) -> None:
+def test_an_architecture_meets_the_contract(name: str) -> None:
     module = architecture(name)
     assert {"reconstruction", "code"} <= set(module.OUTPUTS)
     assert set(module.OBJECTIVES) <= set(names_in(cyclic_cli.objectives))
@@ -161,7 +159,7 @@ def test_shapes(name: str, shape: tuple[int, int, int]) -> None:
         ("residual", {"latent": 4, "reduction": 8}, (4, 28, 28)),
     ],
 )
-def test_codes_at_224_pixels(name: str, settings: dict[str, int], shape: tuple[int, ...]) -> None:
+def test_code_shapes_at_224_pixels(name: str, settings: dict[str, int], shape: tuple[int, ...]) -> None:
     images = torch.rand(1, 1, 224, 224)
     with torch.no_grad():
         outputs = build(name, (1, 224, 224), **settings)(images)
@@ -170,7 +168,7 @@ def test_codes_at_224_pixels(name: str, settings: dict[str, int], shape: tuple[i
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_impossible_sizes_are_refused_in_words(name: str) -> None:
+def test_impossible_image_sizes_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="height of the images is 31 pixels"):
         build(name, (1, 31, 64))
     with pytest.raises(ValueError, match="channel"):
@@ -184,7 +182,7 @@ def test_sides_that_cannot_be_halved_often_enough_are_refused(name: str) -> None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_code_without_numbers_is_refused(name: str) -> None:
+def test_a_code_without_dimensions_is_refused(name: str) -> None:
     module = architecture(name)
     with pytest.raises(ValueError, match="between 1 and"):
         module.Model(module.Config(latent=0), SIZE)
@@ -197,24 +195,24 @@ def test_widths_that_cannot_be_paired_or_grouped_are_refused(module: ModuleType,
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
-        ({"reduction": 3}, "the reduction is 2, 4, 8, 16 or none, not 3"),
+        ({"reduction": 3}, "the reduction must be 2, 4, 8, 16 or null, not 3"),
         ({"reduction": 32}, "not 32"),
         ({"reduction": 2, "latent": 5}, "between 1 and 4 maps, not 5"),
         ({"reduction": 8, "latent": 0}, "between 1 and 64 maps, not 0"),
-        ({"latent": 4097}, "between 1 and 4096 numbers, not 4097"),
+        ({"latent": 4097}, "between 1 and 4096 dimensions, not 4097"),
     ],
     ids=str,
 )
-def test_codes_that_the_residual_architecture_cannot_have_are_refused(settings: dict[str, int], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_codes_of_the_residual_architecture_are_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         build("residual", **settings)
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (2, 64, 96)], ids=str)
 @pytest.mark.parametrize("reduction", [2, 4, 8, 16])
-def test_the_code_of_maps_has_the_reduced_sides(reduction: int, shape: tuple[int, int, int]) -> None:
+def test_a_code_of_maps_has_the_reduced_sides(reduction: int, shape: tuple[int, int, int]) -> None:
     model, images = build("residual", shape, latent=3, reduction=reduction), torch.rand(2, *shape)
     with torch.no_grad():
         outputs = model(images)
@@ -223,8 +221,8 @@ def test_the_code_of_maps_has_the_reduced_sides(reduction: int, shape: tuple[int
     assert outputs["reconstruction"].shape == images.shape
 
 
-def test_a_sample_does_not_depend_on_its_batch(trained_start: tuple[str, nn.Module]) -> None:
-    _, model = trained_start
+def test_a_result_does_not_depend_on_the_rest_of_the_batch(named_model: tuple[str, nn.Module]) -> None:
+    _, model = named_model
     assert not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
     images = smooth_images(5, seed=2)
     model.train()
@@ -236,8 +234,8 @@ def test_a_sample_does_not_depend_on_its_batch(trained_start: tuple[str, nn.Modu
                 torch.testing.assert_close(value[0], together[output][index], rtol=1e-5, atol=1e-5)
 
 
-def test_parameters_are_single_precision_and_all_are_reached(trained_start: tuple[str, nn.Module]) -> None:
-    name, model = trained_start[0], deepcopy(trained_start[1])
+def test_parameters_are_single_precision_and_all_have_a_gradient(named_model: tuple[str, nn.Module]) -> None:
+    name, model = named_model[0], deepcopy(named_model[1])
     images = smooth_images(8, seed=3)
     outputs = model(images)
     total = torch.zeros(())
@@ -252,38 +250,40 @@ def test_parameters_are_single_precision_and_all_are_reached(trained_start: tupl
         assert parameter.grad.any(), parameter_name
 
 
-def test_the_start_beats_none_and_the_mean_image(trained_start: tuple[str, nn.Module]) -> None:
-    name, model = trained_start
+def test_the_initialisation_beats_random_weights_and_the_mean_image(named_model: tuple[str, nn.Module]) -> None:
+    name, model = named_model
     unseen = smooth_images(32, seed=4)
     mean_image = smooth_images(96, seed=1).mean(0)
     assert error(model, unseen) < 0.3 * float((unseen - mean_image).square().mean())
     assert error(model, unseen) < 0.3 * error(build(name), unseen)
 
 
-@pytest.mark.usefixtures("hardly_a_fit")
+@pytest.mark.usefixtures("very_short_fit")
 @pytest.mark.parametrize("name", NAMES)
-def test_the_start_is_the_same_twice_and_uses_the_seed(name: str) -> None:
+def test_the_initialisation_is_reproducible_and_uses_the_seed(name: str) -> None:
     images = smooth_images(40, seed=5)
-    first, second = started(name, images).state_dict(), started(name, images).state_dict()
+    first, second = initialised(name, images).state_dict(), initialised(name, images).state_dict()
     assert all(torch.equal(value, second[key]) for key, value in first.items())
-    other = started(name, images, seed=1).state_dict()
+    other = initialised(name, images, seed=1).state_dict()
     assert not all(torch.equal(value, other[key]) for key, value in first.items())
 
 
 @pytest.mark.parametrize(
     ("name", "settings"), [*((name, {}) for name in NAMES), ("residual", {"latent": 4, "reduction": 4})]
 )
-def test_no_images_are_refused_and_equal_or_single_images_stay_finite(name: str, settings: dict[str, int]) -> None:
+def test_no_images_are_refused_and_equal_or_single_images_give_finite_weights(
+    name: str, settings: dict[str, int]
+) -> None:
     with pytest.raises(ValueError, match="no images"):
         build(name, **settings).initialise(iter([]))
     for images in (torch.full((3, *SIZE), 0.5), torch.zeros(2, *SIZE), smooth_images(1, seed=6)):
-        model = started(name, images, **settings)
+        model = initialised(name, images, **settings)
         assert all(parameter.isfinite().all() for parameter in model.parameters())
         assert error(model, images) < 1e-3
 
 
-def test_training_from_the_start_lowers_the_loss(trained_start: tuple[str, nn.Module]) -> None:
-    name, model = trained_start[0], deepcopy(trained_start[1])
+def test_training_after_the_initialisation_lowers_the_loss(named_model: tuple[str, nn.Module]) -> None:
+    name, model = named_model[0], deepcopy(named_model[1])
     module, images = architecture(name), smooth_images(64, seed=7)
     before = error(model, images)
     shares = dict.fromkeys(model.parameters(), 1.0)
@@ -300,13 +300,13 @@ def test_training_from_the_start_lowers_the_loss(trained_start: tuple[str, nn.Mo
     assert error(model, images) < before
 
 
-def test_streamed_components_are_those_of_numpy() -> None:
+def test_streamed_components_equal_those_of_numpy() -> None:
     generator = torch.Generator().manual_seed(8)
     vectors = torch.randn(90, 200, generator=generator) * torch.linspace(3, 0.1, 200) + 5
     centred = (vectors - vectors.mean(0)).double().numpy()
     singular, rows = numpy.linalg.svd(centred, full_matrices=False)[1:]
     exact = StreamingComponents()
-    merged = StreamingComponents(capacity=40)  # merges once: 90 and the corrections of the mean exceed 80
+    merged = StreamingComponents(capacity=40)  # merges once: there are more than 80 rows
     for batch in vectors.split(7):
         exact.update(batch)
         merged.update(batch)
@@ -318,43 +318,45 @@ def test_streamed_components_are_those_of_numpy() -> None:
     assert kept > 0.99 * numpy.square(singular[:20]).sum()
 
 
-def test_the_linear_start_is_no_worse_than_principal_components() -> None:
+def test_the_initialised_linear_model_is_no_worse_than_principal_components() -> None:
     images, unseen = smooth_images(300, seed=9), smooth_images(64, seed=10)
-    assert error(started("linear", images), unseen) <= error_of_components(images, unseen, 128)
+    assert error(initialised("linear", images), unseen) <= pca_error(images, unseen, 128)
 
 
 @pytest.mark.parametrize("side", [64, 96], ids=["whole", "reduced"])
-def test_the_residual_start_is_about_as_good_as_principal_components(side: int) -> None:
+def test_the_initialised_residual_model_is_about_as_good_as_principal_components(side: int) -> None:
     shape = (1, side, side)
     images, unseen = smooth_images(200, seed=9, shape=shape), smooth_images(64, seed=10, shape=shape)
-    model = started("residual", images, latent=64)
+    model = initialised("residual", images, latent=64)
     assert model.linear.factor == side // 48
-    assert error(model, unseen) < 1.05 * error_of_components(images, unseen, 64)
+    assert error(model, unseen) < 1.05 * pca_error(images, unseen, 64)
 
 
 @pytest.mark.parametrize(("latent", "reduction"), [(2, 2), (4, 4), (4, 8)])
-def test_the_residual_start_of_maps_is_no_worse_than_components_of_blocks(latent: int, reduction: int) -> None:
+def test_the_initialised_residual_model_of_maps_is_no_worse_than_components_of_blocks(
+    latent: int, reduction: int
+) -> None:
     images, unseen = smooth_images(96, seed=13), smooth_images(32, seed=14)
-    model = started("residual", images, latent=latent, reduction=reduction)
-    assert error(model, unseen) <= error_of_block_components(images, unseen, latent, reduction)
+    model = initialised("residual", images, latent=latent, reduction=reduction)
+    assert error(model, unseen) <= block_pca_error(images, unseen, latent, reduction)
 
 
 @pytest.mark.parametrize("count", [8, 30])
-def test_the_linear_start_of_few_images_beats_their_components(count: int) -> None:
+def test_the_linear_model_initialised_from_few_images_beats_their_components(count: int) -> None:
     images, unseen = smooth_images(count, seed=11), smooth_images(64, seed=12)
-    assert error(started("linear", images), unseen) < 0.8 * error_of_components(images, unseen, count - 1)
+    assert error(initialised("linear", images), unseen) < 0.8 * pca_error(images, unseen, count - 1)
 
 
-def test_the_convolutional_start_beats_the_best_linear_code_of_blocks() -> None:
+def test_the_initialised_convolutional_model_beats_the_best_linear_code_of_blocks() -> None:
     images, unseen = smooth_images(96, seed=1), smooth_images(32, seed=14)
-    model = start_of("conv")
-    assert error(model, unseen) < 0.9 * error_of_block_components(images, unseen, 4, 4)
+    model = shared_model("conv")
+    assert error(model, unseen) < 0.9 * block_pca_error(images, unseen, 4, 4)
     with torch.no_grad():
         code = model.encode(unseen)
-    assert (code > 0).float().mean() > 0.99  # the rectifier of the code lets it pass
+    assert (code > 0).float().mean() > 0.99  # almost no value of the code is cut off by its rectifier
 
 
-def test_the_rectifiers_of_the_deep_start_are_transparent() -> None:
+def test_the_rectifiers_of_the_initialised_deep_model_pass_the_linear_maps() -> None:
     images = smooth_images(40, seed=16)
     model = build("deep")
     filters = model.fit_convolutions(images)
@@ -363,7 +365,7 @@ def test_the_rectifiers_of_the_deep_start_are_transparent() -> None:
     torch.testing.assert_close(positive - negative, linear_maps(images, filters), atol=1e-3, rtol=1e-3)
 
 
-def test_the_convolutional_architecture_is_what_its_layers_say() -> None:
+def test_the_convolutional_architecture_equals_plain_torch_layers() -> None:
     def reduction(inputs: int, outputs: int) -> list[nn.Module]:
         return [
             nn.ReplicationPad2d(2), nn.Conv2d(inputs, outputs, 5, bias=False),
@@ -374,7 +376,7 @@ def test_the_convolutional_architecture_is_what_its_layers_say() -> None:
         return [nn.ReplicationPad2d(1), nn.ConvTranspose2d(inputs, outputs, 6, stride=2, padding=4)]
 
     plain = nn.Sequential(*reduction(1, 16), *reduction(16, 4), *enlargement(4, 16), nn.ReLU(), *enlargement(16, 1))
-    model, images = deepcopy(start_of("conv")), smooth_images(4, seed=24)
+    model, images = deepcopy(shared_model("conv")), smooth_images(4, seed=24)
     plain.load_state_dict(dict(zip(plain.state_dict(), model.state_dict().values(), strict=True)))
     with torch.no_grad():
         expected = plain(images)
@@ -384,7 +386,7 @@ def test_the_convolutional_architecture_is_what_its_layers_say() -> None:
 
 
 def pooled(inputs: int, outputs: int, kernel: int) -> tuple[PooledConvolution, nn.Sequential]:
-    """A pooled convolution, and the same of the layers of torch."""
+    """A pooled convolution, and its equivalent in torch layers."""
     convolution = nn.Conv2d(inputs, outputs, kernel, bias=False)
     pooling = nn.Conv2d(outputs, outputs, 2, stride=2, groups=outputs)
     return PooledConvolution(inputs, outputs, kernel), nn.Sequential(
@@ -393,7 +395,7 @@ def pooled(inputs: int, outputs: int, kernel: int) -> tuple[PooledConvolution, n
 
 
 def enlarging(inputs: int, outputs: int) -> tuple[Enlargement, nn.Sequential]:
-    """An enlargement, and the same of the layers of torch."""
+    """An enlargement, and its equivalent in torch layers."""
     transposed = nn.ConvTranspose2d(inputs, outputs, 6, stride=2, padding=4)
     return Enlargement(inputs, outputs), nn.Sequential(nn.ReplicationPad2d(1), transposed)
 
@@ -408,7 +410,7 @@ def enlarging(inputs: int, outputs: int) -> tuple[Enlargement, nn.Sequential]:
     ],
     ids=["pooled 5", "pooled 3", "enlarging to 1", "enlarging to 4", "enlarging to 7"],
 )  # fmt: skip
-def test_fused_layers_give_the_values_and_gradients_of_plain_ones(
+def test_fused_layers_give_the_outputs_and_gradients_of_plain_ones(
     make: Callable[[], tuple[nn.Module, nn.Sequential]], form: torch.memory_format, fuse: bool
 ) -> None:
     torch.manual_seed(25)
@@ -433,11 +435,11 @@ def test_pooling_is_a_mean_before_it_is_trained() -> None:
     layer, maps = PooledConvolution(2, 3, 3), torch.rand(2, 2, 8, 8)
     nn.init.zeros_(layer.pooling.bias)
     with torch.no_grad():
-        framed = functional.pad(maps, (1, 1, 1, 1), mode="replicate")
-        torch.testing.assert_close(layer(maps), functional.avg_pool2d(layer.convolution(framed), 2))
+        padded = functional.pad(maps, (1, 1, 1, 1), mode="replicate")
+        torch.testing.assert_close(layer(maps), functional.avg_pool2d(layer.convolution(padded), 2))
 
 
-def test_components_of_patches_are_those_of_numpy() -> None:
+def test_components_of_patches_equal_those_of_numpy() -> None:
     maps = torch.randn(5, 2, 8, 12, generator=torch.Generator().manual_seed(26)) + torch.tensor([[[3.0]], [[-1.0]]])
     components, mean = patch_components(maps, 10)
     numpy.testing.assert_allclose(mean, maps.numpy().mean((0, 2, 3)), rtol=1e-5)
@@ -453,19 +455,19 @@ def test_components_of_patches_are_those_of_numpy() -> None:
 
 
 def stationary_images() -> Tensor:
-    """A pattern (2, 32, 32) at 64 places of its period, whose products with a smooth window average exactly."""
+    """A periodic pattern (2, 32, 32) displaced to 64 places. Its products with a smooth window average exactly."""
     pattern = smooth_images(1, seed=27, shape=(2, 32, 32))[0]
     return torch.stack([pattern.roll((down, right), (1, 2)) for down in range(0, 32, 4) for right in range(0, 32, 4)])
 
 
-def test_roots_of_the_covariance_hold_the_power_of_the_images() -> None:
+def test_roots_of_the_covariance_have_the_power_spectrum_of_the_images() -> None:
     images, stride = stationary_images(), 4
     roots = covariance_roots(images, stride).double().numpy()
     assert roots.shape == (stride**2 * 2, 2, 32, 32)
     waves = numpy.fft.fft2(images[0].double().numpy() - images.double().numpy().mean((0, 2, 3))[:, None, None])
     power = numpy.abs(waves) ** 2 / 32**2  # (2, 32, 32)
     numpy.testing.assert_allclose(numpy.square(roots).sum(), stride**2 * power.sum() / 32**2, rtol=1e-4)
-    blurred = sum(  # by the transform of Hann's window
+    blurred = sum(  # blurred by the transform of the Hann window
         weight * other * numpy.roll(power, (down, right), (1, 2))
         for down, weight in ((-1, 1 / 6), (0, 2 / 3), (1, 1 / 6))
         for right, other in ((-1, 1 / 6), (0, 2 / 3), (1, 1 / 6))
@@ -475,7 +477,7 @@ def test_roots_of_the_covariance_hold_the_power_of_the_images() -> None:
 
 
 @pytest.mark.parametrize("stride", [2, 4])
-def test_an_error_on_the_roots_is_the_expected_error_on_images(stride: int) -> None:
+def test_the_error_on_the_covariance_roots_is_the_expected_error_on_images(stride: int) -> None:
     generator = torch.Generator().manual_seed(28)
     analysis = torch.randn(2, 1, 3 * stride, 3 * stride, generator=generator) / stride**2
     synthesis = torch.randn(2, 1, 3 * stride, 3 * stride, generator=generator) / stride**2
@@ -486,14 +488,14 @@ def test_an_error_on_the_roots_is_the_expected_error_on_images(stride: int) -> N
         return (result - images).square()
 
     noise = torch.randn(100, 1, 64, 64, generator=generator)
-    images = functional.avg_pool2d(periodic(noise, 2), 5, 1)  # what is 5 pixels apart knows nothing of another
+    images = functional.avg_pool2d(periodic(noise, 2), 5, 1)  # pixels that are 5 apart are independent
     expected = squares(covariance_roots(images, stride)).sum() / stride**2
     assert float(expected) == pytest.approx(float(squares(images - images.mean()).mean()), rel=0.05)
 
 
-def test_a_known_minimum_is_found() -> None:
+def test_minimise_finds_a_known_minimum() -> None:
     x, y = torch.tensor([-1.2]), torch.tensor([1.0])
-    minimise(lambda: ((1 - x) ** 2 + 100 * (y - x**2) ** 2).sum(), [x, y], 200)  # Rosenbrock's valley
+    minimise(lambda: ((1 - x) ** 2 + 100 * (y - x**2) ** 2).sum(), [x, y], 200)  # the Rosenbrock function
     assert (float(x), float(y)) == pytest.approx((1, 1), abs=1e-3)
     assert not x.requires_grad
 
@@ -503,21 +505,21 @@ def test_a_known_minimum_is_found() -> None:
     [
         lambda x: 0 * x.sum(),
         lambda x: x.sum() * torch.nan,
-        lambda x: (x - 1.999).sqrt().sum(),  # the first step leads out of its domain
-        lambda x: 1 + (x - x.detach()).sum(),  # whatever the gradient promises
+        lambda x: (x - 1.999).sqrt().sum(),  # the first step leaves the domain of the root
+        lambda x: 1 + (x - x.detach()).sum(),  # constant, although its gradient is not zero
         lambda x: 1 + (x - x.detach()).sum() + (x.detach() - 2).square().sum(),
     ],
-    ids=["nothing", "not a number", "not a number elsewhere", "level", "the least already"],
+    ids=["zero", "not a number", "not a number elsewhere", "constant", "already minimal"],
 )
-def test_parameters_stay_as_they_were_where_nothing_improves(loss: Callable[[Tensor], Tensor]) -> None:
+def test_minimise_restores_the_parameters_when_nothing_improves(loss: Callable[[Tensor], Tensor]) -> None:
     x = torch.tensor([2.0])
     minimise(lambda: loss(x), [x], 20)
     assert x.tolist() == [2.0]
     assert not x.requires_grad
 
 
-def test_noise_moves_the_code_by_its_standard_deviation() -> None:
-    model, images = started("vae", smooth_images(40, seed=17)), smooth_images(3, seed=18)
+def test_noise_changes_the_code_by_its_standard_deviation() -> None:
+    model, images = initialised("vae", smooth_images(40, seed=17)), smooth_images(3, seed=18)
     noise = torch.randn(3, model.latent, generator=torch.Generator().manual_seed(19))
     with torch.no_grad():
         quiet, noisy = model(images), model(images, noise)
@@ -533,22 +535,22 @@ def test_the_log_variance_is_bounded_whatever_the_weights() -> None:
         model.log_variance_head.weight.mul_(1e6)
         log_variance = model(smooth_images(4, seed=20))["log_variance"]
     assert log_variance.abs().max() <= vae.LOG_VARIANCE_BOUND
-    assert log_variance.abs().max() > 0.9 * vae.LOG_VARIANCE_BOUND  # the bound was what held
+    assert log_variance.abs().max() > 0.9 * vae.LOG_VARIANCE_BOUND  # close to the bound, so the bound was active
 
 
-def test_the_variational_start_is_probabilistic_principal_components() -> None:
+def test_the_initialised_variational_model_is_probabilistic_pca() -> None:
     images = smooth_images(200, seed=21)
-    model = started("vae", images)
+    model = initialised("vae", images)
     with torch.no_grad():
         outputs = model(images)
         spread = outputs["mean"].square() + outputs["log_variance"].exp()
-    # There the posterior, averaged over the data, is the standard normal prior in every active dimension.
+    # At this optimum the posterior, averaged over the data, is the standard normal prior in every active dimension.
     active = outputs["log_variance"].mean(0) < -1
     assert active.sum() > 32
     assert 0.5 < float(spread.mean(0)[active].mean()) < 1.5
 
 
-def test_the_sample_is_given_out_again() -> None:
+def test_the_stream_still_contains_the_sample() -> None:
     batches = [torch.full((30, 1, 224, 112), float(index)) for index in range(6)]
     sample, stream = take_sample(iter(batches))
     assert len(sample) == SAMPLE // (224 * 112) == 128
@@ -557,15 +559,15 @@ def test_the_sample_is_given_out_again() -> None:
     assert torch.equal(sample, again[:128])
 
 
-def test_linear_has_no_activation() -> None:
-    model, images = started("linear", smooth_images(20, seed=22)), smooth_images(2, seed=23)
+def test_the_linear_model_has_no_activation() -> None:
+    model, images = initialised("linear", smooth_images(20, seed=22)), smooth_images(2, seed=23)
     with torch.no_grad():
         middle = model.encode(images.mean(0, keepdim=True))
         torch.testing.assert_close(middle[0], model.encode(images).mean(0), atol=1e-4, rtol=1e-4)
     assert all(isinstance(part, (nn.Linear, nn.Sequential, linear.Model)) for part in model.modules())
 
 
-def test_images_count_with_copies_displaced_by_opposite_shifts() -> None:
+def test_images_are_joined_by_copies_with_opposite_shifts() -> None:
     images = torch.rand(2, 1, 64, 64)
     torch.manual_seed(3)
     result = with_displaced(images)

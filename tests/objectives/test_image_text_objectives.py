@@ -1,4 +1,4 @@
-"""The objectives of joint models against loops by hand, other libraries, and finite differences."""
+"""The objectives of image–text models, compared with plain loops, other libraries and finite differences."""
 
 import math
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ def loss_of(name: str, outputs: dict[str, Any], batch: dict[str, Any], **setting
     return import_module(f"cyclic_cli.objectives.{name}").loss(outputs, batch, **settings)
 
 
-def a_batch(modalities: str = "ab", paired: int = 4, alone: int = 5, seed: int = 0) -> tuple[dict, dict]:
-    """Random embeddings of unit norm of some modalities, float64, and what belongs together."""
+def random_batch(modalities: str = "ab", paired: int = 4, unpaired: int = 5, seed: int = 0) -> tuple[dict, dict]:
+    """Random L2-normalised embeddings of some modalities, float64, and which samples are paired."""
     generator = torch.Generator().manual_seed(seed)
     outputs: dict[str, Any] = {
         "embedding": {}, "scale": torch.tensor(8.0, dtype=torch.float64),
@@ -32,12 +32,12 @@ def a_batch(modalities: str = "ab", paired: int = 4, alone: int = 5, seed: int =
     }  # fmt: skip
     batch: dict[str, Any] = {"sample": {}, "content": {}, "step": 3}
     for number, name in enumerate(modalities):
-        count = paired + alone + number  # as many more alone in each
+        count = paired + unpaired + number  # each modality has one more unpaired sample than the one before
         rows = torch.randn(count, 6, generator=generator, dtype=torch.float64)
         outputs["embedding"][name] = functional.normalize(rows, dim=1)
         own = torch.full((count - paired,), UNPAIRED)
         order = torch.randperm(paired, generator=generator)
-        batch["sample"][name] = torch.cat([own[:2], 10 + order, own[2:]])  # pairs stand anywhere
+        batch["sample"][name] = torch.cat([own[:2], 10 + order, own[2:]])  # pairs are not at the beginning
         batch["content"][name] = torch.arange(count) + 100 * number
     for a in modalities:
         for b in modalities.replace(a, ""):
@@ -47,7 +47,7 @@ def a_batch(modalities: str = "ab", paired: int = 4, alone: int = 5, seed: int =
 
 
 def paired_rows(outputs: dict, batch: dict, a: str, b: str) -> list[tuple[Tensor, Tensor, int, int]]:
-    """Each pair of two modalities by a loop: embeddings and contents."""
+    """The pairs of two modalities, found by a loop: both embeddings and both content numbers."""
     found = []
     for i, sample in enumerate(batch["sample"][a].tolist()):
         for j, other in enumerate(batch["sample"][b].tolist()):
@@ -57,7 +57,7 @@ def paired_rows(outputs: dict, batch: dict, a: str, b: str) -> list[tuple[Tensor
     return found
 
 
-def alone_rows(outputs: dict, batch: dict, name: str) -> list[Tensor]:
+def unpaired_rows(outputs: dict, batch: dict, name: str) -> list[Tensor]:
     rows = zip(outputs["embedding"][name], batch["sample"][name].tolist(), strict=True)
     return [row for row, sample in rows if sample == UNPAIRED]
 
@@ -72,11 +72,11 @@ def dot(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize("repeated", [False, True])
-def test_contrastive_is_the_softmax_over_partners_by_hand(repeated: bool) -> None:
-    outputs, batch = a_batch()
-    if repeated:  # the reports of two pairs are one
-        there = (batch["sample"]["b"] != UNPAIRED).nonzero()[:2, 0]
-        batch["content"]["b"][there] = 7
+def test_contrastive_loss_by_hand(repeated: bool) -> None:
+    outputs, batch = random_batch()
+    if repeated:  # two pairs have the same report
+        places = (batch["sample"]["b"] != UNPAIRED).nonzero()[:2, 0]
+        batch["content"]["b"][places] = 7
     rows = paired_rows(outputs, batch, "a", "b")
     total = 0.0
     for a, b, content_a, content_b in rows:
@@ -87,8 +87,8 @@ def test_contrastive_is_the_softmax_over_partners_by_hand(repeated: bool) -> Non
     assert loss_of("contrastive", outputs, batch).item() == pytest.approx(total / (2 * len(rows)), rel=1e-5)
 
 
-def test_contrastive_without_repetitions_is_that_of_clip() -> None:
-    outputs, batch = a_batch()
+def test_contrastive_loss_without_repeated_content_is_that_of_clip() -> None:
+    outputs, batch = random_batch()
     rows = paired_rows(outputs, batch, "a", "b")
     logits = 8 * torch.stack([row[0] for row in rows]) @ torch.stack([row[1] for row in rows]).T
     own = torch.arange(len(rows))
@@ -97,11 +97,11 @@ def test_contrastive_without_repetitions_is_that_of_clip() -> None:
 
 
 @pytest.mark.parametrize("repeated", [False, True])
-def test_sigmoid_judges_every_pair_by_itself(repeated: bool) -> None:
-    outputs, batch = a_batch()
-    if repeated:  # the reports of two pairs are one, and so are hits of both
-        there = (batch["sample"]["b"] != UNPAIRED).nonzero()[:2, 0]
-        batch["content"]["b"][there] = 7
+def test_sigmoid_loss_by_hand(repeated: bool) -> None:
+    outputs, batch = random_batch()
+    if repeated:  # two pairs have the same report, so both combinations match
+        places = (batch["sample"]["b"] != UNPAIRED).nonzero()[:2, 0]
+        batch["content"]["b"][places] = 7
     rows = paired_rows(outputs, batch, "a", "b")
     total = sum(
         math.log(1 + math.exp(-(1 if one[3] == other[3] else -1) * (8 * dot(one[0], other[1]) - 3)))
@@ -111,8 +111,8 @@ def test_sigmoid_judges_every_pair_by_itself(repeated: bool) -> None:
     assert loss_of("sigmoid", outputs, batch).item() == pytest.approx(total / len(rows), rel=1e-5)
 
 
-def test_geometry_is_the_two_sums_of_its_paper() -> None:
-    outputs, batch = a_batch()
+def test_geometry_by_hand() -> None:
+    outputs, batch = random_batch()
     rows = paired_rows(outputs, batch, "a", "b")
     total = sum(
         (dot(one[0], other[0]) - dot(one[1], other[1])) ** 2 + (dot(one[0], other[1]) - dot(other[0], one[1])) ** 2
@@ -122,19 +122,22 @@ def test_geometry_is_the_two_sums_of_its_paper() -> None:
     assert loss_of("geometry", outputs, batch).item() == pytest.approx(total / len(rows), rel=1e-5)
 
 
-def walks(outputs: dict, batch: dict, sharpness: float) -> Iterator[tuple[list[Tensor], list[Tensor], list, list]]:
-    """Both ways between the values alone of a and b: start, stop, and where soft steps lead from each."""
+def walk_steps(outputs: dict, batch: dict, sharpness: float) -> Iterator[tuple[list[Tensor], list[Tensor], list, list]]:
+    """Both directions between the unpaired samples of a and b.
+
+    Yields the embeddings of the first and the second modality, and the transition probabilities there and back.
+    """
     for a, b in (("a", "b"), ("b", "a")):
-        start, stop = alone_rows(outputs, batch, a), alone_rows(outputs, batch, b)
+        start, stop = unpaired_rows(outputs, batch, a), unpaired_rows(outputs, batch, b)
         there = [softmax([sharpness * dot(one, other) for other in stop]) for one in start]
         back = [softmax([sharpness * dot(other, one) for one in start]) for other in stop]
         yield start, stop, there, back
 
 
-def test_neighbour_cycle_returns_by_way_of_the_soft_neighbour() -> None:
-    outputs, batch = a_batch()
+def test_neighbour_cycle_by_hand() -> None:
+    outputs, batch = random_batch()
     losses = []
-    for start, stop, there, _ in walks(outputs, batch, 15):
+    for start, stop, there, _ in walk_steps(outputs, batch, 15):
         for number, steps in enumerate(there):
             neighbour = torch.stack([p * row for p, row in zip(steps, stop, strict=True)]).sum(0)
             neighbour = neighbour / neighbour.norm()
@@ -143,10 +146,10 @@ def test_neighbour_cycle_returns_by_way_of_the_soft_neighbour() -> None:
     assert loss_of("neighbour_cycle", outputs, batch).item() == pytest.approx(sum(losses), rel=1e-5)
 
 
-def test_walk_ends_where_likeness_says() -> None:
-    outputs, batch = a_batch()
+def test_walker_loss_by_hand() -> None:
+    outputs, batch = random_batch()
     losses = []
-    for start, _, there, back in walks(outputs, batch, 10):
+    for start, _, there, back in walk_steps(outputs, batch, 10):
         for number, steps in enumerate(there):
             ends = np.array(steps) @ np.array(back)
             goal = np.array(softmax([20 * dot(start[number], one) for one in start]))
@@ -154,10 +157,10 @@ def test_walk_ends_where_likeness_says() -> None:
     assert loss_of("walk", outputs, batch).item() == pytest.approx(sum(losses), rel=1e-4)
 
 
-def test_visit_is_least_where_all_are_visited_alike() -> None:
-    outputs, batch = a_batch()
+def test_visit_loss_by_hand_and_zero_for_uniform_visits() -> None:
+    outputs, batch = random_batch()
     losses = []
-    for _, stop, there, _ in walks(outputs, batch, 10):
+    for _, stop, there, _ in walk_steps(outputs, batch, 10):
         visited = np.array(there).mean(0) * len(stop)
         losses.append(-np.log(visited).mean() / 2)
     assert loss_of("visit", outputs, batch).item() == pytest.approx(sum(losses), rel=1e-5)
@@ -166,21 +169,21 @@ def test_visit_is_least_where_all_are_visited_alike() -> None:
     assert loss_of("visit", outputs, batch).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_pseudo_pairs_take_the_partners_of_similar_samples() -> None:
-    outputs, batch = a_batch()
+def test_pseudo_pairs_by_hand() -> None:
+    outputs, batch = random_batch()
     losses = []
     for a, b in (("a", "b"), ("b", "a")):
-        rows, alone = paired_rows(outputs, batch, a, b), alone_rows(outputs, batch, a)
-        for one in alone:
+        rows, unpaired = paired_rows(outputs, batch, a, b), unpaired_rows(outputs, batch, a)
+        for one in unpaired:
             shares = softmax([15 * dot(one, row[0]) for row in rows])
             likely = softmax([8 * dot(one, row[1]) for row in rows])
-            losses += [-share * math.log(p) / len(alone) / 2 for share, p in zip(shares, likely, strict=True)]
+            losses += [-share * math.log(p) / len(unpaired) / 2 for share, p in zip(shares, likely, strict=True)]
     assert loss_of("pseudo_pairs", outputs, batch).item() == pytest.approx(sum(losses), rel=1e-5)
 
 
-def test_discrepancy_is_the_mean_of_kernels_and_vanishes_for_equal_clouds() -> None:
-    outputs, batch = a_batch()
-    a, b = alone_rows(outputs, batch, "a"), alone_rows(outputs, batch, "b")
+def test_discrepancy_by_hand_and_small_for_equal_distributions() -> None:
+    outputs, batch = random_batch()
+    a, b = unpaired_rows(outputs, batch, "a"), unpaired_rows(outputs, batch, "b")
 
     def kernel(one: list[Tensor], other: list[Tensor]) -> float:
         return float(np.mean([[np.exp(t * (dot(x, y) - 1)) for t in (1, 4, 16)] for x in one for y in other]))
@@ -191,21 +194,22 @@ def test_discrepancy_is_the_mean_of_kernels_and_vanishes_for_equal_clouds() -> N
     assert loss_of("discrepancy", outputs, batch).item() < 0.1 * expected
 
 
-def test_wasserstein_is_that_of_sorted_projections() -> None:
-    outputs, batch = a_batch(alone=6)
-    a = torch.stack(alone_rows(outputs, batch, "a")).float()
-    batch["sample"]["b"][(batch["sample"]["b"] == UNPAIRED).nonzero()[-1]] = 99  # as many in b
-    b = torch.stack(alone_rows(outputs, batch, "b")).float()
+def test_wasserstein_distance_of_equal_counts_compares_sorted_projections() -> None:
+    outputs, batch = random_batch(unpaired=6)
+    a = torch.stack(unpaired_rows(outputs, batch, "a")).float()
+    extra = (batch["sample"]["b"] == UNPAIRED).nonzero()[-1]
+    batch["sample"]["b"][extra] = 99  # now b has as many unpaired samples as a
+    b = torch.stack(unpaired_rows(outputs, batch, "b")).float()
     along = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
     along = along / along.norm(dim=0)
     expected = ((a @ along).sort(0).values - (b @ along).sort(0).values).square().mean()
     assert loss_of("wasserstein", outputs, batch).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_wasserstein_of_unequal_counts_is_that_of_repeated_values() -> None:
-    """A cloud is the same cloud when each of its values is there as many times: 5 and 6 values as 30 and 30."""
-    outputs, batch = a_batch(paired=0)
-    a, b = (torch.stack(alone_rows(outputs, batch, name)).float() for name in "ab")
+def test_wasserstein_distance_of_unequal_counts_equals_that_of_repeated_embeddings() -> None:
+    """Repeating every embedding equally often keeps a distribution: 5 and 6 embeddings become 30 and 30."""
+    outputs, batch = random_batch(paired=0)
+    a, b = (torch.stack(unpaired_rows(outputs, batch, name)).float() for name in "ab")
     along = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
     along = along / along.norm(dim=0)
     one, other = (cloud.repeat_interleave(30 // len(cloud), 0) @ along for cloud in (a, b))
@@ -215,7 +219,7 @@ def test_wasserstein_of_unequal_counts_is_that_of_repeated_values() -> None:
 
 
 def test_latent_cycles_are_cosine_distances() -> None:
-    outputs, batch = a_batch()
+    outputs, batch = random_batch()
     distances = [
         1 - np.mean([dot(one, other) for one, other in zip(outputs["embedding"][a], back, strict=True)])
         for (a, _), back in outputs["latent_cycle"].items()
@@ -225,19 +229,19 @@ def test_latent_cycles_are_cosine_distances() -> None:
 
 
 @pytest.mark.parametrize("name", ["translation", "data_cycle", "half_data_cycle", "code_cycle", "reconstruction"])
-def test_errors_are_averaged_over_samples_then_over_ways(name: str) -> None:
-    outputs, batch = a_batch()
+def test_errors_are_averaged_over_samples_then_over_directions(name: str) -> None:
+    outputs, batch = random_batch()
     outputs[name] = {("a", "b"): torch.tensor([1.0, 3.0]), ("b", "a"): torch.tensor([5.0]), ("a", "c"): torch.empty(0)}
     assert loss_of(name, outputs, batch).item() == pytest.approx(3.5)
 
 
 @pytest.mark.parametrize("name", OF_EMBEDDINGS)
-def test_gradients_are_those_of_finite_differences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs, batch = a_batch()
+def test_gradients_equal_finite_differences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs, batch = random_batch()
     monkeypatch.setattr(Tensor, "float", lambda value: value)  # the objectives compute in float32
     output, key = ("half_latent_cycle", ("a", "b")) if name == "half_latent_cycle" else ("embedding", "a")
     leaf = outputs[output][key].clone().requires_grad_()
-    given: list[Tensor] = []  # what takes no gradient by intent, such as the goal of a walk, stays as it was at first
+    given: list[Tensor] = []  # detached tensors, such as walk targets, keep their first value
 
     def of(value: Tensor) -> Tensor:
         left = iter(list(given))
@@ -255,8 +259,8 @@ def test_gradients_are_those_of_finite_differences(name: str, monkeypatch: pytes
     assert bool(given) == (name in ("walk", "pseudo_pairs", "half_latent_cycle"))
 
 
-def test_a_half_cycle_leaves_its_start_alone() -> None:
-    outputs, batch = a_batch()
+def test_a_half_cycle_sends_no_gradient_to_the_initial_embedding() -> None:
+    outputs, batch = random_batch()
     outputs["embedding"] = {name: value.requires_grad_() for name, value in outputs["embedding"].items()}
     for back in outputs["half_latent_cycle"].values():
         back.requires_grad_()
@@ -266,9 +270,9 @@ def test_a_half_cycle_leaves_its_start_alone() -> None:
 
 
 @pytest.mark.parametrize("name", OF_EMBEDDINGS)
-def test_a_third_modality_brings_its_pairs(name: str) -> None:
-    """The loss of three modalities is the mean of those of each two, in batches of two."""
-    outputs, batch = a_batch("abc")
+def test_the_loss_of_three_modalities_is_the_mean_over_their_pairs(name: str) -> None:
+    """The loss of three modalities is the mean of the losses of batches with two of them."""
+    outputs, batch = random_batch("abc")
     parts = []
     for two in ("ab", "ac", "bc"):
         some = {key: value for key, value in outputs.items() if key in ("scale", "bias")}
@@ -280,8 +284,8 @@ def test_a_third_modality_brings_its_pairs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", JOINT)
-def test_without_anything_to_compare_the_loss_is_a_zero_with_a_gradient(name: str) -> None:
-    outputs, batch = a_batch(paired=0, alone=1)
+def test_with_nothing_to_compare_the_loss_is_a_zero_with_a_gradient(name: str) -> None:
+    outputs, batch = random_batch(paired=0, unpaired=1)
     outputs["embedding"] = {name: value.requires_grad_() for name, value in outputs["embedding"].items()}
     batch["sample"] = {"a": torch.tensor([UNPAIRED]), "b": torch.tensor([UNPAIRED, UNPAIRED])}
     for need in import_module(f"cyclic_cli.objectives.{name}").NEEDS:

@@ -1,4 +1,4 @@
-"""The objectives against references computed another way."""
+"""The objectives of autoencoders, compared with other libraries and with values computed by hand."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from cyclic_cli.metrics import reconstruction as metrics
+from cyclic_cli.metrics.reconstruction import ssim
 from cyclic_cli.objectives import absolute, divergence, reconstruction, similarity
 from cyclic_cli.registry import names
 
@@ -47,7 +47,7 @@ def test_absolute_is_the_mean_absolute_error_by_hand() -> None:
     assert value.item() == pytest.approx((0.5 + 0.5 + 1.0) / 8)
 
 
-def test_similarity_of_constant_images_is_that_of_their_means_by_hand() -> None:
+def test_similarity_of_constant_images_by_hand() -> None:
     image = torch.full((3, 1, 32, 40), 0.5, dtype=torch.float64)
     output = image + 0.2
     value = similarity.loss({"reconstruction": output}, {"image": image})
@@ -66,11 +66,11 @@ def test_similarity_of_equal_images_is_zero_and_a_minimum() -> None:
 
 
 @pytest.mark.parametrize("sides", [(32, 32), (48, 37), (224, 224)], ids=str)
-def test_similarity_is_that_of_other_libraries_and_of_reconstruct(sides: tuple[int, int]) -> None:
+def test_similarity_equals_that_of_other_libraries_and_of_reconstruct(sides: tuple[int, int]) -> None:
     image, output = images(3, *sides)
     value = similarity.loss({"reconstruction": output}, {"image": image}).item()
     assert value == pytest.approx(
-        1 - np.mean([metrics.ssim(*pair) for pair in zip(image.numpy(), output.numpy(), strict=True)]), abs=1e-5
+        1 - np.mean([ssim(*pair) for pair in zip(image.numpy(), output.numpy(), strict=True)]), abs=1e-5
     )
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0, "full": True}
     maps = [
@@ -86,7 +86,8 @@ def test_similarity_is_that_of_other_libraries_and_of_reconstruct(sides: tuple[i
 
 def test_similarity_keeps_its_precision_inside_autocast() -> None:
     image, output = images(2, 64, 64)
-    image, output = 0.9 + 0.1 * image, 0.9 + 0.1 * output  # bright and flat: variances of 1e-4 beside means of 1
+    # Bright images of low contrast have variances of about 1e-4 beside means of about 1.
+    image, output = 0.9 + 0.1 * image, 0.9 + 0.1 * output
     exact = similarity.loss({"reconstruction": output.double()}, {"image": image.double()})
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = similarity.loss({"reconstruction": output}, {"image": image})
@@ -97,7 +98,7 @@ def test_similarity_keeps_its_precision_inside_autocast() -> None:
 
 
 @pytest.mark.parametrize("objective", OF_PIXELS, ids=lambda module: module.__name__.rpartition(".")[2])
-def test_gradients_are_those_of_finite_differences(objective) -> None:
+def test_gradients_equal_finite_differences(objective) -> None:
     image, output = images(2, 13, 12, dtype=torch.float64)
     torch.autograd.gradcheck(
         lambda value: objective.loss({"reconstruction": value}, {"image": image}), output.requires_grad_()
@@ -110,7 +111,7 @@ def test_shapes_that_would_broadcast_are_refused(objective) -> None:
         objective.loss({"reconstruction": torch.zeros(2, 1, 16, 16)}, {"image": torch.zeros(2, 2, 16, 16)})
 
 
-def test_divergence_is_that_of_torch_distributions_per_pixel() -> None:
+def test_divergence_equals_that_of_torch_distributions_per_pixel() -> None:
     generator = torch.Generator().manual_seed(0)
     mean, log_variance = torch.randn(2, 5, 7, generator=generator)
     image = torch.zeros(5, 2, 3, 4)
@@ -133,11 +134,11 @@ def test_divergence_of_the_standard_normal_is_zero_and_a_minimum() -> None:
 
 
 @pytest.mark.parametrize("name", names("objectives"))
-def test_a_loss_per_sample_is_the_mean_of_the_losses_of_micro_batches(name: str) -> None:
+def test_a_per_sample_loss_is_the_weighted_mean_over_micro_batches(name: str) -> None:
     objective = import_module(f"cyclic_cli.objectives.{name}")
     assert isinstance(objective.PER_SAMPLE, bool)
     if not objective.PER_SAMPLE:
-        pytest.skip("the loss looks at the batch as a whole")
+        pytest.skip("the loss depends on the whole batch")
     generator = torch.Generator().manual_seed(1)
     image, output = images(7, 16, 20, seed=1)
     outputs = {
@@ -147,13 +148,13 @@ def test_a_loss_per_sample_is_the_mean_of_the_losses_of_micro_batches(name: str)
     }
     outputs = {output: outputs[output] for output in objective.NEEDS}
     total = torch.zeros(())
-    for part in torch.arange(7).split(3):  # the last one is smaller
+    for part in torch.arange(7).split(3):  # the last micro-batch is smaller
         loss = objective.loss({output: value[part] for output, value in outputs.items()}, {"image": image[part]})
         total = total + len(part) / 7 * loss
     torch.testing.assert_close(objective.loss(outputs, {"image": image}), total)
 
 
-def test_a_mix_trains_and_every_term_stands_in_the_metrics(tiny_dataset: Path, cyclic: Cyclic) -> None:
+def test_a_weighted_sum_trains_and_every_term_is_in_the_metrics(tiny_dataset: Path, cyclic: Cyclic) -> None:
     mix = {"reconstruction": 1, "absolute": 0.5, "similarity": 0.1}
     ran = cyclic(
         "train", tiny_dataset, "--arch", "conv", "--epochs", 4, "--batch-size", 4, "--out", "run", "--json",

@@ -1,4 +1,4 @@
-"""`cyclic prepare --cluster` on a real Dask scheduler and two workers, all on the loopback interface."""
+"""Tests `cyclic prepare --cluster` with a real Dask scheduler and two workers on the loopback interface."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("distributed"), reason="distributed is not installed")
 
-PATIENCE = 60.0  # seconds for anything that is waited for
+PATIENCE = 60.0  # seconds after which waiting fails
 
 
 @dataclass
@@ -50,22 +50,22 @@ def wait_until(condition: Callable[[], object]) -> None:
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     folder = tmp_path / "dask"
     folder.mkdir()
-    known = folder / "scheduler.json"
-    local = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(known)]
+    scheduler_file = folder / "scheduler.json"
+    local = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(scheduler_file)]
     with ExitStack() as processes:
         processes.enter_context(started(["scheduler", "--port", "0", *local], folder / "scheduler.log"))
-        wait_until(lambda: known.exists() and known.stat().st_size)
+        wait_until(lambda: scheduler_file.exists() and scheduler_file.stat().st_size)
         alone = ["--no-nanny", "--nthreads", "1", "--local-directory", str(folder)]
         workers = [
             processes.enter_context(started(["worker", *local, *alone], folder / f"worker{number}.log"))
             for number in range(2)
         ]
-        yield Cluster(json.loads(known.read_text())["address"], workers)
+        yield Cluster(json.loads(scheduler_file.read_text())["address"], workers)
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """192 pictures, which are three shards, each of some milliseconds of work."""
+    """192 images, which make three shards; each image takes some milliseconds."""
     folder = tmp_path / "files"
     folder.mkdir()
     pixels = smooth_image(0, 600, 600)
@@ -77,8 +77,8 @@ def files(tmp_path: Path) -> Path:
 
 def prepare(source: Path, out: Path, *options: str) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "cyclic_cli", "prepare", str(source), "--out", str(out), "--json", *options]
-    own = os.environ | {"CYCLIC_SALT": "salt"}
-    return subprocess.Popen(words, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"CYCLIC_SALT": "salt"}
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def children(process: int) -> list[int]:
@@ -90,10 +90,10 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_worker_that_dies_half_way_changes_nothing(cluster: Cluster, files: Path, tmp_path: Path) -> None:
+def test_the_output_does_not_change_when_a_worker_dies(cluster: Cluster, files: Path, tmp_path: Path) -> None:
     far, near = tmp_path / "far", tmp_path / "near"
     running = prepare(files, far, "--cluster", cluster.address)
-    wait_until(lambda: running.poll() is not None or children(cluster.workers[0].pid))  # it is at work
+    wait_until(lambda: running.poll() is not None or children(cluster.workers[0].pid))  # a worker is decoding
     assert running.poll() is None, running.communicate()[1]
     decoders = children(cluster.workers[0].pid)
     cluster.workers[0].kill()
@@ -109,7 +109,7 @@ def test_a_worker_that_dies_half_way_changes_nothing(cluster: Cluster, files: Pa
     assert content(far) == content(near)
 
 
-def test_no_scheduler_at_the_address_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_scheduler_is_an_error(tmp_path: Path) -> None:
     scan = make_png(tmp_path / "scan.png", smooth_image(0))
     running = prepare(scan, tmp_path / "far", "--cluster", "tcp://127.0.0.1:9")
     _, err = running.communicate(timeout=PATIENCE)

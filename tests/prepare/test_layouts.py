@@ -1,4 +1,4 @@
-"""Layouts of public collections, each on a small tree written here, and Structured Reports."""
+"""Tests of the layouts of public collections on small trees of files, and of DICOM Structured Reports."""
 
 import gzip
 import zipfile
@@ -20,15 +20,15 @@ from cyclic_cli.config import PrepareConfig
 from cyclic_cli.errors import UsageError
 from cyclic_cli.imaging.dicom.structured_report import LONGEST, text_of
 from cyclic_cli.prepare.layouts import LAYOUTS, ReportStream, findings_and_impression, resolve
+from cyclic_cli.prepare.report import Report
 from cyclic_cli.prepare.sources import Input, walk
-from cyclic_cli.prepare.tables import Report
 from cyclic_cli.privacy.scrub import Identifying
 
 IDS = [f"{number:08x}-b65eeadb-4b4eb4e7-c5ab33a4-9e1d3f32" for number in range(4)]
 
 
 def write(files: dict[str, str | bytes], root: str = "files_of") -> Path:
-    """A tree of files; what is text is written as UTF-8, and packed where the name says so."""
+    """Write a tree of files: text as UTF-8, and compressed where the name ends with `.gz`."""
     for name, content in files.items():
         path = Path(root) / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def write(files: dict[str, str | bytes], root: str = "files_of") -> Path:
 
 
 class Tree:
-    """What a layout makes of a tree: `images` with the patient and the study of their paths, and `reports`."""
+    """A tree as its layout reads it: `images` with the patient and study in their paths, and `reports`."""
 
     def __init__(self, root: Path, name: str = "auto", tables: tuple[Path, ...] = (), **settings: Any) -> None:
         found = sorted(walk([root], Path("out")), key=lambda item: item.source)
@@ -52,11 +52,11 @@ class Tree:
         named = [Input(table, table.name, table.name) for table in tables]
         self.stream: ReportStream = self.layout.read(named + claimed, PrepareConfig(**settings))
         self.all = list(self.stream)
-        self.reports = [said(report) for report in self.all]
+        self.reports = [content_of(report) for report in self.all]
 
 
-def said(report: Report) -> dict[str, Any]:
-    """The fields that say something, but for where it stands."""
+def content_of(report: Report) -> dict[str, Any]:
+    """The fields of a report that are not empty, without its table and identities."""
     fields = asdict(report)
     for name in ("table", "identifying"):
         del fields[name]
@@ -160,7 +160,7 @@ def test_mimic_cxr() -> None:
     assert tree.stream.notes == [
         "cxr-record-list.csv.gz: image: path; patient: subject_id; study: study_id; 1 other columns are not read",
         "cxr-study-list.csv.gz: image: path; patient: subject_id; study: study_id; 0 other columns are not read",
-        "1 texts of the collection hold no reports, and are not read",
+        "1 text files of the collection hold no reports and are not read",
     ]
 
 
@@ -184,11 +184,11 @@ def test_mimic_cxr_jpg() -> None:
         {"study": "51029426", "patient": "11000011", "split": "val"},
     ]  # fmt: skip
     assert tree.stream.labels == ["atelectasis", "no_finding", "support_devices"]
-    assert tree.stream.notes[-1] == "2 texts of the collection hold no reports, and are not read"
+    assert tree.stream.notes[-1] == "2 text files of the collection hold no reports and are not read"
     assert "21800506" in tree.all[3].identifying.names
 
 
-def test_one_half_of_mimic_serves_the_other() -> None:
+def test_images_of_mimic_cxr_are_joined_with_texts_and_tables_of_mimic_cxr_jpg() -> None:
     both = {
         name: content for name, content in mimic_cxr_jpg().items() if not name.endswith((".jpg", "metadata.csv.gz"))
     }
@@ -200,7 +200,7 @@ def test_one_half_of_mimic_serves_the_other() -> None:
     assert all(report["image"].endswith(".dcm") for report in tree.reports if "image" in report)
 
 
-def test_a_part_of_mimic_is_recognised_and_its_lists_may_lie_elsewhere() -> None:
+def test_a_part_of_mimic_is_recognised_and_its_lists_may_be_in_another_folder() -> None:
     lists = write({name: content for name, content in mimic_cxr().items() if name.startswith("cxr-record")}, "lists")
     part = write(mimic_cxr()) / "files/p10"
     tree = Tree(part, tables=(lists / "cxr-record-list.csv.gz",))
@@ -295,16 +295,16 @@ BOMB = (
         (b"\0" * 10, "not well-formed XML"),
         ("", "not well-formed XML"),
         ("<a>" * 100_000, "not well-formed XML"),
-        (b"<a>" + b" " * 2**24, "more than 16 MiB, which no report has"),
+        (b"<a>" + b" " * 2**24, "more than 16 MiB, too large for a report"),
     ],
 )
 def test_an_xml_report_that_cannot_be_read_is_counted_and_the_others_are_read(content: str | bytes, why: str) -> None:
     tree = Tree(write(OPENI | {"ecgen-radiology/1.xml": content, "ecgen-radiology/2.xml": content}))
     assert [report["text"] for report in tree.reports] == ["No disease."]
-    assert tree.stream.notes == [f"2 texts could not be read, the first of them 1.xml: {why}"]
+    assert tree.stream.notes == [f"2 text files could not be read; the first is 1.xml: {why}"]
 
 
-def test_a_deep_xml_report_is_read_as_any_other() -> None:
+def test_a_deeply_nested_xml_report_is_read() -> None:
     deep = "<a>" * 100_000 + '<AbstractText Label="FINDINGS">Clear.</AbstractText>' + "</a>" * 100_000
     assert Tree(write({"ecgen-radiology/7.xml": deep})).reports == [
         {"study": "7", "patient": "7", "text": "Clear.", "line": "7.xml"}
@@ -349,7 +349,7 @@ def test_roco() -> None:
         {"study": "ROCO_00010", "text": "MRI of the brain.", "split": "val", "line": "captions.txt, ROCO_00010"},
     ]  # fmt: skip
     assert tree.all[3].table == str(Path("files_of/train/radiology/dlinks.txt").absolute())
-    assert tree.stream.notes == ["1 texts of the collection hold no reports, and are not read"]
+    assert tree.stream.notes == ["1 text files of the collection hold no reports and are not read"]
 
 
 def test_roco_of_version_2() -> None:
@@ -380,7 +380,7 @@ def test_roco_of_version_2() -> None:
             "line": "valid_captions.csv, line 2",
         },
     ]  # fmt: skip
-    assert tree.stream.notes[-1] == "2 texts of the collection hold no reports, and are not read"
+    assert tree.stream.notes[-1] == "2 text files of the collection hold no reports and are not read"
 
 
 # --------------------------------------------------------------------------------------------------- tables
@@ -404,7 +404,7 @@ def test_tables_beside_the_images_and_named_ones() -> None:
 
 
 @pytest.mark.parametrize("files", [mimic_cxr(), mimic_cxr_jpg(), OPENI], ids=["mimic-cxr", "mimic-cxr-jpg", "openi"])
-def test_every_layout_reads_own_tables_too_and_lies_in_an_archive(files: dict[str, str | bytes]) -> None:
+def test_every_layout_reads_tables_of_the_user_and_may_be_in_an_archive(files: dict[str, str | bytes]) -> None:
     table = f"path,text,split,edema\n{next(iter(files))},Own words.,test,0\n"
     root = write(files | {"reports.csv": table})
     tree = Tree(root)
@@ -420,11 +420,11 @@ def test_every_layout_reads_own_tables_too_and_lies_in_an_archive(files: dict[st
     assert list(packed.images.values()) == list(tree.images.values())
 
 
-# ------------------------------------------------------------------------------------ on the way to a dataset
+# ------------------------------------------------------------------------------------ from a layout to a dataset
 
 
 def with_pictures(files: dict[str, str | bytes]) -> Path:
-    """The tree, with a picture of its own for every image."""
+    """Write a tree, with a distinct image for every file of an image."""
     root = write(files)
     for number, (name, content) in enumerate(files.items()):
         if content == b"x" and name.endswith(".dcm"):
@@ -437,7 +437,7 @@ def with_pictures(files: dict[str, str | bytes]) -> Path:
 
 
 def pairs(cyclic: Callable[..., Any], root: Path) -> dict[str, tuple[str, str]]:
-    """Text and split of every image in the dataset made of a tree, by the end of its path."""
+    """Name of an image → its text and split, in the dataset made from a tree."""
     ran = cyclic("prepare", root, "--out", "ds", "--size", "32", "--already-deidentified", "--json")
     assert ran.code == 0
     rows = pq.read_table("ds/index.parquet").to_pylist()
@@ -459,7 +459,7 @@ def test_reports_of_mimic_reach_dicom_images(cyclic: Callable[..., Any]) -> None
     }  # fmt: skip
 
 
-def test_reports_of_open_i_reach_pictures_and_dicom_images(cyclic: Callable[..., Any]) -> None:
+def test_reports_of_open_i_reach_png_and_dicom_images(cyclic: Callable[..., Any]) -> None:
     first = "Heart normal & clear.\nNormal."
     found = pairs(cyclic, with_pictures(OPENI))
     assert {name: text for name, (text, _) in found.items()} == {
@@ -475,7 +475,7 @@ def test_captions_of_roco_reach_their_images(cyclic: Callable[..., Any]) -> None
     }  # fmt: skip
 
 
-# -------------------------------------------------------------------------------------------------- by name
+# ------------------------------------------------------------------------------------------- choice of a layout
 
 
 def test_auto_does_not_depend_on_the_order_of_files() -> None:
@@ -496,14 +496,14 @@ def test_auto_does_not_depend_on_the_order_of_files() -> None:
         "case/report.txt", "train/images/a.jpg",
     ],
 )  # fmt: skip
-def test_ordinary_files_show_no_layout(relative: str) -> None:
+def test_ordinary_files_are_of_no_special_layout(relative: str) -> None:
     assert resolve("auto", [relative]) is LAYOUTS["tables"]
 
 
 def test_layouts_have_names() -> None:
     assert set(LAYOUTS) == {"mimic-cxr", "mimic-cxr-jpg", "openi", "roco", "tables"}
     assert resolve("tables", ["x/ecgen-radiology/12.xml"]) is LAYOUTS["tables"]
-    with pytest.raises(UsageError, match="'mimic' is no layout") as error:
+    with pytest.raises(UsageError, match="Unknown layout: 'mimic'") as error:
         resolve("mimic", [])
     assert "Did you mean 'mimic-cxr'?" in error.value.hint
 
@@ -534,7 +534,7 @@ IMPRESSIONS, IMPRESSION = code("121072", "Impressions"), code("121073", "Impress
 
 
 def document(*content: Dataset, sop_class: str = "1.2.840.10008.5.1.4.1.1.88.11") -> Dataset:
-    """A report as a file holds it, written and read."""
+    """A Structured Report, written to a file and read again."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, sop_class
     meta.MediaStorageSOPInstanceUID = "2.25.1"
@@ -551,7 +551,7 @@ def document(*content: Dataset, sop_class: str = "1.2.840.10008.5.1.4.1.1.88.11"
     return pydicom.dcmread(buffer)
 
 
-def test_a_basic_text_report_in_the_standards_nesting() -> None:
+def test_a_basic_text_report_nested_as_in_the_standard() -> None:
     report = document(
         item("PNAME", code("121008", "Person Observer Name"), relation="HAS OBS CONTEXT", PersonName="Secret^Doctor"),
         item("TEXT", code("121009", "Organization"), relation="HAS OBS CONTEXT", TextValue="Secret Hospital"),
@@ -566,7 +566,7 @@ def test_a_basic_text_report_in_the_standards_nesting() -> None:
     assert text_of(report) == "Findings:\nGröße of the heart is\nnormal.\nNo effusion.\nImpressions:\nNormal chest."
 
 
-def test_a_comprehensive_report_gives_words_and_coded_meanings_in_reading_order() -> None:
+def test_a_comprehensive_report_gives_texts_and_code_meanings_in_reading_order() -> None:
     nodule = item(
         "CODE", FINDING,
         item("CODE", code("363698007", "Finding Site", "SCT"), relation="HAS PROPERTIES",
@@ -615,5 +615,5 @@ def deep() -> Dataset:
     ],
     ids=["nothing", "no content", "empty items", "no name", "deep", "long"],
 )
-def test_whatever_stands_in_a_report(report: Callable[[], Dataset], text: str) -> None:
+def test_empty_deep_and_long_reports(report: Callable[[], Dataset], text: str) -> None:
     assert text_of(report()) == text

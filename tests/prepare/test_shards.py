@@ -1,5 +1,4 @@
-"""Shards and the processes that write them: whatever a file does to its decoder costs that file alone, and whatever
-kills the work costs the file at hand."""
+"""Tests of shards and decoder processes: files that break their decoder are rejected, and killed work continues."""
 
 import fcntl
 import json
@@ -34,7 +33,7 @@ if sys.argv[0] == "-m":  # a decoder process, and no other
     def reader(content, *rest):
         with open({log!r}, "a") as log:
             log.write(str(len(content)) + chr(10))
-        {deed}
+        {action}
         return original(content, *rest)
     readers.READERS["png"] = reader
 """
@@ -43,13 +42,16 @@ EVIL = "if content.endswith(b'evil'): "
 
 @pytest.fixture
 def reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`change(deed)`: decoder processes do a deed whenever they read a PNG. The log has a line for every file read."""
+    """`change(action)` makes decoder processes run a statement whenever they read a PNG.
+
+    `change` returns the path of a log, which has a line for every file read.
+    """
     log = tmp_path / "log"
     log.write_text("")
 
-    def change(deed: str) -> Path:
+    def change(action: str) -> Path:
         (tmp_path / "site").mkdir(exist_ok=True)
-        (tmp_path / "site" / "sitecustomize.py").write_text(READER.format(log=str(log), deed=deed))
+        (tmp_path / "site" / "sitecustomize.py").write_text(READER.format(log=str(log), action=action))
         monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
         return log
 
@@ -68,11 +70,11 @@ def some_files(count: int, evil: int | None = None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("deed", "reason", "words"),
+    ("action", "reason", "words"),
     [
         (EVIL + "os.abort()", "crashed", "SIGABRT"),
         (EVIL + "os._exit(3)", "crashed", "exit code 3"),
-        (EVIL + "os.kill(os.getpid(), 9)", "crashed", "killed"),  # as the kernel does where memory is short
+        (EVIL + "os.kill(os.getpid(), 9)", "crashed", "killed"),  # as the kernel does when memory runs out
         (EVIL + "time.sleep(1000)", "timeout", "within 2 s"),
         (EVIL + "bytearray(10**12)", "too_large", "memory"),
         (EVIL + "bytearray(2**33)", "too_large", "memory"),
@@ -81,16 +83,16 @@ def some_files(count: int, evil: int | None = None) -> None:
     ],
 )
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_file_that_breaks_its_decoder_costs_that_file(
-    reading: object, deed: str, reason: str | None, words: str, workers: str
+def test_a_file_that_breaks_its_decoder_is_rejected_alone(
+    reading: object, action: str, reason: str | None, words: str, workers: str
 ) -> None:
     some_files(70, evil=33)  # two shards
-    reading(deed)  # type: ignore[operator]
+    reading(action)  # type: ignore[operator]
     ran = run("--out", "ds", "--workers", workers, "--time-limit", "2")
     assert ran.returncode == 0, ran.stderr
-    said = json.loads(ran.stdout)
-    assert said["rejected_by_reason"] == ({reason: 1} if reason else {})
-    assert said["used"] == 70 - bool(reason)
+    summary = json.loads(ran.stdout)
+    assert summary["rejected_by_reason"] == ({reason: 1} if reason else {})
+    assert summary["used"] == 70 - bool(reason)
     assert "noise" not in ran.stderr
     if reason:
         (line,) = [json.loads(line) for line in Path("ds/rejected.jsonl").read_text().splitlines()]
@@ -99,8 +101,8 @@ def test_a_file_that_breaks_its_decoder_costs_that_file(
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
-def test_kills_change_no_byte_and_no_file_is_read_twice(kills: int, reading: object) -> None:
-    """What was finished when the work was killed is not done again: only the files at hand are."""
+def test_killed_work_continues_to_the_same_bytes(kills: int, reading: object) -> None:
+    """After a kill only the files that were being read are read again."""
     some_files(150)
     log = reading("time.sleep(0.01)")  # type: ignore[operator]
     start = time.monotonic()
@@ -119,7 +121,7 @@ def test_kills_change_no_byte_and_no_file_is_read_twice(kills: int, reading: obj
             os.killpg(killed.pid, signal.SIGKILL)
             killed.wait()
             done += 1
-        else:  # it was faster: that dataset is whole
+        else:  # it finished before the kill
             assert contents(Path("killed")) == contents(Path("whole"))
             shutil.rmtree("killed")
             runs += 1
@@ -140,21 +142,21 @@ def test_a_second_prepare_on_the_same_output_is_refused_while_one_runs(reading: 
     assert "ds is being prepared by another process" in second.stderr
     first.kill()
     first.wait()
-    assert run("--out", "ds").returncode == 0  # the lease of the dead is taken over
+    assert run("--out", "ds").returncode == 0  # it takes over the lease of the killed process
 
 
-@pytest.mark.parametrize("deed", ["time.sleep(300)", "import re; re.match('(a+)+$', 'a' * 29 + 'b')"])
-def test_decoders_end_with_their_watcher(reading: object, deed: str) -> None:
-    """In C code too that keeps the interpreter to itself, as the search does, where no Python can see to it."""
+@pytest.mark.parametrize("action", ["time.sleep(300)", "import re; re.match('(a+)+$', 'a' * 29 + 'b')"])
+def test_decoders_end_with_their_supervisor(reading: object, action: str) -> None:
+    """This holds even in C code that keeps the interpreter lock, such as a search with `re`."""
     some_files(10)
-    log = reading(deed)  # type: ignore[operator]
-    watcher = subprocess.Popen([*PREPARE, "--out", "ds", "--workers", "1", "-q"], stdout=subprocess.DEVNULL)
+    log = reading(action)  # type: ignore[operator]
+    supervisor = subprocess.Popen([*PREPARE, "--out", "ds", "--workers", "1", "-q"], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not log.read_text() and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.1)
-    watcher.kill()
-    watcher.wait()
+    supervisor.kill()
+    supervisor.wait()
     with Path("ds/.unfinished/rows-00000.part").open("rb") as rows:
         deadline = time.monotonic() + 5
         while not is_free(rows) and time.monotonic() < deadline:
@@ -171,7 +173,7 @@ def is_free(file: BinaryIO) -> bool:
     return True
 
 
-def test_decoders_outlive_the_thread_that_asked_for_them(tmp_path: Path) -> None:
+def test_decoders_outlive_the_thread_that_first_used_them(tmp_path: Path) -> None:
     make_png(tmp_path / "a.png", smooth_image(1))
     draft = DatasetDraft(tmp_path / "ds")
     draft.begin({"settings": {}, "inputs": 2, "fingerprint": "x"})
@@ -181,7 +183,7 @@ def test_decoders_outlive_the_thread_that_asked_for_them(tmp_path: Path) -> None
         thread = threading.Thread(target=write_shard, args=(job,))
         thread.start()
         thread.join()
-        time.sleep(0.2)  # in which a process would end with the thread
+        time.sleep(0.2)  # a process that ends with the thread would have ended by then
         assert draft.is_done(shard)
         started.append(set(DECODERS._all))
     assert started[0] == started[1] != set()
@@ -203,7 +205,7 @@ def test_sigterm_ends_at_once_and_the_same_command_continues(reading: object) ->
     assert len(log.read_text().split()) <= 102
 
 
-def test_a_bomb_of_a_header_costs_no_memory_and_no_time() -> None:
+def test_a_header_that_declares_a_huge_image_is_rejected_quickly() -> None:
     for number in range(3):
         make_png(Path(f"files/{number}.png"), smooth_image(number))
     bomb = make_dicom(Path("files/bomb.dcm"), smooth_image(9)[:10, :10].copy(), bits=8, NumberOfFrames=9999)
@@ -219,7 +221,7 @@ def test_a_bomb_of_a_header_costs_no_memory_and_no_time() -> None:
 
 
 def test_a_lower_limit_of_memory_is_respected() -> None:
-    """A cluster may not let a process hold as much as this program would allow it."""
+    """The limit of a cluster may be lower than the limit that this program sets."""
     some_files(3)
 
     def limit() -> None:
@@ -232,7 +234,7 @@ def test_a_lower_limit_of_memory_is_respected() -> None:
 # ---------------------------------------------------------------------------------------------- the shard on disk
 
 
-def test_a_shard_continues_after_half_a_line_and_pixels_without_one(tmp_path: Path) -> None:
+def test_a_shard_continues_after_half_a_line_and_pixels_without_a_line(tmp_path: Path) -> None:
     draft = DatasetDraft(tmp_path / "ds")
     draft.begin({"settings": {}, "inputs": 4, "fingerprint": "x"})
     images = [np.full((1, 4, 4), number, dtype=np.uint8) for number in range(4)]
@@ -257,8 +259,8 @@ def test_a_shard_continues_after_half_a_line_and_pixels_without_one(tmp_path: Pa
     np.testing.assert_array_equal(stored.reshape(4, 1, 4, 4), np.stack(images))
 
 
-def test_a_shard_whose_pixels_are_shorter_than_its_rows_say_is_written_again_from_there(tmp_path: Path) -> None:
-    """As a machine that lost its power may leave it."""
+def test_rows_whose_pixels_are_missing_are_written_again(tmp_path: Path) -> None:
+    """A power failure may leave a shard in this state."""
     draft = DatasetDraft(tmp_path / "ds")
     draft.begin({"settings": {}, "inputs": 3, "fingerprint": "x"})
     with draft.shard(0, (1, 4, 4), 8) as shard:
@@ -269,8 +271,8 @@ def test_a_shard_whose_pixels_are_shorter_than_its_rows_say_is_written_again_fro
         assert (shard.done, shard.images) == ({0}, 1)
 
 
-def test_who_waited_for_a_shard_finds_it_finished(tmp_path: Path) -> None:
-    """As a retry does while the first writer, believed dead, still has the shard."""
+def test_a_writer_that_waited_for_a_shard_finds_it_finished(tmp_path: Path) -> None:
+    """This happens when a job is retried while its first writer, believed dead, still holds the shard."""
     draft = DatasetDraft(tmp_path / "ds")
     draft.begin({"settings": {}, "inputs": 3, "fingerprint": "x"})
     found = []
@@ -289,13 +291,13 @@ def test_who_waited_for_a_shard_finds_it_finished(tmp_path: Path) -> None:
         shard.finish()
         whole = contents(tmp_path / "ds")
     second.join()
-    wait_for_it()  # one that comes later still
+    wait_for_it()  # a third writer, after the shard is finished
     assert found == [({0, 1, 2}, 3)] * 2
     after = contents(tmp_path / "ds")
     assert {name: after[name] for name in whole} == whole
 
 
-def test_who_waited_for_a_shard_continues_it_where_it_was_begun_anew(tmp_path: Path) -> None:
+def test_a_writer_that_waited_for_a_shard_starts_again_when_its_file_is_gone(tmp_path: Path) -> None:
     draft = DatasetDraft(tmp_path / "ds")
     draft.begin({"settings": {}, "inputs": 1, "fingerprint": "x"})
 
@@ -314,8 +316,8 @@ def test_who_waited_for_a_shard_continues_it_where_it_was_begun_anew(tmp_path: P
 
 
 @pytest.mark.parametrize("line", [b"\0" * 50 + b"\n", b"{]\n", b"5\n", b'{"input": 1}\n', b"\xff\xfe\n"])
-def test_a_line_that_is_no_row_is_where_a_shard_goes_on(tmp_path: Path, line: bytes) -> None:
-    """As a machine that lost its power may leave it."""
+def test_a_shard_continues_at_a_line_that_is_not_a_row(tmp_path: Path, line: bytes) -> None:
+    """A power failure may leave a shard in this state."""
     draft = DatasetDraft(tmp_path / "ds")
     draft.begin({"settings": {}, "inputs": 3, "fingerprint": "x"})
     with draft.shard(0, (1, 4, 4), 8) as shard:
@@ -329,7 +331,7 @@ def test_a_line_that_is_no_row_is_where_a_shard_goes_on(tmp_path: Path, line: by
     assert [row["row"] for row in draft.rows(0)] == [0, 1]
 
 
-def test_the_shards_of_a_data_set_are_read_by_safetensors(tiny_dataset: Path) -> None:
+def test_safetensors_reads_the_shards_of_a_dataset(tiny_dataset: Path) -> None:
     from safetensors.numpy import load_file
 
     for path in sorted(tiny_dataset.glob("images-*")):

@@ -1,4 +1,4 @@
-"""`examples/slurm/prepare.sbatch` on a real Slurm of one machine. Slow: on request."""
+"""Tests `examples/slurm/prepare.sbatch` on a Slurm cluster of one machine; slow, runs on request."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def cluster() -> Iterator[slurm.Cluster]:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """300 pictures, which are several shards, of 60 patients, with a table of reports."""
+    """300 images of 60 patients, which make several shards, with a table of reports."""
     folder = tmp_path / "files"
     for number in range(300):
         make_png(folder / f"{number:03d}.png", smooth_image(number, 48, 40))
@@ -36,7 +36,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def submit(cluster: slurm.Cluster, *options: str, **environment: str | Path) -> tuple[str, str]:
-    """The array and the job that joins its parts, as a user submits them, with this Python's `cyclic`."""
+    """Submit as a user does, with this Python's `cyclic`; the numbers of the array and of the job that joins it."""
     search_path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     words = ["bash", SCRIPT, "--cpus-per-task=1", "--mem-per-cpu=1G", *options]
     array, merge = re.findall(r"job (\d+)", cluster.run(*words, PATH=search_path, CYCLIC_SALT="salt", **environment))
@@ -53,7 +53,7 @@ def test_slurm_runs_a_job(cluster: slurm.Cluster, tmp_path: Path) -> None:
     assert [(tmp_path / f"{task}.log").read_text() for task in (0, 1)] == ["2\n", "2\n"]
 
 
-def test_an_array_of_jobs_makes_the_data_set_of_one_run(
+def test_an_array_job_makes_the_dataset_of_one_run(
     cluster: slurm.Cluster, files: Path, tmp_path: Path, cyclic: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports = tmp_path / "reports.csv"
@@ -68,19 +68,19 @@ def test_an_array_of_jobs_makes_the_data_set_of_one_run(
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
 
 
-def test_a_task_whose_time_is_nearly_over_is_queued_again(
+def test_a_task_is_queued_again_shortly_before_its_time_limit(
     cluster: slurm.Cluster, tmp_path: Path, cyclic: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = tmp_path / "files"
     large = make_png(tmp_path / "large.png", smooth_image(0, 1600, 1600))
     files.mkdir()
-    for number in range(400):  # some ten seconds of work, of which one picture is kept
+    for number in range(400):  # about ten seconds of work; one image is kept
         (files / f"{number:03d}.png").symlink_to(large)
     array, merge = submit(cluster, "--array=0-1", SOURCE=files, REPORTS="", OUT=tmp_path / "parts")
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("parts/.unfinished/*.pixels"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.2)
-    cluster.run("scancel", "--signal=USR1", "--batch", f"{array}_1")  # as Slurm does before the time is over
+    cluster.run("scancel", "--signal=USR1", "--batch", f"{array}_1")  # as Slurm does before the time limit
     assert cluster.wait(array) == cluster.wait(merge) == {"COMPLETED"}
     assert cluster.show(f"{array}_0", "Restarts") == ["0"]
     assert cluster.show(f"{array}_1", "Restarts") == ["1"]

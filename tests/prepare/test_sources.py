@@ -1,4 +1,4 @@
-"""Zip archives and DICOMDIRs, read where they lie; the rest of `sources.py` is tested by `prepare`."""
+"""Tests of zip archives and DICOMDIRs as sources; the tests of `cyclic prepare` cover the rest of `sources.py`."""
 
 import json
 import os
@@ -28,17 +28,17 @@ def zipped(archive: Path, folder: Path) -> Path:
     return archive
 
 
-def test_a_zipped_study_gives_what_its_folder_gives(cyclic: Cyclic) -> None:
+def test_a_zipped_study_gives_the_same_samples_as_its_folder(cyclic: Cyclic) -> None:
     for number in range(3):
         make_dicom(Path(f"study/s{number}/1.2.{number}"), smooth_image(number), bits=8, PatientID=f"P{number}")
-        Path(f"study/s{number}/report.txt").write_text(f"Words of {number}.")
+        Path(f"study/s{number}/report.txt").write_text(f"Report {number}.")
     make_png(Path("study/.hidden/x.png"), smooth_image(7))
     Path("export").mkdir()
     zipped(Path("export/study.zip"), Path("study"))
     before = contents(Path("export"))
-    said = cyclic("prepare", "export", "--out", "zipped", PUBLIC, "--json").json
+    summary = cyclic("prepare", "export", "--out", "zipped", PUBLIC, "--json").json
     cyclic("prepare", "study", "--out", "plain", PUBLIC)
-    assert (said["inputs"], said["used"], said["paired"], said["report_files"]) == (3, 3, 3, 3)
+    assert (summary["inputs"], summary["used"], summary["paired"], summary["report_files"]) == (3, 3, 3, 3)
     assert contents(Path("export")) == before
     images = "images-00000.safetensors"
     assert Path("zipped", images).read_bytes() == Path("plain", images).read_bytes()
@@ -58,17 +58,17 @@ def test_damaged_encrypted_and_foreign_archives_are_rejected_by_name(cyclic: Cyc
     content[at : at + 20] = os.urandom(20)
     archive.write_bytes(content)
     Path("files/cut.zip").write_bytes(bytes(content[:100]))
-    at = content.rindex(b"PK\x01\x02")  # of the central directory, behind which the end record is in order
+    at = content.rindex(b"PK\x01\x02")  # damages the central directory and leaves the end record intact
     Path("files/no_directory.zip").write_bytes(bytes(content[:at] + b"XX" + content[at + 2 :]))
     flagged = bytearray(zipped(Path("files/locked.zip"), Path("inner")).read_bytes())
-    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag that says encrypted
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # sets the flag for encryption
         at = flagged.find(mark)
         while at >= 0:
             flagged[at + offset] |= 1
             at = flagged.find(mark, at + 4)
     Path("files/locked.zip").write_bytes(flagged)
-    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
-    assert (said["inputs"], said["used"], said["rejected"]) == (7, 2, 5)
+    summary = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (summary["inputs"], summary["used"], summary["rejected"]) == (7, 2, 5)
     lines = [json.loads(line) for line in Path("ds/rejected.jsonl").read_text().splitlines()]
     assert {line["source"]: line["reason"] for line in lines} == {
         "bad.zip/a.png": "broken_archive", "cut.zip": "broken_archive",
@@ -77,18 +77,18 @@ def test_damaged_encrypted_and_foreign_archives_are_rejected_by_name(cyclic: Cyc
     }  # fmt: skip
 
 
-def test_files_of_one_name_in_an_archive_are_all_read(cyclic: Cyclic) -> None:
+def test_all_files_of_one_name_in_an_archive_are_read(cyclic: Cyclic) -> None:
     with zipfile.ZipFile("twice.zip", "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for number in range(3):
             archive.write(make_png(Path(f"{number}.png"), smooth_image(number)), "a.png")
-    said = cyclic("prepare", "twice.zip", "--out", "ds", PUBLIC, "--json").json
-    assert (said["inputs"], said["used"]) == (3, 3)
+    summary = cyclic("prepare", "twice.zip", "--out", "ds", PUBLIC, "--json").json
+    assert (summary["inputs"], summary["used"]) == (3, 3)
     assert {row["source"] for row in index(Path("ds"))} == {f"twice.zip/a.png{n}" for n in ("", " (2)", " (3)")}
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_an_archive_damaged_anywhere_ends_no_walk(tmp_path: Path, seed: int) -> None:
+def test_a_damaged_archive_does_not_end_the_search(tmp_path: Path, seed: int) -> None:
     generator = random.Random(seed)
     method = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)[seed % 4]
     with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:
@@ -106,26 +106,26 @@ def test_an_archive_damaged_anywhere_ends_no_walk(tmp_path: Path, seed: int) -> 
 
 
 def test_a_file_of_an_archive_may_have_any_path(cyclic: Cyclic) -> None:
-    """It is read where it lies, so that it leads nowhere."""
+    """Nothing is unpacked, so a path with `..` cannot lead out of the archive."""
     make_png(Path("a.png"), smooth_image(1))
     Path("files").mkdir()
     with zipfile.ZipFile("files/odd.zip", "w") as target:
         target.write("a.png", "../../a.png")
-    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
-    assert (said["inputs"], said["used"]) == (1, 1)
+    summary = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (summary["inputs"], summary["used"]) == (1, 1)
 
 
-def test_a_dicomdir_that_is_named_stands_for_its_files(cyclic: Cyclic) -> None:
+def test_a_named_dicomdir_is_replaced_by_its_files(cyclic: Cyclic) -> None:
     directory = Path(get_testdata_file("DICOMDIR"))
     header = pydicom.dcmread(directory)
     listed = [record for record in header.DirectoryRecordSequence if "ReferencedFileID" in record]
-    said = cyclic("prepare", directory, "--out", "ds", PUBLIC, "--json").json
-    assert said["inputs"] == len(listed) > 20
-    assert said["used"] + said["duplicates"] > 20
-    assert said["patients"] == len({r.PatientID for r in header.DirectoryRecordSequence if "PatientID" in r})
+    summary = cyclic("prepare", directory, "--out", "ds", PUBLIC, "--json").json
+    assert summary["inputs"] == len(listed) > 20
+    assert summary["used"] + summary["duplicates"] > 20
+    assert summary["patients"] == len({r.PatientID for r in header.DirectoryRecordSequence if "PatientID" in r})
 
 
-def test_a_dicomdir_leads_nowhere_else(cyclic: Cyclic) -> None:
+def test_a_dicomdir_cannot_refer_to_files_outside_its_folder(cyclic: Cyclic) -> None:
     make_dicom(Path("secret.dcm"), smooth_image(1), bits=8)
     make_dicom(Path("cd/image"), smooth_image(2), bits=8)
     header = pydicom.dcmread(get_testdata_file("DICOMDIR"))
@@ -134,22 +134,22 @@ def test_a_dicomdir_leads_nowhere_else(cyclic: Cyclic) -> None:
         record.ReferencedFileID = name
     header.DirectoryRecordSequence = records
     header.save_as("cd/DICOMDIR")
-    said = cyclic("prepare", "cd/DICOMDIR", "--out", "ds", PUBLIC, "--json").json
-    assert (said["inputs"], said["used"]) == (1, 1)
+    summary = cyclic("prepare", "cd/DICOMDIR", "--out", "ds", PUBLIC, "--json").json
+    assert (summary["inputs"], summary["used"]) == (1, 1)
 
 
-def test_a_damaged_dicomdir_costs_itself_alone(cyclic: Cyclic) -> None:
+def test_a_damaged_dicomdir_is_rejected_alone(cyclic: Cyclic) -> None:
     make_png(Path("files/good.png"), smooth_image(1))
     Path("cd").mkdir()
-    Path("cd/DICOMDIR").write_bytes(b"nothing of the kind")
-    said = cyclic("prepare", "files", "cd/DICOMDIR", "--out", "ds", PUBLIC, "--json").json
-    assert (said["inputs"], said["used"], said["rejected_by_reason"]) == (2, 1, {"unknown_format": 1})
+    Path("cd/DICOMDIR").write_bytes(b"not a DICOMDIR")
+    summary = cyclic("prepare", "files", "cd/DICOMDIR", "--out", "ds", PUBLIC, "--json").json
+    assert (summary["inputs"], summary["used"], summary["rejected_by_reason"]) == (2, 1, {"unknown_format": 1})
     ran = cyclic("prepare", "cd/DICOMDIR", "--out", "other", PUBLIC)
     assert ran.code == 1
     assert "None of 1 inputs could be used" in ran.err
 
 
-def test_a_name_longer_than_a_file_system_takes_is_a_file_that_is_missing_or_unreadable(cyclic: Cyclic) -> None:
+def test_a_file_name_that_is_too_long_for_the_file_system_is_rejected(cyclic: Cyclic) -> None:
     make_dicom(Path("cd/image"), smooth_image(2), bits=8)
     header = pydicom.dcmread(get_testdata_file("DICOMDIR"))
     records = [record for record in header.DirectoryRecordSequence if "ReferencedFileID" in record][:2]
@@ -157,5 +157,5 @@ def test_a_name_longer_than_a_file_system_takes_is_a_file_that_is_missing_or_unr
         record.ReferencedFileID = name
     header.DirectoryRecordSequence = records
     header.save_as("cd/DICOMDIR")
-    said = cyclic("prepare", "cd/DICOMDIR", "--out", "ds", PUBLIC, "--json").json
-    assert (said["inputs"], said["used"], said["rejected"]) == (2, 1, 1)
+    summary = cyclic("prepare", "cd/DICOMDIR", "--out", "ds", PUBLIC, "--json").json
+    assert (summary["inputs"], summary["used"], summary["rejected"]) == (2, 1, 1)

@@ -1,4 +1,4 @@
-"""Tables of reports: columns, rows, encodings, what is refused, and how little is kept."""
+"""Tests of report tables: columns, rows, encodings, refused tables, memory use, and how little of a table is kept."""
 
 import codecs
 import csv
@@ -18,9 +18,12 @@ import pytest
 
 from cyclic_cli.config import PrepareConfig
 from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.prepare.columns import is_identifying
 from cyclic_cli.prepare.layouts import LAYOUTS, ReportStream
+from cyclic_cli.prepare.report import Report, merge
 from cyclic_cli.prepare.sources import Input
-from cyclic_cli.prepare.tables import TABLE_NAMES, Report, as_text, is_identifying, merge, side_car
+from cyclic_cli.prepare.tables import TABLE_NAMES
+from cyclic_cli.prepare.texts import as_text, side_car
 from cyclic_cli.privacy.scrub import Identifying
 
 
@@ -36,8 +39,8 @@ def write(name: str, content: str | bytes) -> Path:
     return path
 
 
-def said(report: Report) -> dict[str, Any]:
-    """The fields that say something of the image."""
+def content(report: Report) -> dict[str, Any]:
+    """The fields of a report that are not empty, without its position and identities."""
     fields = asdict(report)
     for name in ("line", "table", "identifying"):
         del fields[name]
@@ -56,7 +59,7 @@ ROWS = [
         "kVp": "",
     },
 ]  # fmt: skip
-SAID = [
+EXPECTED = [
     {
         "image": "a/1.png", "instance": "1.2.3.4", "study": "1.2.3", "accession": "A-9", "patient": "77",
         "text": "Größe normal; klar.\nKein Erguss.", "split": "val", "labels": {"no_finding": 1.0},
@@ -79,7 +82,7 @@ def as_json(rows: list[dict[str, str]] = ROWS) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "written"),
     [
         ("t.csv", lambda: as_csv(",").encode()),
         ("t.csv", lambda: as_csv(";").encode()),
@@ -97,21 +100,21 @@ def as_json(rows: list[dict[str, str]] = ROWS) -> str:
         ("t.csv", lambda: as_csv(",").encode() + b"\r\n,,,,,,,,,,\r\n  \r\n"),
     ],
     ids=[
-        "comma", "semicolon", "excel", "bar", "tabs", "utf-8 mark", "utf-16", "utf-16 big", "old line ends", "gzip",
-        "gzip unnamed", "json", "json gzip", "blank rows",
+        "comma", "semicolon", "excel", "bar", "tabs", "utf-8 bom", "utf-16", "utf-16 big endian", "cr line ends",
+        "gzip", "gzip without suffix", "json", "json gzip", "blank rows",
     ],
 )  # fmt: skip
-def test_one_table_in_every_dress(name: str, content: Callable[[], bytes]) -> None:
-    reports = stream(write(name, content()))
+def test_a_table_reads_the_same_in_every_format_and_encoding(name: str, written: Callable[[], bytes]) -> None:
+    reports = stream(write(name, written()))
     assert reports.labels == ["no_finding"]
     read = list(reports)
-    assert [said(report) for report in read] == SAID
+    assert [content(report) for report in read] == EXPECTED
     assert read[0].identifying == Identifying(("Dr. Grün", "20200131", "77", "1.2.3", "A-9"))
     assert read[1].identifying == Identifying(("78",))
     assert read[0].table == str(Path(name).absolute())
 
 
-def test_rows_say_where_they_stand_and_reports_show_nothing() -> None:
+def test_reports_name_their_line_and_hide_their_content() -> None:
     path = write("t.csv", 'path,text\na.png,"One\nmore."\nb.png,Two.\n')
     assert [report.line for report in stream(path)] == ["t.csv, line 3", "t.csv, line 4"]
     path = write("t.jsonl", '\n{"path": "a.png", "text": "One."}\n\n{"path": "b.png", "text": "Two."}')
@@ -122,7 +125,7 @@ def test_rows_say_where_they_stand_and_reports_show_nothing() -> None:
 
 def test_columns_are_recognised_by_their_usual_names_in_any_spelling() -> None:
     for image in ("path", "Image", "imagePath", "FILE NAME", "filename", "dicom_id", "DICOM-Path"):
-        assert [said(report) for report in stream(write("t.csv", f"{image},text\nx.png,T.\n"))] == [
+        assert [content(report) for report in stream(write("t.csv", f"{image},text\nx.png,T.\n"))] == [
             {"image": "x.png", "text": "T."}
         ]
     for column, field in {
@@ -130,44 +133,49 @@ def test_columns_are_recognised_by_their_usual_names_in_any_spelling() -> None:
         "AccessionNumber": "accession", "accession_number": "accession", "Accession No.": "accession",
         "StudyInstanceUID": "study", "study_id": "study", "PatientID": "patient", "subject_id": "patient",
     }.items():  # fmt: skip
-        assert [said(report) for report in stream(write("t.csv", f"{column},caption\n5,T.\n"))] == [
+        assert [content(report) for report in stream(write("t.csv", f"{column},caption\n5,T.\n"))] == [
             {field: "5", "text": "T."}
         ]
 
 
-def test_texts_are_a_column_or_findings_and_impression_and_a_report_may_be_a_number() -> None:
+def test_the_text_is_a_column_or_findings_and_impression_and_a_report_column_may_be_a_number() -> None:
     row = {"report": "17", "indication": "Cough.", "findings": "Clear.", "impression": "Normal."}
-    assert [said(report) for report in stream(write("t.jsonl", json.dumps(row)))] == [
+    assert [content(report) for report in stream(write("t.jsonl", json.dumps(row)))] == [
         {"study": "17", "text": "Clear.\nNormal."}
     ]
-    assert [said(report) for report in stream(write("t.csv", "file,report\na,Clear.\n"))] == [
+    assert [content(report) for report in stream(write("t.csv", "file,report\na,Clear.\n"))] == [
         {"image": "a", "text": "Clear."}
     ]
     both = stream(write("t.csv", "file,text,findings\na,Whole.,Part.\n"))
-    assert [said(report) for report in both] == [{"image": "a", "text": "Whole."}]
+    assert [content(report) for report in both] == [{"image": "a", "text": "Whole."}]
 
 
-def test_an_image_named_by_a_uid_is_that_instance_too() -> None:
+def test_an_image_that_is_named_by_a_uid_gets_that_instance() -> None:
     path = write("t.csv", "image_id,text\n1.2.840.10008.1.7,T.\n1.2.840.1.7.dcm,U.\n")
     assert [report.instance for report in stream(path)] == ["1.2.840.10008.1.7", ""]
 
 
-def test_columns_asked_for_are_read_and_must_be_there() -> None:
+def test_columns_named_in_the_settings_are_read_and_must_exist() -> None:
     path = write("t.csv", "bild,befund,person,path,seite\nx.png,Klar.,9,other.png,links\n")
-    asked = {"image_column": "bild", "text_column": "befund", "patient_column": "person", "label_columns": ("seite",)}
-    reports = stream(path, **asked)
+    settings = {
+        "image_column": "bild",
+        "text_column": "befund",
+        "patient_column": "person",
+        "label_columns": ("seite",),
+    }
+    reports = stream(path, **settings)
     assert reports.labels == ["seite"]
     assert reports.notes == [
         "t.csv: image: bild; text: befund; patient: person; labels: seite; 1 other columns are not read"
     ]
-    assert [said(report) for report in reports] == [
+    assert [content(report) for report in reports] == [
         {"image": "x.png", "text": "Klar.", "patient": "9", "labels": {"seite": "links"}}
     ]
-    with pytest.raises(UsageError, match="'bidl' is no column of the tables") as error:
+    with pytest.raises(UsageError, match="Unknown column of the tables: 'bidl'") as error:
         stream(path, image_column="bidl")
     assert "'bild'" in error.value.hint
     second = write("u.csv", "path,edema\na.png,1\n")
-    assert stream(path, second, **asked).labels == ["seite", "edema"]
+    assert stream(path, second, **settings).labels == ["seite", "edema"]
 
 
 def test_json_rows_may_have_columns_of_their_own() -> None:
@@ -175,7 +183,7 @@ def test_json_rows_may_have_columns_of_their_own() -> None:
     reports = stream(write("t.jsonl", as_json(rows)))
     assert reports.labels == ["edema"]
     last = list(reports)[-2:]
-    assert [said(report) for report in last] == [
+    assert [content(report) for report in last] == [
         {"image": "b", "labels": {"edema": 1.0}}, {"image": "7", "labels": {"edema": None}}
     ]  # fmt: skip
 
@@ -183,8 +191,8 @@ def test_json_rows_may_have_columns_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("path,text\na.png,No effusion, no mass\n", "t.csv, line 2: more cells than the head"),
-        ("path,text\na.png,No effusion\nand no mass\n", "t.csv, line 3: fewer cells than the head"),
+        ("path,text\na.png,No effusion, no mass\n", "t.csv, line 2: more cells than the header row"),
+        ("path,text\na.png,No effusion\nand no mass\n", "t.csv, line 3: fewer cells than the header row"),
         ('path,text\n\na.png,"secret\nb.png,x\n', "t.csv, line 4: unexpected end"),
         ('path,text\na.png,"secret"x\n', "t.csv, line 2: ',' expected after '\"'"),
         ("path,text\na.png,se\0cret\n", "t.csv, line 2, has a NUL character"),
@@ -192,13 +200,13 @@ def test_json_rows_may_have_columns_of_their_own() -> None:
         (b"\x89PNG\r\n\x1a\n\0\0\0", "no column of images"),
         ("path,text,text\na.png,secret,secret\n", "t.csv, line 1: 2 columns are called 'text'"),
         ("sep=;\npath;text;path\na;b;c\n", "t.csv, line 2: 2 columns are called 'path'"),
-        ("path,text\n", "t.csv has a head and no rows"),
+        ("path,text\n", "t.csv has a header row but no other rows"),
         ("", "no column of images"),
         ("\n\n \n", "no column of images"),
         ("foo,bar\nsecret,secret\n", "no column of images"),
         ("path,age\nsecret,secret\n", "no column of images"),
         ("patient,edema\nsecret,1\n", "no column of images"),
-        ("path,split\na.png,secret\n", "t.csv, line 2: the split has no known name"),
+        ("path,split\na.png,secret\n", "t.csv, line 2: unknown name of a split"),
         ('path,text\n"' + "x" * (2**24 + 1), "t.csv, line 2, is too long for a table"),
     ],
 )
@@ -230,7 +238,7 @@ def test_json_lines_that_would_be_misread_are_refused(content: str, message: str
     assert "secret" not in error.value.message + error.value.hint
 
 
-def test_names_of_columns_are_cut_in_errors() -> None:
+def test_long_names_of_columns_are_shortened_in_errors() -> None:
     with pytest.raises(UsageError) as error:
         stream(write("t.csv", f"{'long ' * 20},b\n1,2\n"))
     assert f"Columns: b, {'long ' * 8}…." in error.value.hint
@@ -245,27 +253,29 @@ def test_a_damaged_or_missing_table_is_an_error(cut: int) -> None:
         stream(Path("nowhere.csv"))
 
 
-def test_a_label_never_keeps_an_image_a_patient_or_a_text() -> None:
+def test_a_column_of_images_patients_or_texts_cannot_be_a_label() -> None:
     path = write("t.csv", "path,patient,accession,sopinstanceuid,text,modality\na.png,7,8,9,x,CT\n")
     for column in ("path", "patient", "accession", "sopinstanceuid", "text"):
-        with pytest.raises(UsageError, match="names images, patients or texts"):
+        with pytest.raises(UsageError, match="holds images, patients or texts, so it cannot be a label"):
             stream(path, label_columns=(column,))
-    assert stream(path, label_columns=("modality",)).labels == ["label_modality"]  # the index has a modality
+    assert stream(path, label_columns=("modality",)).labels == [
+        "label_modality"
+    ]  # the index has a column `modality` of its own
 
 
-def test_tables_in_a_zip_archive_are_read_where_they_lie() -> None:
+def test_tables_are_read_in_a_zip_archive() -> None:
     with zipfile.ZipFile("z.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("in/reports.csv", as_csv(","))
     table = Input(Path("z.zip"), "z.zip/in/reports.csv", "z.zip/in/reports.csv", "in/reports.csv")
     read = list(LAYOUTS["tables"].read([table], PrepareConfig()))
-    assert [said(report) for report in read] == SAID
+    assert [content(report) for report in read] == EXPECTED
     assert read[0].table == f"{Path('z.zip').absolute()}/in/reports.csv"
 
 
 # --------------------------------------------------------------------------------------------------- identities
 
 
-def test_identity_like_columns_are_told_from_clinical_ones() -> None:
+def test_identifying_columns_are_distinguished_from_clinical_columns() -> None:
     for name in (
         "name,Name,patient_name,PatientName,patientname,First Name,lastname,surname,Maiden name,MRN,ssn,patient number,"
         "OtherPatientIDs,medical_record_no,AccessionNumber,StudyDate,date,Date of Birth,PatientBirthDate,dob,exam date,"
@@ -282,20 +292,20 @@ def test_identity_like_columns_are_told_from_clinical_ones() -> None:
         assert not is_identifying(name), name
 
 
-def test_identities_are_held_beside_the_report_and_long_cells_as_remarks() -> None:
+def test_cells_of_identifying_columns_are_kept_as_names_and_long_cells_as_remarks() -> None:
     remark = "Seen by " + "somebody " * 20
     path = write("t.csv", f'path,text,patient name,address,kVp\na.png,Clear.,"Doe, Jane",{remark.strip()},120\n')
     reports = stream(path)
-    assert reports.notes[0].endswith("3 other columns are not read (of 2, what they name is cut out of the reports)")
+    assert reports.notes[0].endswith("3 other columns are not read (contents of 2 are cut out of the reports)")
     (report,) = reports
     assert report.identifying == Identifying(("Doe, Jane",), (remark.strip(),))
-    assert said(report) == {"image": "a.png", "text": "Clear."}
+    assert content(report) == {"image": "a.png", "text": "Clear."}
 
 
 # ---------------------------------------------------------------------------------------------- helpers
 
 
-def test_rows_of_one_image_are_merged_unless_they_contradict() -> None:
+def test_rows_of_one_image_are_merged_unless_they_contradict_each_other() -> None:
     first = Report(image="a", patient="7", labels={"edema": 1.0, "nodule": None}, line="t, line 2")
     second = Report(image="x/a", text="T.", accession="5", split="train", labels={"nodule": 0.0})
     named = Report(identifying=Identifying(("Doe",)), line="u, line 9")
@@ -312,7 +322,7 @@ def test_rows_of_one_image_are_merged_unless_they_contradict() -> None:
     assert merge(first, Report(labels={"edema": 0.0})) is None
 
 
-def test_a_side_car_has_the_name_of_its_image_or_is_the_folders_report() -> None:
+def test_a_side_car_has_the_name_of_its_image_or_is_report_txt() -> None:
     texts = {"scan.txt", "report.txt", "1.2.3.4.txt"}
     assert side_car(Path("scan.dcm"), texts) == "scan.txt"
     assert side_car(Path("1.2.3.4"), texts) == "1.2.3.4.txt"
@@ -320,13 +330,13 @@ def test_a_side_car_has_the_name_of_its_image_or_is_the_folders_report() -> None
     assert side_car(Path("other.png"), {"notes.txt"}) is None
 
 
-def test_bytes_become_text() -> None:
+def test_bytes_are_decoded_in_every_encoding() -> None:
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp1252"):
         assert as_text("Größe – normal".encode(encoding)) == "Größe – normal"
-    assert as_text(b"\x81\xff") != ""  # whatever it is, it is no error
+    assert as_text(b"\x81\xff") != ""  # undecodable bytes raise no error
 
 
-def test_tables_of_usual_names_are_read_unasked() -> None:
+def test_tables_with_usual_names_are_read_although_nobody_names_them() -> None:
     assert {"reports.csv", "reports.jsonl", "findings.csv", "labels.csv", "reports.tsv", "labels.csv.gz"} <= {
         *TABLE_NAMES
     }
@@ -341,7 +351,7 @@ COLUMNS = ("path", "text", "edema")
 
 
 def many(name: str, rows: int) -> Path:
-    """A table of that many rows of about 150 characters."""
+    """A table with a number of rows of about 150 characters each."""
     row = "p/{0}.png,Study {0} shows no effusion and no pneumothorax. " + "The lungs are clear. " * 4 + ",{1}\n"
     lines: Iterator[str] = (row.format(number, number % 2) for number in range(rows))
     if name.endswith(".jsonl"):
@@ -354,7 +364,7 @@ def many(name: str, rows: int) -> Path:
 
 
 def peak(path: Path) -> tuple[int, int]:
-    """Rows read, and the most memory held, in bytes."""
+    """The number of rows read, and the peak of memory in bytes."""
     tracemalloc.start()
     count = sum(1 for _ in stream(path))
     _, most = tracemalloc.get_traced_memory()
@@ -371,7 +381,7 @@ def test_memory_does_not_grow_with_the_length_of_a_table(name: str, rows: int) -
     assert most < 1.1 * of_few + 2**16
 
 
-def test_time_grows_with_the_length_of_a_table_no_faster() -> None:
+def test_time_grows_linearly_with_the_length_of_a_table() -> None:
     times = []
     for rows in (2_000, 20_000):
         path = many("t.csv", rows)

@@ -1,4 +1,4 @@
-"""`cyclic prepare`: sources, reports, patients, duplicates, and the same bytes however the work was done."""
+"""Tests of `cyclic prepare`: sources, reports, patients, duplicates, and equal bytes for any number of workers."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from cyclic_cli.storage.dataset import StoredDataset
 Cyclic = Callable[..., Ran]
 
 
-def test_a_mixed_folder_adds_up_and_names_what_was_not_used(cyclic: Cyclic) -> None:
+def test_counts_of_a_mixed_folder_add_up_and_unused_files_are_listed(cyclic: Cyclic) -> None:
     files = Path("files")
     make_png(files / "a.png", smooth_image(1))
     make_png(files / "b" / "deep.png", smooth_image(2).astype(np.uint16) * 257)
@@ -34,10 +34,16 @@ def test_a_mixed_folder_adds_up_and_names_what_was_not_used(cyclic: Cyclic) -> N
     make_png(files / "black.png", np.zeros((8, 8), np.uint8))
     ran = cyclic("prepare", files, Path("gone.png"), "--out", "ds", PUBLIC, "--size", 32, "--json")
     assert ran.code == 0
-    said = ran.json
-    assert (said["inputs"], said["used"], said["duplicates"], said["skipped"], said["rejected"]) == (10, 3, 1, 1, 5)
-    assert said["inputs"] == said["used"] + said["duplicates"] + said["skipped"] + said["rejected"]
-    assert said["rejected_by_reason"] == {
+    summary = ran.json
+    assert (summary["inputs"], summary["used"], summary["duplicates"], summary["skipped"], summary["rejected"]) == (
+        10,
+        3,
+        1,
+        1,
+        5,
+    )
+    assert summary["inputs"] == summary["used"] + summary["duplicates"] + summary["skipped"] + summary["rejected"]
+    assert summary["rejected_by_reason"] == {
         "blank": 1, "broken_pixels": 1, "empty": 1, "missing": 1, "text_without_image": 1,
     }  # fmt: skip
     lines = [json.loads(line) for line in Path("ds/rejected.jsonl").read_text().splitlines()]
@@ -45,10 +51,10 @@ def test_a_mixed_folder_adds_up_and_names_what_was_not_used(cyclic: Cyclic) -> N
         "black.png": "blank", "broken.png": "broken_pixels", "empty.dcm": "empty",
         "gone.png": "missing", "notes.txt": "text_without_image", "seg.dcm": "segmentation",
     }  # fmt: skip
-    assert sum(said["splits"].values()) == said["samples"] == 3
+    assert sum(summary["splits"].values()) == summary["samples"] == 3
 
 
-def test_stored_pixels_are_those_of_the_reader(tiny_files: Path, tiny_dataset: Path) -> None:
+def test_stored_pixels_equal_those_of_the_reader(tiny_files: Path, tiny_dataset: Path) -> None:
     stored = StoredDataset(tiny_dataset)
     rows = index(tiny_dataset)
     assert len(rows) == 40
@@ -68,7 +74,7 @@ def test_the_index_is_sorted_so_that_a_fraction_is_a_prefix(tiny_dataset: Path) 
     assert 0 < len(chosen) < len(train)
 
 
-def test_workers_and_order_change_no_byte(tiny_files: Path, cyclic: Cyclic) -> None:
+def test_the_output_does_not_depend_on_workers_or_the_order_of_sources(tiny_files: Path, cyclic: Cyclic) -> None:
     for number in range(100):  # more than one shard
         make_png(Path(f"files/{number:03}.png"), smooth_image(number, 20, 24))
     cyclic("prepare", "files", tiny_files, "--out", "one", PUBLIC, "--size", 32, "--workers", 1)
@@ -77,7 +83,9 @@ def test_workers_and_order_change_no_byte(tiny_files: Path, cyclic: Cyclic) -> N
     assert contents(Path("one")) == contents(Path("two"))
 
 
-def test_the_order_in_which_a_folder_is_listed_changes_no_byte(cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_does_not_depend_on_the_order_of_a_folder_listing(
+    cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in "abc":
         make_png(Path(f"files/{name}.png"), smooth_image(ord(name)))
     table(Path("files/reports.csv"), "path,text\na.png,x\n")
@@ -91,7 +99,7 @@ def test_the_order_in_which_a_folder_is_listed_changes_no_byte(cyclic: Cyclic, m
     assert contents(Path("one")) == contents(Path("two"))
 
 
-def test_a_finished_data_set_is_recognised_and_never_overwritten(tiny_files: Path, cyclic: Cyclic) -> None:
+def test_a_finished_dataset_is_recognised_and_never_overwritten(tiny_files: Path, cyclic: Cyclic) -> None:
     words = ("prepare", tiny_files, "--out", "ds", PUBLIC, "--size", 32, "--json")
     first = cyclic(*words).json
     before = contents(Path("ds"))
@@ -99,7 +107,7 @@ def test_a_finished_data_set_is_recognised_and_never_overwritten(tiny_files: Pat
     assert {**again.json, "seconds": 0, "images_per_second": 0} == {**first, "seconds": 0, "images_per_second": 0}
     other = cyclic("prepare", tiny_files, "--out", "ds", PUBLIC, "--size", 64)
     assert other.code == 1
-    assert "size 32 there, 64 here" in other.err
+    assert "size was 32 and is now 64" in other.err
     assert contents(Path("ds")) == before
     Path("mine").mkdir()
     Path("mine/thesis.tex").write_text("years of work")
@@ -107,27 +115,25 @@ def test_a_finished_data_set_is_recognised_and_never_overwritten(tiny_files: Pat
     assert contents(Path("mine")) == {"thesis.tex": b"years of work"}
 
 
-def test_pipes_links_and_closed_folders_neither_hang_nor_vanish(
-    cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pipes_broken_links_and_closed_folders_are_rejected(cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch) -> None:
     make_png(Path("files/a.png"), smooth_image(1))
     os.mkfifo("files/pipe.dcm")
     Path("files/link.dcm").symlink_to("nowhere")
     Path("files/closed").mkdir()
     listed = os.scandir
 
-    def refusing(path: str) -> object:  # the tests may run as root, whom no mode keeps out
+    def refusing(path: str) -> object:  # the tests may run as root, who may read any folder
         if str(path).endswith("closed"):
             raise PermissionError(13, "Permission denied", str(path))
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
-    assert (said["inputs"], said["used"]) == (4, 1)
-    assert said["rejected_by_reason"] == {"missing": 1, "unreadable": 2}
+    summary = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (summary["inputs"], summary["used"]) == (4, 1)
+    assert summary["rejected_by_reason"] == {"missing": 1, "unreadable": 2}
 
 
-def test_an_output_inside_its_source_is_no_input(tiny_files: Path, cyclic: Cyclic) -> None:
+def test_an_output_inside_its_source_is_skipped(tiny_files: Path, cyclic: Cyclic) -> None:
     shutil.copytree(tiny_files, ".", dirs_exist_ok=True)
     first = cyclic("prepare", ".", "--out", "dataset", PUBLIC, "--json").json
     assert first["inputs"] == 40
@@ -135,14 +141,14 @@ def test_an_output_inside_its_source_is_no_input(tiny_files: Path, cyclic: Cycli
     assert (again.code, again.json["inputs"]) == (0, 40)
 
 
-def test_nothing_usable_is_a_failure_with_reasons(cyclic: Cyclic) -> None:
+def test_the_error_lists_reasons_where_no_input_can_be_used(cyclic: Cyclic) -> None:
     Path("x.txt").write_text("words")
     ran = cyclic("prepare", "x.txt", "--out", "ds", PUBLIC)
     assert ran.code == 1
     assert "text_without_image (1)" in ran.err
 
 
-def test_strict_tells_that_some_were_left_out(cyclic: Cyclic) -> None:
+def test_strict_sets_the_exit_code_where_inputs_were_left_out(cyclic: Cyclic) -> None:
     make_png(Path("files/a.png"), smooth_image(1))
     assert cyclic("prepare", "files", "--out", "a", PUBLIC, "--strict").code == 0
     Path("files/b.png").write_bytes(b"")
@@ -173,7 +179,7 @@ def test_a_quoted_pattern_and_no_paths(cyclic: Cyclic) -> None:
 # ------------------------------------------------------------------------------------------ reports and patients
 
 
-def test_a_table_gives_text_patient_split_and_labels_and_the_rest_is_dropped(cyclic: Cyclic) -> None:
+def test_a_table_gives_text_patient_split_and_labels_and_other_columns_are_not_stored(cyclic: Cyclic) -> None:
     for name in "abcd":
         make_png(Path(f"files/{name}.png"), smooth_image(ord(name)))
     table(
@@ -182,8 +188,8 @@ def test_a_table_gives_text_patient_split_and_labels_and_the_rest_is_dropped(cyc
         "a.png,p1,No effusion.,train,0,Dr Who\nb.png,p1,Large heart.,train,1,Dr Who\nc.png,p2,,valid,,Dr Who\n",
     )
     ran = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json")
-    said = ran.json
-    assert (said["inputs"], said["report_files"], said["paired"], said["image_only"]) == (4, 1, 2, 2)
+    summary = ran.json
+    assert (summary["inputs"], summary["report_files"], summary["paired"], summary["image_only"]) == (4, 1, 2, 2)
     assert (
         "reports.csv: image: path; text: report_text; patient: patient_id; split: split; labels: Cardiomegaly"
         in ran.err
@@ -197,7 +203,7 @@ def test_a_table_gives_text_patient_split_and_labels_and_the_rest_is_dropped(cyc
     assert b"Dr Who" not in Path("ds/index.parquet").read_bytes()
 
 
-def test_json_lines_and_named_columns(cyclic: Cyclic) -> None:
+def test_json_lines_and_columns_named_by_options(cyclic: Cyclic) -> None:
     make_png(Path("files/a.png"), smooth_image(1))
     lines = [{"bild": "files/a.png", "befund": "Kein Erguss.", "region": "Thorax", "name": "x"}]
     table(Path("t.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
@@ -215,8 +221,8 @@ def test_side_cars_of_the_image_and_of_the_study(cyclic: Cyclic) -> None:
     make_dicom(Path("files/s1/1.2.3.4"), smooth_image(2), bits=8)
     Path("files/s1/report.txt").write_text("Both lungs are clear.")
     Path("files/s1/1.2.3.4.txt").write_text("Own words.")
-    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
-    assert (said["inputs"], said["paired"], said["report_files"]) == (2, 2, 2)
+    summary = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (summary["inputs"], summary["paired"], summary["report_files"]) == (2, 2, 2)
     texts = {row["source"]: row["text"] for row in index(Path("ds"))}
     assert texts == {"s1/a.png": "Both lungs are clear.", "s1/1.2.3.4": "Own words."}
 
@@ -228,8 +234,8 @@ def test_reports_without_images_become_samples(cyclic: Cyclic) -> None:
         Path("files/reports.csv"),
         "path,patient,text\na.png,1,First.\nb.png,2,Of a broken image.\nc.png,3,Of no image.\n,4,Of nothing.\n",
     )
-    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
-    assert (said["samples"], said["paired"], said["text_only"], said["rejected"]) == (4, 1, 3, 1)
+    summary = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (summary["samples"], summary["paired"], summary["text_only"], summary["rejected"]) == (4, 1, 3, 1)
     assert {row["text"] for row in index(Path("ds")) if not row["has_image"]} == {
         "Of a broken image.", "Of no image.", "Of nothing.",
     }  # fmt: skip
@@ -242,40 +248,40 @@ def test_rows_may_name_images_by_the_source_folder_or_the_end_of_the_path(cyclic
     ran = cyclic("prepare", "deep/amb/a", "deep/amb/b", "--reports", "t.csv", "--out", "ds", PUBLIC)
     found = {row["source"]: row["text"] for row in index(Path("ds")) if row["has_image"]}
     assert found == {"a/1.png": "One.", "b/1.png": "Two.", "b/x/2.png": "Three."}
-    assert "1 rows of the tables name an image that was not given" in ran.err
+    assert "1 table rows name an image that is not among the inputs" in ran.err
 
 
-def test_a_shared_report_of_a_folder_with_several_studies_is_nobodys(cyclic: Cyclic) -> None:
+def test_a_shared_report_of_a_folder_with_several_studies_is_not_used(cyclic: Cyclic) -> None:
     for patient in "AB":
         make_dicom(Path(f"flat/{patient}.dcm"), smooth_image(ord(patient)), bits=8, PatientID=patient)
     Path("flat/report.txt").write_text("Of A alone.")
     ran = cyclic("prepare", "flat", "--out", "ds", PUBLIC)
     assert {row["text"] for row in index(Path("ds"))} == {""}
-    assert "1 report.txt lie beside images of several patients" in ran.err
+    assert "1 report.txt files lie beside images of several patients" in ran.err
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("path,text,patient\na.png,No effusion, no pneumothorax,1\n", "line 2: more cells"),
         ('path,patient,text\na.png,1,"unterminated\nb.png,2,x\n', "line 3"),
-        ("path,split\na.png,holdout\n", "reports.csv, line 2: the split has no known name"),
+        ("path,split\na.png,holdout\n", "reports.csv, line 2: unknown name of a split"),
         ("foo,bar\n1,2\n", "Columns: bar, foo"),
         ("", "no column of images"),
-        ("path,text\n", "no column of images"),
+        ("path,text\n", "has a header row but no other rows"),
     ],
 )
-def test_a_table_that_would_be_misread_is_refused(cyclic: Cyclic, text: str, said: str) -> None:
+def test_a_table_that_would_be_misread_is_refused(cyclic: Cyclic, text: str, message: str) -> None:
     make_png(Path("files/a.png"), smooth_image(1))
     table(Path("files/reports.csv"), text)
     ran = cyclic("prepare", "files", "--out", "ds", PUBLIC)
     assert ran.code == 2
-    assert said in ran.err
+    assert message in ran.err
     assert "unterminated" not in ran.err
     assert not Path("ds").exists()
 
 
-def test_labels_keep_clear_of_columns_and_identities(cyclic: Cyclic) -> None:
+def test_labels_neither_replace_columns_of_the_index_nor_hold_identities(cyclic: Cyclic) -> None:
     make_png(Path("files/a.png"), smooth_image(1))
     table(Path("files/reports.csv"), "path,patient,modality,text\na.png,77,CT,x\n")
     cyclic("prepare", "files", "--label-column", "modality", "--out", "ds", PUBLIC)
@@ -285,17 +291,17 @@ def test_labels_keep_clear_of_columns_and_identities(cyclic: Cyclic) -> None:
         assert cyclic("prepare", "files", "--label-column", column, "--out", "x", PUBLIC).code == 2
 
 
-def test_the_pattern_sees_the_folders_of_listed_files(cyclic: Cyclic) -> None:
+def test_the_patient_pattern_is_applied_to_the_folders_of_listed_files(cyclic: Cyclic) -> None:
     paths = [
         make_png(Path(f"pacs/p{number // 2}/{number}.png"), smooth_image(number)).absolute() for number in range(4)
     ]
     listed = "".join(f"{path}\n" for path in paths)
-    said = cyclic("prepare", "-", "--patient-pattern", r"p\d", "--out", "ds", PUBLIC, "--json", stdin=listed).json
-    assert said["patients"] == 2
+    summary = cyclic("prepare", "-", "--patient-pattern", r"p\d", "--out", "ds", PUBLIC, "--json", stdin=listed).json
+    assert summary["patients"] == 2
     assert {row["source"] for row in index(Path("ds"))} == {f"p{number // 2}/{number}.png" for number in range(4)}
 
 
-def test_other_files_of_the_same_names_and_sizes_are_another_request(cyclic: Cyclic) -> None:
+def test_different_files_of_the_same_name_and_size_are_another_request(cyclic: Cyclic) -> None:
     for month, seed in (("jan", 1), ("feb", 2)):
         make_dicom(Path(f"{month}/in/1.dcm"), smooth_image(seed), bits=8, SOPInstanceUID=f"1.2.{seed}")
     assert Path("jan/in/1.dcm").stat().st_size == Path("feb/in/1.dcm").stat().st_size
@@ -303,7 +309,7 @@ def test_other_files_of_the_same_names_and_sizes_are_another_request(cyclic: Cyc
     assert cyclic("prepare", "feb/in", "--out", "ds", PUBLIC).code == 1
 
 
-def test_a_failed_attempt_leaves_its_output_free(cyclic: Cyclic) -> None:
+def test_a_failed_run_does_not_block_its_output_folder(cyclic: Cyclic) -> None:
     assert cyclic("prepare", "missing", "--out", "ds", PUBLIC).code == 1
     assert not Path("ds").exists()
     assert "no file" in cyclic("prepare", Path("."), "--out", "ds", PUBLIC).err
@@ -311,7 +317,7 @@ def test_a_failed_attempt_leaves_its_output_free(cyclic: Cyclic) -> None:
     assert cyclic("prepare", "files", "--out", "ds", PUBLIC).code == 0
 
 
-def test_names_of_any_bytes_and_hidden_files(cyclic: Cyclic) -> None:
+def test_file_names_that_are_not_text_and_hidden_files(cyclic: Cyclic) -> None:
     make_png(Path("files/a.png"), smooth_image(1)).rename(os.fsdecode(b"files/bad\xff.png"))
     Path("files/.DS_Store").write_bytes(b"x")
     ran = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json")
@@ -329,21 +335,21 @@ def test_contradicting_rows_reject_the_image(cyclic: Cyclic) -> None:
     for name in "ab":
         make_png(Path(f"files/{name}.png"), smooth_image(ord(name)))
     table(Path("files/reports.csv"), "path,text\na.png,Yes.\na.png,No.\nb.png,Same.\nb.png,Same.\n")
-    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
-    assert said["rejected_by_reason"] == {"conflicting_rows": 1}
-    assert said["paired"] == 1
-    assert said["text_only"] == 0  # which of the two would be true?
+    summary = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert summary["rejected_by_reason"] == {"conflicting_rows": 1}
+    assert summary["paired"] == 1
+    assert summary["text_only"] == 0  # the rows do not say which text is correct
 
 
-def test_a_report_never_reaches_an_image_it_does_not_speak_of(cyclic: Cyclic) -> None:
-    """Equal file names in several folders and sources: only the path decides, and what is ambiguous stays apart."""
+def test_a_report_is_never_matched_to_an_image_of_another_path(cyclic: Cyclic) -> None:
+    """Where file names are equal in several folders and sources, the path decides; ambiguous rows are not matched."""
     for number, name in enumerate(["one/a/1.png", "one/b/1.png", "two/a/1.png", "two/c/only.png"]):
         make_png(Path(name), smooth_image(number))
     table(Path("one/reports.csv"), "path,patient,text\na/1.png,1,Of one a.\nz/1.png,9,Of nothing there.\n")
     table(Path("names.csv"), "file,patient,text\nonly.png,4,By its name.\n1.png,5,Of which?\nx/only.png,6,Elsewhere.\n")
     words = ("--reports", "one/reports.csv", "--reports", "names.csv")
     ran = cyclic("prepare", "one", "two", *words, "--out", "ds", PUBLIC)
-    assert "1 rows of the tables found their image by its file name alone" in ran.err
+    assert "1 table rows were matched to an image by the file name alone" in ran.err
     rows = index(Path("ds"))
     assert {(row["source"], row["text"]) for row in rows} == {
         ("one/a/1.png", "Of one a."), ("one/b/1.png", ""), ("two/a/1.png", ""), ("two/c/only.png", "By its name."),
@@ -368,14 +374,14 @@ def test_tables_in_different_folders_are_joined_on_the_image(cyclic: Cyclic) -> 
     assert (row["text"], row["edema"], row["has_image"]) == ("Words.", 1, True)
 
 
-def test_patients_whose_reports_have_the_same_words_stay_apart(cyclic: Cyclic) -> None:
+def test_patients_with_equal_reports_are_not_merged(cyclic: Cyclic) -> None:
     Path("reports.csv").write_text("text,patient\n" + "".join(f"No effusion.,p{number % 20}\n" for number in range(40)))
     counts = cyclic("prepare", "reports.csv", "--already-deidentified", "--out", "d", "--json").json
     assert (counts["samples"], counts["patients"], counts["studies"]) == (20, 20, 20)
 
 
 def test_the_text_of_a_duplicate_stays_with_its_patient(cyclic: Cyclic) -> None:
-    """Or one patient's report would stand in another split."""
+    """Otherwise a report could be in another split than its patient."""
     for number in range(30):
         make_dicom(
             Path(f"files/{number}-a.dcm"),
@@ -393,19 +399,19 @@ def test_the_text_of_a_duplicate_stays_with_its_patient(cyclic: Cyclic) -> None:
         )
         for shot in "ab":
             Path(f"files/{number}-{shot}.txt").write_text(f"Study {shot} of {number}.")
-    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
-    assert (said["used"], said["duplicates"], said["text_only"], said["patients"]) == (30, 30, 30, 30)
+    summary = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (summary["used"], summary["duplicates"], summary["text_only"], summary["patients"]) == (30, 30, 30, 30)
     splits = {(row["patient"], row["split"]) for row in index(Path("ds"))}
     assert len(splits) == 30
 
 
-def test_the_report_of_a_broken_film_stays_with_its_patient(cyclic: Cyclic) -> None:
+def test_the_report_of_a_broken_image_stays_with_its_patient(cyclic: Cyclic) -> None:
     make_dicom(Path("files/a.dcm"), smooth_image(1), bits=8, PatientID="P1", StudyInstanceUID="1.1")
     broken = make_dicom(Path("files/b.dcm"), smooth_image(2), bits=8, PatientID="P1", StudyInstanceUID="1.2")
     broken.write_bytes(broken.read_bytes()[:-500])
-    Path("files/b.txt").write_text("Of the broken film.")
-    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
-    assert (said["patients"], said["text_only"], said["rejected_by_reason"]) == (1, 1, {"broken_pixels": 1})
+    Path("files/b.txt").write_text("Of the broken image.")
+    summary = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (summary["patients"], summary["text_only"], summary["rejected_by_reason"]) == (1, 1, {"broken_pixels": 1})
 
 
 def test_a_patient_in_two_given_splits_is_an_error(cyclic: Cyclic) -> None:
@@ -418,8 +424,8 @@ def test_a_patient_in_two_given_splits_is_an_error(cyclic: Cyclic) -> None:
     assert "77123" not in ran.err
 
 
-def test_who_the_patient_is(cyclic: Cyclic) -> None:
-    """Table before header before path pattern before study before file."""
+def test_the_order_in_which_the_patient_is_looked_up(cyclic: Cyclic) -> None:
+    """The table takes precedence over the header, then the path pattern, the study, and the file."""
     shots = [
         ("files/x_1/a.dcm", {"PatientID": "P1", "StudyInstanceUID": "1.1"}),
         ("files/x_2/b.dcm", {"PatientID": "P1", "StudyInstanceUID": "1.2"}),
@@ -434,13 +440,13 @@ def test_who_the_patient_is(cyclic: Cyclic) -> None:
     table(Path("t.csv"), "path,patient\nfiles/g.dcm,another\n")
     words = ("--reports", "t.csv", "--patient-pattern", r"x_(\d)", "--out", "ds", PUBLIC)
     ran = cyclic("prepare", "files", *words)
-    assert "2 samples name no patient" in ran.err
+    assert "2 samples have no patient ID" in ran.err
     who = {str(row["source"])[-5]: row["patient"] for row in index(Path("ds"))}
     groups = {frozenset(name for name in who if who[name] == key) for key in who.values()}
     assert groups == {frozenset("ab"), frozenset("cd"), frozenset("ef"), frozenset("g")}
 
 
-def test_no_patient_is_in_two_splits_and_new_data_moves_nobody(cyclic: Cyclic) -> None:
+def test_no_patient_is_in_two_splits_and_new_data_does_not_change_splits(cyclic: Cyclic) -> None:
     for patient in range(60):
         for shot in range(2):
             make_dicom(
@@ -471,21 +477,21 @@ def test_equal_pixels_of_two_patients_are_kept_once_under_the_first_key(cyclic: 
     for patient in "ABCD":
         make_dicom(Path(f"files/{patient}.dcm"), smooth_image(1), bits=8, PatientID=patient)
         keys[patient] = Keyer(b"").key("patient", patient)
-    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
-    assert (said["used"], said["duplicates"], said["samples"]) == (1, 3, 1)
+    summary = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (summary["used"], summary["duplicates"], summary["samples"]) == (1, 3, 1)
     assert index(Path("ds"))[0]["patient"] == min(keys.values())
 
 
-def test_of_a_patients_equal_pixels_the_one_with_a_report_is_kept(cyclic: Cyclic) -> None:
+def test_the_image_with_a_report_is_kept_among_equal_images_of_a_patient(cyclic: Cyclic) -> None:
     for name in "abc":
         make_dicom(Path(f"files/{name}.dcm"), smooth_image(1), bits=8, PatientID="A", SOPInstanceUID=f"1.{ord(name)}")
     Path("files/b.txt").write_text("Clear.")
-    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
-    assert (said["paired"], said["text_only"], said["duplicates"]) == (1, 0, 2)
+    summary = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json
+    assert (summary["paired"], summary["text_only"], summary["duplicates"]) == (1, 0, 2)
     assert index(Path("ds"))[0]["source"] == "b.dcm"
 
 
-def test_an_issuer_tells_equal_numbers_apart(cyclic: Cyclic) -> None:
+def test_equal_patient_numbers_of_two_issuers_are_two_patients(cyclic: Cyclic) -> None:
     for number, issuer in enumerate(["North", "South"]):
         make_dicom(Path(f"files/{issuer}.dcm"), smooth_image(number), bits=8, PatientID="7", IssuerOfPatientID=issuer)
     assert cyclic("prepare", "files", "--out", "ds", PUBLIC, "--json").json["patients"] == 2
@@ -494,7 +500,7 @@ def test_an_issuer_tells_equal_numbers_apart(cyclic: Cyclic) -> None:
 # ------------------------------------------------------------------------------------------------------ privacy
 
 
-def test_identities_are_nowhere_in_what_is_written(cyclic: Cyclic, tmp_path: Path) -> None:
+def test_identities_do_not_occur_in_the_output(cyclic: Cyclic, tmp_path: Path) -> None:
     secretive = {
         "PatientName": "Zyxwvut^Qponm", "PatientID": "8675309442", "AccessionNumber": "ACC5551234",
         "InstitutionName": "Hospital of Nowhere", "ReferringPhysicianName": "Doctor^Strangelove",
@@ -525,7 +531,7 @@ def test_identities_are_nowhere_in_what_is_written(cyclic: Cyclic, tmp_path: Pat
     assert secret not in written
 
 
-def test_keys_need_the_secret(cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patient_keys_depend_on_the_secret(cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch) -> None:
     make_dicom(Path("files/a.dcm"), smooth_image(1), bits=8, PatientID="P1")
     keys = []
     for salt in ("one", "one", "two"):
@@ -537,8 +543,8 @@ def test_keys_need_the_secret(cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("command", ["prepare", "demo"])
-def test_a_full_disk_is_said_and_the_work_can_go_on(command: str, tiny_files: Path) -> None:
-    """A limit on the size of files fails the real writers as a full disk does."""
+def test_a_full_disk_is_reported_and_the_work_can_be_continued(command: str, tiny_files: Path) -> None:
+    """A limit on the file size makes writing fail as a full disk does."""
     words = {"prepare": ["prepare", str(tiny_files), PUBLIC], "demo": ["demo", "-n", "2"]}[command]
     start = [sys.executable, "-m", "cyclic_cli", *words, "--out", "out", "-q"]
 

@@ -1,4 +1,4 @@
-"""A dataset that grows, and one that is made in parts: what comes out is what one run over everything gives."""
+"""Tests of updates and of array jobs: both give the dataset that one run over all files gives."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ WORDS = (PUBLIC, "--size", 16, "--json")
 
 
 def month(folder: str, numbers: range, extra: str = "") -> None:
-    """DICOM files of two shots a patient, with a table that knows some of them, side-cars and broken files."""
+    """Write DICOM files, two per patient, with a table of every third and a side-car text of every fifth."""
     rows = []
     for number in numbers:
         name = f"{number:03}.dcm"
@@ -34,7 +34,7 @@ def month(folder: str, numbers: range, extra: str = "") -> None:
 
 
 def samples(folder: Path) -> list[dict[str, object]]:
-    """The index's rows with their pixels in the place of shard and row, which tell where, not what."""
+    """The rows of the index, with the pixels instead of shard and row."""
     stored = StoredDataset(folder)
     rows = index(folder)
     for row in rows:
@@ -71,14 +71,14 @@ def test_an_update_gives_the_index_of_a_run_over_all_files(cyclic: Cyclic) -> No
     )
     assert {key: updated.json[key] for key in same} == {key: whole.json[key] for key in same}
     assert first["inputs"] == 41 < updated.json["inputs"] == 112
-    for name, time in shards.items():  # no work was done twice
+    for name, time in shards.items():  # no shard was written again
         assert Path("ds", name).stat().st_mtime_ns == time
     before = {row["patient"]: row["split"] for row in index(Path("ds"))}
     assert len({(row["patient"], row["split"]) for row in index(Path("ds"))}) == len(before)
 
 
-def test_next_months_folder_alone_may_be_given(cyclic: Cyclic) -> None:
-    """Its files may have the names of last month's; a report may have come a month before its image."""
+def test_an_update_may_name_the_new_folder_alone(cyclic: Cyclic) -> None:
+    """New files may have the names of earlier files, and a report may come in an update before its image."""
     month("jan", range(20), "x/999.dcm,P999,Nobody's.,\n061.dcm,P30,A report that comes before its image.,\n")
     month("feb", range(55, 65))
     Path("feb/000.dcm").write_bytes(Path("feb/055.dcm").read_bytes())
@@ -94,7 +94,7 @@ def test_next_months_folder_alone_may_be_given(cyclic: Cyclic) -> None:
     assert again.json["inputs"] == 32
 
 
-def test_an_update_keeps_everybody_where_they_are_and_mended_files_take_their_place(cyclic: Cyclic) -> None:
+def test_an_update_keeps_patients_in_their_splits_and_replaces_rejected_files(cyclic: Cyclic) -> None:
     month("files", range(60))
     whole = Path("files/007.dcm").read_bytes()
     Path("files/007.dcm").write_bytes(whole[:-300])
@@ -111,19 +111,19 @@ def test_an_update_keeps_everybody_where_they_are_and_mended_files_take_their_pl
     assert samples(Path("ds")) == samples(Path("fresh"))
 
 
-def test_what_differs_is_said_when_an_output_is_of_another_request(cyclic: Cyclic) -> None:
+def test_the_error_for_another_request_names_the_differences(cyclic: Cyclic) -> None:
     month("files", range(6))
     cyclic("prepare", "files", "--out", "ds", *WORDS)
     other = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--size", 32, "--window", "lung")
     assert other.code == 1
-    assert "size 16 there, 32 here" in other.err
-    assert "window auto there, lung here" in other.err
-    assert "--update" not in other.err  # it would be refused as well
+    assert "size was 16 and is now 32" in other.err
+    assert "window was auto and is now lung" in other.err
+    assert "--update" not in other.err  # --update would be refused too
     refused = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--size", 32, "--update")
-    assert (refused.code, "size 16 there, 32 here" in refused.err) == (1, True)
+    assert (refused.code, "size was 16 and is now 32" in refused.err) == (1, True)
     month("files", range(9))
     more = cyclic("prepare", "files", "--out", "ds", *WORDS).err
-    assert "6 inputs there, 9 here" in more
+    assert "the number of inputs was 6 and is now 9" in more
     assert "--update" in more
 
 
@@ -147,7 +147,7 @@ def test_an_update_that_is_killed_before_its_end_continues(cyclic: Cyclic, monke
             assert cyclic("prepare", "files", "--out", "ds", "--update", *WORDS).code == 130
     assert cyclic("prepare", "files", "--out", "ds", "--update", *WORDS).code == 0
     assert samples(Path("ds")) == samples(Path("whole"))
-    month("files", range(40))  # and the update after it harms nothing
+    month("files", range(40))  # a later update works as well
     assert cyclic("prepare", "files", "--out", "ds", "--update", *WORDS).code == 0
     cyclic("prepare", "files", "--out", "more", *WORDS)
     assert samples(Path("ds")) == samples(Path("more"))
@@ -161,8 +161,8 @@ def test_parts_and_a_merge_give_the_bytes_of_one_run(cyclic: Cyclic) -> None:
     month("files", range(200))
     cyclic("prepare", "files", "--out", "whole", *WORDS)
     for part in ("2/3", "3/3"):
-        said = cyclic("prepare", "files", "--out", "ds", "--part", part, *WORDS).json
-        assert (said["part"], said["read"]) == (part, said["inputs"])
+        summary = cyclic("prepare", "files", "--out", "ds", "--part", part, *WORDS).json
+        assert (summary["part"], summary["read"]) == (part, summary["inputs"])
     early = cyclic("prepare", "files", "--out", "ds", "--merge", *WORDS)
     assert early.code == 1
     assert "2 of 4 shards are not written" in early.err
@@ -173,7 +173,9 @@ def test_parts_and_a_merge_give_the_bytes_of_one_run(cyclic: Cyclic) -> None:
     assert contents(Path("ds")) == contents(Path("whole"))
 
 
-def test_a_slurm_array_names_its_part(cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_part_is_read_from_the_environment_of_a_slurm_array(
+    cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     month("files", range(70))
     assert cyclic("prepare", "files", "--out", "ds", "--part", "slurm", *WORDS).code == 2
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
@@ -183,19 +185,19 @@ def test_a_slurm_array_names_its_part(cyclic: Cyclic, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "x", "1", "1/0"])
-def test_a_part_that_is_none(cyclic: Cyclic, part: str) -> None:
+def test_an_invalid_part_is_refused(cyclic: Cyclic, part: str) -> None:
     assert cyclic("prepare", "files", "--part", part, *WORDS).code == 2
 
 
 # -------------------------------------------------------------------------------------------------- duplicates
 
 
-def test_a_film_under_two_patients_is_kept_once_and_both_are_listed(cyclic: Cyclic) -> None:
+def test_an_image_of_two_patients_is_kept_once_and_both_files_are_listed(cyclic: Cyclic) -> None:
     for patient in "AB":
         make_dicom(Path(f"files/{patient}.dcm"), smooth_image(1), bits=8, PatientID=patient)
         Path(f"files/{patient}.txt").write_text(f"Words about {patient}.")
-    said = cyclic("prepare", "files", "--out", "ds", *WORDS).json
-    assert (said["used"], said["duplicates"], said["text_only"], said["patients"]) == (1, 1, 1, 2)
+    summary = cyclic("prepare", "files", "--out", "ds", *WORDS).json
+    assert (summary["used"], summary["duplicates"], summary["text_only"], summary["patients"]) == (1, 1, 1, 2)
     (line,) = [json.loads(line) for line in Path("ds/duplicates.jsonl").read_text().splitlines()]
     assert {line["source"], line["of"]} == {"A.dcm", "B.dcm"}
     assert (line["kind"], line["same_patient"]) == ("exact", False)
@@ -208,8 +210,8 @@ def test_near_duplicates_are_listed_and_kept(cyclic: Cyclic, tmp_path: Path) -> 
         make_png(Path(f"files/{number}.png"), smooth_image(number, 200, 160))
     Image.open("files/3.png").save("files/again.jpg", quality=70)
     Image.open("files/4.png").resize((80, 100)).save("files/small.png")
-    said = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--size", 64, "--json").json
-    assert (said["used"], said["near_duplicates"]) == (14, 2)
+    summary = cyclic("prepare", "files", "--out", "ds", PUBLIC, "--size", 64, "--json").json
+    assert (summary["used"], summary["near_duplicates"]) == (14, 2)
     pairs = [json.loads(line) for line in Path("ds/duplicates.jsonl").read_text().splitlines()]
     assert {frozenset((pair["source"], pair["of"])) for pair in pairs} == {
         frozenset(("3.png", "again.jpg")), frozenset(("4.png", "small.png")),
@@ -221,12 +223,12 @@ def test_all_frames_of_a_file_become_samples(cyclic: Cyclic) -> None:
     frames = np.stack([smooth_image(number) for number in range(5)])
     make_dicom(Path("files/cine.dcm"), frames, bits=8, PatientID="A")
     make_dicom(Path("files/one.dcm"), smooth_image(9), bits=8, PatientID="B")
-    said = cyclic("prepare", "files", "--out", "ds", "--frames", "all", *WORDS).json
-    assert (said["inputs"], said["used"], said["samples"]) == (2, 2, 6)
+    summary = cyclic("prepare", "files", "--out", "ds", "--frames", "all", *WORDS).json
+    assert (summary["inputs"], summary["used"], summary["samples"]) == (2, 2, 6)
     rows = [row for row in index(Path("ds")) if row["source"] == "cine.dcm"]
     assert sorted(row["frame"] for row in rows) == [0, 1, 2, 3, 4]
     assert len({row["sample"] for row in rows}) == 5
     assert pq.read_table("ds/index.parquet").num_rows == 6
     shutil.rmtree("ds")
-    said = cyclic("prepare", "files", "--out", "ds", "--frames", "4", *WORDS).json
-    assert (said["used"], said["rejected"]) == (1, 1)
+    summary = cyclic("prepare", "files", "--out", "ds", "--frames", "4", *WORDS).json
+    assert (summary["used"], summary["rejected"]) == (1, 1)

@@ -1,4 +1,4 @@
-"""Keys, the secret and the split."""
+"""Tests of keys, of their secret and of the split."""
 
 import hashlib
 import hmac
@@ -21,8 +21,8 @@ def test_keys_are_hmac_sha256_and_kinds_differ() -> None:
     assert Keyer(b"other").key("patient", "123") != expected
 
 
-def test_places_are_frozen() -> None:
-    """Published splits rest on them: SHA-256 of "place", a zero byte and the key; its first 52 bits."""
+def test_places_never_change() -> None:
+    """Published splits depend on them: the first 52 bits of the SHA-256 of "place", a zero byte and the key."""
     for name in ("1", "2", "IM-0115"):
         key = Keyer(b"").key("patient", name)
         expected = int.from_bytes(hashlib.sha256(b"place\0" + key.encode()).digest()[:8], "big") >> 12
@@ -47,7 +47,7 @@ def test_fractions_are_nested_and_keep_the_order() -> None:
     assert len(inside[0.4]) == pytest.approx(320, abs=1)
 
 
-def test_a_pure_test_set_has_nothing_else() -> None:
+def test_a_share_of_100_percent_takes_every_place() -> None:
     assert {split_of(number / 100, parse_split("0/0/100"))[0] for number in range(100)} == {"test"}
     assert split_of(1 - 2**-52, parse_split("100/0/0"))[0] == "train"
 
@@ -58,7 +58,7 @@ def test_a_wrong_split_is_refused(text: str) -> None:
         parse_split(text)
 
 
-def test_the_secret_is_made_once_for_the_user_alone(tmp_path: Path) -> None:
+def test_the_secret_is_made_once_and_only_the_user_can_read_it(tmp_path: Path) -> None:
     first = find_secret(None)
     assert find_secret(None) == first
     path = next((tmp_path / "home").rglob("salt"))
@@ -66,7 +66,7 @@ def test_the_secret_is_made_once_for_the_user_alone(tmp_path: Path) -> None:
     assert len(first) == 64
 
 
-def test_processes_that_race_for_the_secret_agree(tmp_path: Path) -> None:
+def test_processes_that_make_the_secret_at_the_same_time_agree(tmp_path: Path) -> None:
     code = "from cyclic_cli.privacy.keys import find_secret; print(find_secret(None).decode())"
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     secrets = {process.communicate()[0] for process in running}
@@ -86,7 +86,9 @@ def test_the_secret_may_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_no_place_for_a_secret_names_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_a_folder_for_the_secret_names_the_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "closed"))
     with pytest.raises(CyclicError) as caught:

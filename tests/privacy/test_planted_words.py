@@ -1,7 +1,7 @@
-"""Nothing that a header, a table or a path says of anybody reaches anything that a command writes.
+"""Tests that identities in headers, tables and paths never reach what a command writes.
 
-Every attribute of the dictionary, and private ones, hold a word, number, date or UID that occurs nowhere else. The
-reports say them too. Then commands run, and everything they wrote anywhere is searched.
+Every attribute of the DICOM dictionary, and some private attributes, get a word, number, date or UID that occurs
+nowhere else. The reports contain these values too. Then commands run, and all files that they write are searched.
 """
 
 import base64
@@ -27,10 +27,10 @@ from pydicom.uid import UID, ImplicitVRLittleEndian
 Cyclic = Callable[..., Ran]
 
 PATIENTS = 12
-MARK = "zqjvxk"  # in every planted word
-NUMBER = "7391468"  # in every planted number and UID
-YEAR = "1931"  # of every planted date
-NEEDED = {  # what says how the pixels are stored and shown, and whether there are any
+MARK = "zqjvxk"  # part of every planted word
+NUMBER = "7391468"  # part of every planted number and UID
+YEAR = "1931"  # year of every planted date
+NEEDED = {  # attributes that describe how pixels are stored and shown, and so keep their values
     "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel",
     "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "PixelData", "FloatPixelData",
     "DoubleFloatPixelData", "SOPClassUID", "BurnedInAnnotation", "SpecificCharacterSet", "PatientSex", "PatientAge",
@@ -41,11 +41,11 @@ NEEDED = {  # what says how the pixels are stored and shown, and whether there a
 }  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------- what is planted
+# ----------------------------------------------------------------------------------------------------- planted values
 
 
 class Planter:
-    """Makes values of legal form that occur nowhere else, and remembers those a report may say."""
+    """Makes valid values that occur nowhere else; `said` collects the values that a report may contain."""
 
     def __init__(self, numbers: Iterator[int]) -> None:
         self.numbers = numbers
@@ -58,7 +58,7 @@ class Planter:
         return self.said[-1]
 
     def value(self, vr: str) -> object:
-        """A value for a representation; None for one that holds no value of its own."""
+        """A value for a value representation (VR); None for a VR without values of its own, such as SQ."""
         number = next(self.numbers)
         month, day = 1 + number % 12, 1 + number % 28
         if vr in ("LO", "LT", "SH", "ST", "UC", "UT", "PN"):
@@ -84,12 +84,12 @@ class Planter:
 
 
 def planted(planter: Planter, every: bool) -> Dataset:
-    """A header with a value in every attribute of the dictionary, or in one of each representation."""
+    """A header with a value in every attribute of the dictionary, or in one attribute per value representation."""
     data, seen = Dataset(), set()
     for tag, (vr, _, _, _, keyword) in DicomDictionary.items():
         if keyword in NEEDED or not keyword or tag >> 16 in (0x0000, 0x0002, 0x0004, 0xFFFA, 0xFFFC, 0xFFFE):
             continue
-        if " or " in vr:  # samples of pixels, tables and waveforms, as the rest of the header says
+        if " or " in vr:  # pixels, lookup tables and waveforms, whose VR depends on other attributes
             continue
         if not every and vr in seen and tag not in (0x00100010, 0x00100020, 0x00080050, 0x00080080, 0x00080090):
             continue
@@ -118,15 +118,15 @@ def add_private(data: Dataset, planter: Planter) -> None:
 
 @dataclass(frozen=True)
 class Planted:
-    """A folder of planted files, a table of their reports, and names of them that hold planted words."""
+    """A folder of files with planted values, the table of their reports, and the number of planted words."""
 
     folder: Path
     table: Path
     words: int
 
 
-def told(said: list[str]) -> str:
-    """A report that says everything, in several orders, cases and joints."""
+def report_with(said: list[str]) -> str:
+    """A report that contains all values, in several orders, in several cases and joined in several ways."""
     first, *_ = said
     pieces = [
         " ".join(said), " ".join(reversed(said)).upper(), ", ".join(said[:9]).lower(), "^".join(said[:5]),
@@ -162,21 +162,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Planted:
         cells |= {"birth_date": f"{YEAR}-05-06", "remark": Planter(numbers).word()}
         content = path.read_bytes().lower() + json.dumps(cells).lower().encode()
         said = [word for word in planter.said if not word.isalpha() or word.lower().encode() in content]
-        rows.append({"path": str(path.relative_to(folder)), "text": told(said), **cells})
+        rows.append({"path": str(path.relative_to(folder)), "text": report_with(said), **cells})
     table = folder / "reports.jsonl"
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Planted(folder, table, next(numbers))
 
 
-# ------------------------------------------------------------------------------------------------------- what is found
+# ------------------------------------------------------------------------------------------------------------- search
 
 
 def needles() -> list[bytes]:
-    """Planted words as they may stand in bytes: in UTF-8, UTF-16, hexadecimal and base64."""
+    """The encodings in which bytes may contain planted words: UTF-8, UTF-16, hexadecimal and base64."""
     found = []
     for word in (MARK, MARK.upper(), MARK.capitalize()):
         found += [word.encode(), word.encode("utf-16-le"), word.encode().hex().encode()]
-        for shift in range(3):  # the characters of base64 that depend on the word alone
+        for shift in range(3):  # the base64 characters that depend only on the word
             coded = base64.b64encode(b"\0" * shift + word.encode() + b"\0\0\0")
             found.append(coded[-(-shift * 8 // 6) : (shift + len(word)) * 8 // 6])
     return found
@@ -189,14 +189,14 @@ NUMBERS = re.compile(
 
 
 def leaks(content: bytes) -> list[str]:
-    """What of the planted stands in some bytes, by its kind: the test's own output should name nobody either."""
+    """The kinds of planted values in some bytes. The values themselves are not given, as test output is kept too."""
     return [needle.hex() for needle in NEEDLES if needle in content] + [
         f"number at {match.start()}" for match in NUMBERS.finditer(content)
     ]
 
 
 def contents(path: Path) -> Iterator[bytes]:
-    """Everything a file holds: its bytes, and what is compressed in them."""
+    """The bytes of a file, and the content that is compressed in them."""
     yield path.read_bytes()
     if path.suffix == ".parquet":
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -223,7 +223,7 @@ def assert_nothing_leaks(*places: Path | str) -> None:
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Where a command may write: its folder, the user's, the cache and the temporary one."""
+    """The folders where a command may write: working folder, home, cache and temporary folder."""
     folders = [tmp_path / name for name in ("work", "home", "cache", "tmp")]
     for folder in folders:
         folder.mkdir(exist_ok=True)
@@ -259,12 +259,12 @@ def test_nothing_planted_reaches_what_commands_write(files: Planted, cyclic: Cyc
     scans = ["reconstruct", files.folder / "*" / "*.dcm", "--no-paths", "--model", "runs/model"]
     ran += [
         cyclic("train", "--arch", "conv", "--epochs", "1", "--device", "cpu", "--out", "runs/model"),
-        cyclic("train", "--arch", "conv", "--epochs", "1", "--device", "cpu", "--out", "runs/model"),  # it exists
+        cyclic("train", "--arch", "conv", "--epochs", "1", "--device", "cpu", "--out", "runs/model"),  # refused
         cyclic("info", "dataset"), cyclic("info", "dataset", "--json"), cyclic("info", "runs/model", "--json"),
         cyclic(*scans, "--json", "--summary", "summary.json"),
         cyclic(*scans, "--format", "npy", "--out", "arrays"),
-        cyclic(*said, "--reports", files.table),  # it is finished
-        cyclic(*said, "--reports", files.table, "--bits", "16"),  # and has other settings
+        cyclic(*said, "--reports", files.table),  # the dataset is finished
+        cyclic(*said, "--reports", files.table, "--bits", "16"),  # refused: the dataset has other settings
         cyclic(*said, "--reports", files.table, "--part", "1/2", "--out", "parts"),  # left unfinished
         cyclic(*said, "--layout", "tables", "--out", "found", "--frames", "all", "--bits", "16", "--exact"),
         cyclic("embed", files.folder / "*" / "*.dcm", "--no-paths", "--model", "runs/model"),
@@ -278,15 +278,15 @@ def test_nothing_planted_reaches_what_commands_write(files: Planted, cyclic: Cyc
     assert_nothing_leaks(*places, *(result.out + result.err for result in ran))
 
 
-def test_texts_keep_what_is_no_identity(files: Planted, cyclic: Cyclic) -> None:
+def test_texts_keep_everything_but_identities(files: Planted, cyclic: Cyclic) -> None:
     cyclic("prepare", files.folder, "--no-paths", "--size", "32", "--reports", files.table, "--json")
     texts = pyarrow.parquet.read_table("dataset/index.parquet")["text"].to_pylist()
     assert len(texts) == PATIENTS
     assert all("'s chest. Dr. ___" in text and "no pneumothorax." in text for text in texts)
 
 
-def test_nothing_planted_is_said_on_error_paths(files: Planted, cyclic: Cyclic, places: list[Path]) -> None:
-    """Broken copies, rows that contradict one another, a ragged table, runs that fail."""
+def test_nothing_planted_reaches_errors(files: Planted, cyclic: Cyclic, places: list[Path]) -> None:
+    """Causes of errors: broken copies, contradicting rows, a ragged table, failing runs."""
     broken = places[0].parent / "broken"
     for number, path in enumerate(sorted(files.folder.rglob("*.dcm"))):
         content = path.read_bytes()
@@ -336,7 +336,7 @@ def test_nothing_planted_is_said_on_error_paths(files: Planted, cyclic: Cyclic, 
     assert_nothing_leaks(*places)
 
 
-def test_pictures_that_are_no_dicom_say_nothing_either(cyclic: Cyclic, places: list[Path]) -> None:
+def test_nothing_planted_in_png_and_jpeg_files_reaches_what_commands_write(cyclic: Cyclic, places: list[Path]) -> None:
     planter = Planter(count())
     source = places[0].parent / "pictures"
     for number in range(4):
@@ -360,7 +360,7 @@ def test_the_texts_of_structured_reports_are_scrubbed(cyclic: Cyclic, places: li
     planter = Planter(count())
     header = planted(planter, every=False)
     header.StudyInstanceUID = f"1.2.826.0.1.{NUMBER}.1"
-    said = told(planter.said)
+    said = report_with(planter.said)
     header.SOPClassUID, header.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.88.11", "2.25.1"
     item = Dataset()
     item.RelationshipType, item.ValueType, item.TextValue = "CONTAINS", "TEXT", f"No pneumothorax. {said}"
@@ -370,8 +370,8 @@ def test_the_texts_of_structured_reports_are_scrubbed(cyclic: Cyclic, places: li
     source = places[0].parent / "reports"
     source.mkdir()
     header.save_as(source / "report.dcm", enforce_file_format=True)
-    film = {"StudyInstanceUID": header.StudyInstanceUID, "PatientID": header.PatientID}
-    make_dicom(source / "film.dcm", smooth_image(1).astype(np.uint16), **film)
+    radiograph = {"StudyInstanceUID": header.StudyInstanceUID, "PatientID": header.PatientID}
+    make_dicom(source / "radiograph.dcm", smooth_image(1).astype(np.uint16), **radiograph)
     ran = cyclic("prepare", source, "--no-paths", "--size", "32", "--split", "100/0/0")
     assert ran.code == 0, ran.err
     texts = pyarrow.parquet.read_table("dataset/index.parquet")["text"].to_pylist()

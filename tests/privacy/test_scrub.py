@@ -1,4 +1,4 @@
-"""Names go in every form, clinical words stay, and what looks like a date, a telephone or a long number goes always."""
+"""Tests that scrubbing removes names in every form, dates, telephone and long numbers, and keeps clinical words."""
 
 import random
 import re
@@ -16,17 +16,17 @@ KEYER = Keyer(b"a secret")
 
 
 def scrubbed(text: str, names: Iterable[str] = (), remarks: Iterable[str] = ()) -> str:
-    """The text as it comes out, whatever else of the same identities is cut later."""
+    """The scrubbed text; also checks that scrubbing it again changes nothing."""
     known = fingerprints(Identifying(tuple(names), tuple(remarks)), KEYER)
     once = scrub(text, known, KEYER)
     assert scrub(once, known, KEYER) == once
     return once
 
 
-# -------------------------------------------------------------------------------------------------------- names go
+# ---------------------------------------------------------------------------------------------------- names are cut
 
 CUT_NAMES = [
-    # (what a header or a table says, how a report says it)
+    # (name in a header or table, name in a report)
     ("Okonkwo^Chidi", "Okonkwo"), ("Okonkwo^Chidi", "okonkwo"), ("Okonkwo^Chidi", "OKONKWO"),
     ("Okonkwo^Chidi", "Chidi Okonkwo"), ("Okonkwo^Chidi", "Okonkwo, Chidi"), ("Okonkwo^Chidi", "OKONKWO^CHIDI"),
     ("Okonkwo^Chidi", "Okonkwo-Chidi"), ("Okonkwo^Chidi", "Okonkwo\nChidi"), ("Okonkwo^Chidi", "C. Okonkwo"),
@@ -45,7 +45,7 @@ CUT_NAMES = [
     ("Iвaнов^Пётр", "Пётр"), ("Παπαδόπουλος^Νίκος", "ΠΑΠΑΔΟΠΟΥΛΟΣ"),
     ("VANDYKE^DICK", "Van Dyke"), ("Van Dyke^Dick", "Vandyke"), ("de la Cruz^Eva", "De La Cruz"),
     ("McDonald^Ann", "Mc Donald"), ("MC DONALD^ANN", "McDonald"),
-    # ordinary words, as the whole name
+    # names of ordinary words
     ("Long^Mary", "Mary Long"), ("Long^Mary", "LONG^MARY"), ("Long^Mary", "Long, Mary"), ("Long^Mary", "long, mary"),
     ("Long^Mary", "Mary B. Long"), ("Long-Hart^Mary", "Long-Hart"), ("White^Rose", "Rose White"),
     ("White^Rose", "White, Rose"), ("White^Rose", "WHITE^ROSE"), ("Young^Mark^Grace", "Mark Grace Young"),
@@ -62,7 +62,7 @@ CUT_NAMES = [
 
 @pytest.mark.parametrize(("value", "said"), CUT_NAMES)
 @pytest.mark.parametrize("frame", ["Seen: {}.", "({}) had pain", "Patient {}\nhas no effusion", "{}"])
-def test_a_name_goes_in_every_form(value: str, said: str, frame: str) -> None:
+def test_a_name_is_cut_in_every_form(value: str, said: str, frame: str) -> None:
     if said == "Memorial, Lakeside" and "had" in frame:
         frame = "{}"
     out = scrubbed(frame.format(said), [value])
@@ -86,29 +86,29 @@ def test_a_name_goes_in_every_form(value: str, said: str, frame: str) -> None:
         ("Chidiebere is another", "Chidiebere is another"),
     ],
 )
-def test_what_is_left_reads_on(text: str, out: str) -> None:
+def test_the_rest_of_a_sentence_is_kept(text: str, out: str) -> None:
     assert scrubbed(text, ["Long^Mary", "Okonkwo^Chidi"]) == out
 
 
-def test_first_and_last_name_may_stand_in_cells_of_their_own() -> None:
+def test_first_and_last_name_may_be_in_separate_cells() -> None:
     assert scrubbed("Rose Long has a long history; a rose is a rose", ["Long", "Rose"]) == (
         "___ has a long history; a rose is a rose"
     )
 
 
-def test_of_a_remark_only_telling_words_go() -> None:
+def test_only_identifying_words_of_a_remark_are_cut() -> None:
     remarks = ["CHEST PA portable, Okonkwo, t1_mprage 3D iso 1.5T", "ABC12345", "White Rose"]
     text = "Okonkwo: portable chest PA, 3D, iso, 1.5 T, a white rose; ABC12345"
     assert scrubbed(text, remarks=remarks) == "___: portable chest PA, 3D, iso, 1.5 T, a white rose; ___"
 
 
-def test_short_numbers_go_only_where_they_stand_for_themselves() -> None:
+def test_short_numbers_are_cut_only_where_they_stand_alone() -> None:
     text = "No 120: 120 kVp, 120.5, 1.120, 10-120 mm, 120 mL, 12.0, 1/20; 45 and L4, T1, 3D"
     out = scrubbed(text, ["120", "45", "L4", "T1", "3D", "12"])
     assert out == "No ___: 120 kVp, 120.5, 1.120, 10-120 mm, 120 mL, 12.0, 1/20; 45 and L4, T1, 3D"
 
 
-# -------------------------------------------------------------------------------------------------------- shapes go
+# ------------------------------------------------------------------------------------------------- patterns are cut
 
 
 DATES = """
@@ -123,13 +123,13 @@ DATES = """
 
 
 @pytest.mark.parametrize("date", [item.strip() for item in DATES.replace("\n", "").split("|")])
-def test_dates_go(date: str) -> None:
+def test_dates_are_cut(date: str) -> None:
     out = scrubbed(f"Compared to {date}, there is no change. On {date} (of {date}).")
     assert not re.search(r"\d", out)
     assert len(re.findall(r"[a-zäûé]+", out, re.IGNORECASE)) <= 10 + 3 * ("le " in date or "the " in date)
 
 
-SHAPES = """
+PATTERNS = """
     (555) 010-9999|555-010-9999|555.010.9999|555 010 9999|1-555-010-9999|+44 20 7946 0958|
     +49 (0)30 123456|01 23 45 67 89|030/1234567|020 7946 0958|555-0199|123456|1234567890|123-45-6789|
     RAD-2024-0008121|A1234567|12345678-9|1.2.840.10008.5.1.4.1.1.2|2.25.3298007356985866292956419785|
@@ -138,17 +138,17 @@ SHAPES = """
 """
 
 
-@pytest.mark.parametrize("shape", [item.strip() for item in SHAPES.replace("\n", "").split("|")])
-def test_telling_shapes_go(shape: str) -> None:
-    assert scrubbed(f"Call {shape} now") == "Call ___ now"
+@pytest.mark.parametrize("pattern", [item.strip() for item in PATTERNS.replace("\n", "").split("|")])
+def test_identifying_patterns_are_cut(pattern: str) -> None:
+    assert scrubbed(f"Call {pattern} now") == "Call ___ now"
 
 
-def test_announced_numbers_go() -> None:
+def test_labelled_numbers_are_cut() -> None:
     text = "MRN 4711, tel: 1234, ext. 4411, pager #1234, accession no. 8812, DOB 1931, Acc# AB-881"
     assert not re.search(r"\d", scrubbed(text))
 
 
-def test_days_of_the_headers_dates_go_without_their_year() -> None:
+def test_days_of_dates_in_the_header_are_cut_without_their_year() -> None:
     text = "On 12/03 and 12.3. seen; 03/12 film; from 4/5; L4/5, 4/5 power, 12/3, 4-5 mm, on 4/5 of the images, 07/08"
     out = scrubbed(text, ["20240312", "20240504"])
     assert out == "On ___ and ___. seen; ___ film; from ___; L4/5, 4/5 power, 12/3, 4-5 mm, on 4/5 of the images, 07/08"
@@ -156,12 +156,12 @@ def test_days_of_the_headers_dates_go_without_their_year() -> None:
     assert scrubbed(text) == text
 
 
-def test_ages_over_89_are_one() -> None:
+def test_ages_over_89_become_90_plus() -> None:
     text = "a 92-year-old, 101 yo, 95 y/o, aged 93, age 90; 89-year-old; 92 mm; 192 years"
     assert scrubbed(text) == "a 90+-year-old, 90+ yo, 90+ y/o, aged 90+, age 90+; 89-year-old; 92 mm; 192 years"
 
 
-# ---------------------------------------------------------------------------------------------- clinical words stay
+# ------------------------------------------------------------------------------------------- clinical words are kept
 
 HARD_NAMES = (
     "Long^Rib^May", "Young^White^^Dr", "Hart^Apex", "Small^Grace", "Brown^Mark", "Short^Rose^Will", "Black^Iris",
@@ -277,31 +277,31 @@ def sentences() -> list[str]:
     return [*FINDINGS, *drawn]
 
 
-def test_no_clinical_word_goes_with_hard_names() -> None:
+def test_no_clinical_word_is_cut_for_names_that_are_words() -> None:
     known = fingerprints(Identifying(HARD_NAMES, HARD_REMARKS), KEYER)
     texts = sentences()
     assert len(texts) > 300
     for text in [*texts, *(text.upper() for text in texts)]:
-        if "young white male" in text.lower():  # that is the whole name of a patient called White, Young
+        if "young white male" in text.lower():  # the whole name of the patient Young White
             continue
         assert scrub(text, known, KEYER) == text
 
 
 @pytest.mark.parametrize("name", HARD_NAMES)
-def test_no_clinical_word_goes_with_one_hard_name(name: str) -> None:
+def test_no_clinical_word_is_cut_for_one_name_that_is_a_word(name: str) -> None:
     known = fingerprints(Identifying((name,), ("CHEST",)), KEYER)
     report = "\n".join(FINDINGS).replace("young white male", "young male")
     assert scrub(report, known, KEYER) == report
 
 
-def test_what_is_cut_of_a_report_are_the_names_alone() -> None:
+def test_only_the_names_in_a_report_are_cut() -> None:
     names = ["Long^Mary", "Okonkwo^Chidi", "Apex^Rib"]
     framed = [f"{text} Discussed with Mary Long and Dr. C. Okonkwo." for text in FINDINGS]
     for text, frame in zip(FINDINGS, framed, strict=True):
         assert scrubbed(frame, names) == f"{text} Discussed with ___ and Dr. ___."
 
 
-# ------------------------------------------------------------------------------------------------------ the machinery
+# ---------------------------------------------------------------------------------------- fingerprints and word list
 
 
 def test_fingerprints_are_opaque_short_sorted_and_keyed() -> None:
@@ -340,7 +340,7 @@ def test_scrubbing_again_changes_nothing_and_more_fingerprints_cut_more() -> Non
         assert scrub(later, second, KEYER) == later
 
 
-def test_absurd_texts_take_no_time() -> None:
+def test_repetitive_texts_take_linear_time() -> None:
     known = fingerprints(Identifying(("Long^Mary",)), KEYER)
     begin = time.perf_counter()
     for piece in (
@@ -365,7 +365,7 @@ def test_absurd_texts_take_no_time() -> None:
     assert time.perf_counter() - begin < 20
 
 
-def test_the_ordinary_words_are_words_and_no_names() -> None:
+def test_the_ordinary_words_contain_no_names() -> None:
     words = ordinary_words()
     assert 5_000 < len(words) < 40_000
     assert all(re.fullmatch(r"[a-z]{2,}", word) for word in words)
@@ -397,7 +397,7 @@ def test_the_ordinary_words_are_words_and_no_names() -> None:
     assert {"heart", "chest", "pneumothorax", "atelectasis", "erguss", "epanchement", "derrame", "catheter"} <= words
 
 
-def test_the_word_list_is_read_late_and_fast() -> None:
+def test_the_word_list_is_read_on_first_use_and_fast() -> None:
     code = (
         "import sys, time, cyclic_cli.privacy.scrub as scrub\n"
         "assert not scrub.ordinary_words.cache_info().currsize\n"

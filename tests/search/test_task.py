@@ -1,4 +1,4 @@
-"""`cyclic search`: exact, never the query's own patient, near by images and different by reports; and its page."""
+"""`cyclic search`: exact neighbours of other patients, diversity of reports, conditions, the HTML page, faiss."""
 
 import base64
 import io
@@ -17,11 +17,12 @@ from helpers.makers import Ran, make_png, smooth_image
 from PIL import Image
 
 from cyclic_cli.config import Preprocessing, TrainConfig
-from cyclic_cli.metrics.generated_text import alike, differing
+from cyclic_cli.metrics.generated_text import marked_differences, tfidf
 from cyclic_cli.privacy.keys import Keyer
-from cyclic_cli.search.neighbours import compare, nearest, spread
+from cyclic_cli.search.neighbours import compare, maximal_marginal_relevance, nearest
 from cyclic_cli.storage.dataset import StoredDataset
-from cyclic_cli.storage.embeddings import Facts, Rows, table_of, write
+from cyclic_cli.storage.embeddings import Facts
+from cyclic_cli.storage.embeddings_writing import Rows, table_of, write
 from cyclic_cli.training.task import train
 
 Cyclic = Callable[..., Ran]
@@ -29,14 +30,14 @@ TEXT = ["key", "patient", "study", "split", "kind", "source", "region", "text"]
 
 
 def make_file(path: Path, rows: list[dict[str, Any]], dimensions: int = 2, **facts: Any) -> Path:
-    """An embedding file of rows that say what is not the default: key, patient, vector, text, region, age."""
-    said = [{"kind": "image", "split": "test", "age": 0.0, **dict.fromkeys(TEXT, ""), **row} for row in rows]
-    for row in said:
+    """An embedding file; rows give what differs from the default: key, patient, vector, text, region, age."""
+    filled = [{"kind": "image", "split": "test", "age": 0.0, **dict.fromkeys(TEXT, ""), **row} for row in rows]
+    for row in filled:
         row["kind"], row["split"] = row["kind"] or "image", row["split"] or "test"
         row["patient"] = row["patient"] or f"p{row['key']}"
-    vectors = np.array([row["vector"] for row in said], np.float32)
+    vectors = np.array([row["vector"] for row in filled], np.float32)
     kinds = dict.fromkeys(TEXT, "string") | {"age": "float32"}
-    table = table_of(Rows({name: [row[name] for row in said] for name in kinds}, vectors), kinds)
+    table = table_of(Rows({name: [row[name] for row in filled] for name in kinds}, vectors), kinds)
     known: dict[str, Any] = {
         "model": "m", "architecture": "linear", "preprocessing": Preprocessing(size=32), "dimensions": dimensions,
         "secret": Keyer(b"").check(), "labels": ["region", "age"],
@@ -46,10 +47,11 @@ def make_file(path: Path, rows: list[dict[str, Any]], dimensions: int = 2, **fac
 
 
 def at(degrees: float) -> list[float]:
+    """A unit vector at an angle."""
     return [float(np.cos(np.radians(degrees))), float(np.sin(np.radians(degrees)))]
 
 
-def test_the_nearest_are_those_of_a_whole_product() -> None:
+def test_nearest_equals_the_whole_matrix_product() -> None:
     generator = np.random.default_rng(0)
     rows = generator.integers(-3, 4, (1000, 4)).astype(np.float32)  # with many ties
     query, allowed = np.array([1, 2, -1, 0.5], np.float32), generator.random(1000) < 0.7
@@ -61,17 +63,17 @@ def test_the_nearest_are_those_of_a_whole_product() -> None:
         np.testing.assert_allclose(found, products[wanted])
 
 
-def test_relevance_is_marginal() -> None:
-    """By hand: after the first, the second is as near, but says the same; at λ = 0.5 the third wins by 0.35 to 0.0."""
+def test_maximal_marginal_relevance() -> None:
+    """By hand: the second is as near as the first, with the same report; at λ = 0.5 the third wins, 0.35 against 0."""
     similarity = np.array([0.9, 0.9, 0.7], np.float32)
     reports = np.eye(2, dtype=np.float32)[[0, 0, 1]]
-    assert spread(similarity, reports, 2, 0.0).tolist() == [0, 1]
-    assert spread(similarity, reports, 2, 0.5).tolist() == [0, 2]
-    assert spread(similarity, reports, 5, 0.2).tolist() == [0, 2, 1]  # 0.56 against 0.52
-    assert spread(similarity, reports, 2, 0.05).tolist() == [0, 1]  # 0.805 against 0.665
+    assert maximal_marginal_relevance(similarity, reports, 2, 0.0).tolist() == [0, 1]
+    assert maximal_marginal_relevance(similarity, reports, 2, 0.5).tolist() == [0, 2]
+    assert maximal_marginal_relevance(similarity, reports, 5, 0.2).tolist() == [0, 2, 1]  # 0.56 against 0.52
+    assert maximal_marginal_relevance(similarity, reports, 2, 0.05).tolist() == [0, 1]  # 0.805 against 0.665
 
 
-def test_a_case_is_like_others_but_not_like_itself_or_its_patient(cyclic: Cyclic) -> None:
+def test_the_query_and_its_patient_are_not_found(cyclic: Cyclic) -> None:
     rows = [("a", 0, "p1"), ("b", 1, "p1"), ("c", 5, "p2"), ("d", 90, "p3"), ("e", 4, "p4")]
     make_file(Path("e.parquet"), [{"key": key, "vector": at(turn), "patient": who} for key, turn, who in rows])
     words = ("search", "a", "--in", "e.parquet", "-k", 3, "--diversity", 0, "--json")
@@ -83,7 +85,7 @@ def test_a_case_is_like_others_but_not_like_itself_or_its_patient(cyclic: Cyclic
     assert [one["key"] for one in cyclic(*words, "--same-patient").json["results"]] == ["b", "e", "c"]
 
 
-def test_reports_that_say_the_same_are_shown_once(cyclic: Cyclic) -> None:
+def test_equal_reports_are_shown_once(cyclic: Cyclic) -> None:
     texts = {
         1: "No acute disease.",
         2: "No acute disease.",
@@ -112,7 +114,7 @@ def test_reports_that_say_the_same_are_shown_once(cyclic: Cyclic) -> None:
         ("region not in ('Head',)", ["b", "d"]),
     ],
 )
-def test_a_condition_on_columns(where: str, keys: list[str], cyclic: Cyclic) -> None:
+def test_conditions_on_columns(where: str, keys: list[str], cyclic: Cyclic) -> None:
     rows = [("a", "Head", 20), ("b", "Thorax", 30), ("c", "Head", 50), ("d", "Thorax", 70)]
     make_file(
         Path("e.parquet"),
@@ -122,26 +124,26 @@ def test_a_condition_on_columns(where: str, keys: list[str], cyclic: Cyclic) -> 
     if keys:
         assert [one["key"] for one in ran.json["results"]] == keys
     else:
-        assert (ran.code, "is left to look among" in ran.err) == (1, True)
+        assert (ran.code, "is left to search" in ran.err) == (1, True)
 
 
 @pytest.mark.parametrize(
-    ("where", "said"),
+    ("where", "message"),
     [
-        ("__import__('os').system('touch hacked')", "is no condition"),
-        ("region == open('x')", "no value"),
+        ("__import__('os').system('touch hacked')", "is not a condition"),
+        ("region == open('x')", "not a constant"),
         ("regoin == 'Head'", "Did you mean 'region'?"),
-        ("region >", "is no condition"),
-        ("1 < age < 3", "is no condition"),
+        ("region >", "is not a condition"),
+        ("1 < age < 3", "is not a condition"),
         ("region > 3", "region is text"),
         ("age == 'old'", "age is a number"),
-        ("(" * 2000 + "age" + ")" * 2000, "is no condition"),
-        ("age == 99999999999999999999", "is no condition"),
-        ("age in [1, 'a']", "is no condition"),
-        ("region in 'Head'", "is no condition"),
-        ("region == ['Head']", "is no condition"),
-        ("region == '\\ud800'", "is no condition"),
-        ("", "is no condition"),
+        ("(" * 2000 + "age" + ")" * 2000, "is not a condition"),
+        ("age == 99999999999999999999", "is not a condition"),
+        ("age in [1, 'a']", "is not a condition"),
+        ("region in 'Head'", "is not a condition"),
+        ("region == ['Head']", "is not a condition"),
+        ("region == '\\ud800'", "is not a condition"),
+        ("", "is not a condition"),
     ],
     ids=[
         "call",
@@ -160,11 +162,11 @@ def test_a_condition_on_columns(where: str, keys: list[str], cyclic: Cyclic) -> 
         "empty",
     ],
 )
-def test_what_is_no_condition_is_refused_and_never_run(where: str, said: str, cyclic: Cyclic) -> None:
+def test_invalid_conditions_are_refused_and_never_executed(where: str, message: str, cyclic: Cyclic) -> None:
     make_file(Path("e.parquet"), [{"key": "a", "vector": at(0)}, {"key": "b", "vector": at(1)}])
     ran = cyclic("search", "a", "--in", "e.parquet", "--where", where)
     assert ran.code == 2
-    assert said in ran.err
+    assert message in ran.err
     assert not Path("hacked").exists()
 
 
@@ -175,9 +177,7 @@ def embedded(joint_run: Path, paired_dataset: Path, cyclic: Cyclic) -> Path:
     return Path("e.parquet")
 
 
-def test_an_image_a_key_and_a_text_are_queries(
-    embedded: Path, joint_run: Path, paired_dataset: Path, cyclic: Cyclic
-) -> None:
+def test_queries_by_image_key_and_text(embedded: Path, joint_run: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     stored = StoredDataset(paired_dataset)
     row = next(row for row in stored.index().to_pylist() if row["has_image"])
     pixels = stored.images(np.array([row["shard"]]), np.array([row["row"]]))[0, 0]
@@ -198,7 +198,7 @@ def test_an_image_a_key_and_a_text_are_queries(
     assert {one["kind"] for one in texts} == {"text"}
 
 
-def test_another_model_another_data_set_and_another_size_are_refused(
+def test_other_models_other_datasets_and_damaged_files_are_refused(
     embedded: Path, joint_run: Path, tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic
 ) -> None:
     train(tiny_dataset, tmp_path / "other", TrainConfig(arch="linear", model={"latent": 16}, epochs=1))
@@ -210,17 +210,17 @@ def test_another_model_another_data_set_and_another_size_are_refused(
     assert (ran.code, "of another dataset" in ran.err) == (1, True)
     for query in ("gone.png", "no/such", "abcdef0123456789", "", " ", str(tmp_path)):
         ran = cyclic("search", query, "--in", embedded, "--model", tmp_path / "other")
-        assert (ran.code, "no text" in ran.err) == (2, True)
+        assert (ran.code, "or a text" in ran.err) == (2, True)
     for content in (b"", b"PAR1 no more", b"key,vector\n"):
         Path("broken.parquet").write_bytes(content)
         ran = cyclic("search", "a", "--in", "broken.parquet")
-        assert (ran.code, "no Parquet file of embeddings" in ran.err) == (1, True)
+        assert (ran.code, "not a Parquet file of embeddings" in ran.err) == (1, True)
     pq.write_table(pq.read_table(embedded).drop_columns(["vector"]), "bare.parquet")
-    assert "no Parquet file of embeddings" in cyclic("search", "a", "--in", "bare.parquet").err
+    assert "not a Parquet file of embeddings" in cyclic("search", "a", "--in", "bare.parquet").err
     assert "There is no file" in cyclic("search", "a", "--in", "nothing.parquet").err
 
 
-def test_reports_come_from_the_data_set(embedded: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_reports_are_taken_from_the_dataset(embedded: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     rows = [row for row in StoredDataset(paired_dataset).index().to_pylist() if row["has_image"] and row["has_text"]]
     words = ("search", rows[0]["sample"], "--in", embedded, "--json")
     assert {one["text"] for one in cyclic(*words).json["results"]} == {None}
@@ -231,7 +231,7 @@ def test_reports_come_from_the_data_set(embedded: Path, paired_dataset: Path, cy
 
 
 class Page(HTMLParser):
-    """What a page holds: tags with their attributes, and the text within marks."""
+    """A parsed page: its tags with their attributes, its text, and the marked text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ class Page(HTMLParser):
             self.marks.append(data)
 
 
-def test_the_page_shows_pictures_reports_and_what_differs_and_needs_nothing_else(cyclic: Cyclic) -> None:
+def test_the_page_is_self_contained_and_marks_differences(cyclic: Cyclic) -> None:
     for name in ("q", "a"):
         make_png(Path(f"{name}.png"), smooth_image(ord(name)))
     make_file(
@@ -270,13 +270,13 @@ def test_the_page_shows_pictures_reports_and_what_differs_and_needs_nothing_else
     content = Path("p.html").read_text(encoding="utf-8")
     page = Page(content)
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 2  # one file is gone, and said to be
+    assert len(pictures) == 2  # the third file is missing, and the page says so
     assert all(str(one["src"]).startswith("data:image/png;base64,") and one["alt"] for one in pictures)
-    assert "no picture at hand" in page.text
+    assert "no picture available" in page.text
     assert "an" in page.marks
     assert not {"effusion", "Heart normal"} & set(page.marks)
     assert "alert(1)" in page.text
-    assert sum(tag == "script" for tag, _ in page.tags) == 1  # the page's own
+    assert sum(tag == "script" for tag, _ in page.tags) == 1  # the script of the page itself
     assert not re.search(r"(src|href)=\"(?!data:|#)", content)
     assert ("html", {"lang": "en"}) in page.tags
     assert "region: Thorax" in page.text
@@ -287,10 +287,10 @@ def test_the_page_shows_pictures_reports_and_what_differs_and_needs_nothing_else
     ran = cyclic("search", "q", "--in", "e.parquet", "--page", "p.html", "--overwrite")
     assert "name the --dataset" in ran.err
     ran = cyclic("search", "q", "--in", "e.parquet", "--page", "e.parquet", "--overwrite")
-    assert (ran.code, "no name of a page" in ran.err) == (2, True)
+    assert (ran.code, "not the name of an HTML page" in ran.err) == (2, True)
 
 
-def test_what_is_shown_is_never_read_as_html(cyclic: Cyclic) -> None:
+def test_values_are_escaped_in_the_page(cyclic: Cyclic) -> None:
     text = "<script>alert(1)</script> <img src=x>"
     rows = [
         {"key": "q", "vector": at(0), "text": text},
@@ -304,7 +304,7 @@ def test_what_is_shown_is_never_read_as_html(cyclic: Cyclic) -> None:
     assert text in page.text
 
 
-def test_a_page_without_reports_does_not_speak_of_them(cyclic: Cyclic) -> None:
+def test_a_page_without_reports_does_not_mention_them(cyclic: Cyclic) -> None:
     make_file(Path("e.parquet"), [{"key": key, "vector": at(turn), "text": None} for turn, key in enumerate("qab")])
     ran = cyclic("search", "q", "--in", "e.parquet", "--page", "p.html", "--where", "split == 'test'")
     assert "no report is known" in ran.err
@@ -314,13 +314,13 @@ def test_a_page_without_reports_does_not_speak_of_them(cyclic: Cyclic) -> None:
     assert "where split == 'test'" in page.text
 
 
-def test_the_page_of_a_data_set_shows_its_pictures_and_no_others(
+def test_the_page_of_a_dataset_shows_only_pictures_of_the_dataset(
     embedded: Path, joint_run: Path, paired_dataset: Path, cyclic: Cyclic
 ) -> None:
     stored = StoredDataset(paired_dataset)
     rows = [row for row in stored.index().to_pylist() if row["has_image"] and row["has_text"]]
     for row in rows:
-        make_png(Path(row["source"]), smooth_image(1))  # other pictures by the names that the dataset knows
+        make_png(Path(row["source"]), smooth_image(1))  # other pictures with the source names of the dataset
     words = ("search", rows[0]["sample"], "--in", embedded, "--overwrite", "-q", "--page", "p.html")
     assert cyclic(*words).code == 0
     page = Page(Path("p.html").read_text(encoding="utf-8"))
@@ -331,24 +331,24 @@ def test_the_page_of_a_data_set_shows_its_pictures_and_no_others(
     with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as picture:
         shown = np.asarray(picture)
     assert (shown == stored.images(np.array([rows[0]["shard"]]), np.array([rows[0]["row"]]))[0, 0]).all()
-    assert rows[0]["text"] in page.text  # the query's own report
-    assert "Mark what differs from the query" in page.text
+    assert rows[0]["text"] in page.text  # the report of the query
+    assert "Mark differences from the query" in page.text
     make_png(Path("new.png"), smooth_image(99))
-    for more in ([], ["--dataset", paired_dataset]):  # a file that the user names is shown
+    for more in ([], ["--dataset", paired_dataset]):  # the query file is shown either way
         words = ("search", "new.png", "--in", embedded, "--model", joint_run, "--overwrite", "-q", "--page", "p.html")
         assert cyclic(*words, *more).code == 0
         page = Page(Path("p.html").read_text(encoding="utf-8"))
         assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"][:1] == ["The query"]
 
 
-def test_info_says_what_a_file_of_embeddings_is(embedded: Path, joint_run: Path, cyclic: Cyclic) -> None:
-    said = cyclic("info", embedded, "--json").json
-    assert (said["kind"], said["rows"], said["dimensions"]) == ("embeddings", 310, 16)
-    assert said["model"] == cyclic("info", joint_run / "model.safetensors", "--json").json["fingerprint"]
-    assert {"key", "patient", "disc"} <= set(said["columns"])
+def test_info_describes_an_embedding_file(embedded: Path, joint_run: Path, cyclic: Cyclic) -> None:
+    described = cyclic("info", embedded, "--json").json
+    assert (described["kind"], described["rows"], described["dimensions"]) == ("embeddings", 310, 16)
+    assert described["model"] == cyclic("info", joint_run / "model.safetensors", "--json").json["fingerprint"]
+    assert {"key", "patient", "disc"} <= set(described["columns"])
 
 
-def test_the_beginning_of_a_key_will_do_where_one_alone_begins_so(cyclic: Cyclic) -> None:
+def test_an_unambiguous_beginning_of_a_key_is_enough(cyclic: Cyclic) -> None:
     keys = ["abcdef01" + "0" * 24, "abcdef01" + "1" * 24, "12345678" + "2" * 24]
     make_file(Path("e.parquet"), [{"key": key, "vector": at(turn)} for turn, key in enumerate(keys)])
     words = ("search", "--in", "e.parquet", "--json")
@@ -357,7 +357,7 @@ def test_the_beginning_of_a_key_will_do_where_one_alone_begins_so(cyclic: Cyclic
     assert "2 keys begin with" in cyclic(*words, "abcdef01").err
 
 
-def test_a_report_is_a_query_and_stands_in_no_error(joint_run: Path, embedded: Path, cyclic: Cyclic) -> None:
+def test_a_report_as_query_is_not_quoted_in_errors(joint_run: Path, embedded: Path, cyclic: Cyclic) -> None:
     text = "There is left disc. " * 30
     ran = cyclic("search", text, "--in", embedded, "--model", joint_run, "--json")
     assert ran.code == 0, ran.err
@@ -366,18 +366,16 @@ def test_a_report_is_a_query_and_stands_in_no_error(joint_run: Path, embedded: P
     assert "disc" not in ran.err
 
 
-def test_reports_differ_by_their_vectors_where_their_text_is_not_known(cyclic: Cyclic) -> None:
-    shown = [{"key": key, "vector": at(turn), "text": None} for key, turn in (("q", 0), ("a", 1), ("b", 2), ("c", 3))]
-    said = [{"key": key, "vector": at(turn), "kind": "text"} for key, turn in (("a", 10), ("b", 10), ("c", 100))]
-    make_file(Path("e.parquet"), [*shown, *said])
+def test_diversity_uses_text_embeddings_if_texts_are_not_known(cyclic: Cyclic) -> None:
+    images = [{"key": key, "vector": at(turn), "text": None} for key, turn in (("q", 0), ("a", 1), ("b", 2), ("c", 3))]
+    texts = [{"key": key, "vector": at(turn), "kind": "text"} for key, turn in (("a", 10), ("b", 10), ("c", 100))]
+    make_file(Path("e.parquet"), [*images, *texts])
     words = ("search", "q", "--in", "e.parquet", "-k", 2, "--json", "--diversity")
     assert [one["key"] for one in cyclic(*words, 0.5).json["results"]] == ["a", "c"]
     assert [one["key"] for one in cyclic(*words, 0).json["results"]] == ["a", "b"]
 
 
-def test_what_the_file_knows_of_an_image_is_known_of_the_query(
-    tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic
-) -> None:
+def test_a_query_image_in_the_file_gets_its_patient(tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
     model_of_images = tmp_path / "run"
     train(tiny_dataset, model_of_images, TrainConfig(arch="linear", model={"latent": 16}, epochs=1))
     Path("in").mkdir()
@@ -402,13 +400,13 @@ def test_what_the_file_knows_of_an_image_is_known_of_the_query(
     assert cyclic("embed", "ds", "--model", model_of_images, "--out", "e.parquet", "-q").code == 0
     words = ("search", "in/0.png", "--in", "e.parquet", "--model", model_of_images, "-k", 9, "--json")
     ran = cyclic(*words)
-    assert len(ran.json["results"]) == 6  # not the other two of the patient
+    assert len(ran.json["results"]) == 6  # without the other two images of the patient
     assert len(cyclic(*words, "--same-patient").json["results"]) == 8
     make_png(Path("new.png"), smooth_image(77))
     assert "names no patient" in cyclic("search", "new.png", *words[2:]).err
 
 
-def change_of(name: str) -> Callable[[pa.Table, dict[str, Any]], tuple[pa.Table, dict[str, Any]]]:
+def corruption(name: str) -> Callable[[pa.Table, dict[str, Any]], tuple[pa.Table, dict[str, Any]]]:
     def with_column(table: pa.Table, column: str, values: list[Any], kind: pa.DataType) -> pa.Table:
         return table.set_column(table.schema.get_field_index(column), column, pa.array(values, kind))
 
@@ -436,17 +434,17 @@ def change_of(name: str) -> Callable[[pa.Table, dict[str, Any]], tuple[pa.Table,
 
 
 @pytest.mark.parametrize("name", ["labels", "dimensions", "format", "text", "null", "null within", "query", "norm"])
-def test_files_of_others_are_looked_at(name: str, cyclic: Cyclic) -> None:
+def test_invalid_files_are_refused(name: str, cyclic: Cyclic) -> None:
     table = pq.read_table(make_file(Path("a.parquet"), [{"key": key, "vector": at(ord(key))} for key in "abc"]))
     facts = json.loads(table.schema.metadata[b"cyclic"])
-    table, facts = change_of(name)(table, facts)
+    table, facts = corruption(name)(table, facts)
     pq.write_table(table.replace_schema_metadata({b"cyclic": json.dumps(facts).encode()}), "b.parquet")
     ran = cyclic("search", "a", "--in", "b.parquet")
     assert ran.code == 1, ran.out
     assert ran.err.startswith("Error: ")
 
 
-def test_a_file_that_was_damaged_on_its_way_is_noticed(cyclic: Cyclic) -> None:
+def test_a_flipped_bit_is_detected(cyclic: Cyclic) -> None:
     generator = np.random.default_rng(0)
     rows = [{"key": str(number), "vector": at(float(generator.uniform(0, 360)))} for number in range(500)]
     content = bytearray(make_file(Path("a.parquet"), rows).read_bytes())
@@ -456,25 +454,25 @@ def test_a_file_that_was_damaged_on_its_way_is_noticed(cyclic: Cyclic) -> None:
     assert "is damaged" in cyclic("search", "0", "--in", "b.parquet").err
 
 
-def test_what_differs_between_reports() -> None:
+def test_marked_differences_between_reports() -> None:
     base = "FINDINGS: There is no effusion. The heart is normal."
     text = "FINDINGS: The heart is normal. There is a large effusion.\nFracture of a rib."
-    parts = differing(text, base)
+    parts = marked_differences(text, base)
     assert "".join(words for words, _ in parts) == text
     assert [words for words, differs in parts if differs] == ["FINDINGS", "a large", "Fracture of a rib"]
-    assert differing(base, base) == [(base, False)]
+    assert marked_differences(base, base) == [(base, False)]
 
 
-def test_likeness_of_texts() -> None:
-    vectors = alike(["Left effusion.", "left EFFUSION", "A nodule.", "", ""]).toarray()
-    likeness = vectors @ vectors.T
-    np.testing.assert_allclose(np.diag(likeness), 1, atol=1e-6)
-    assert likeness[0, 1] == pytest.approx(1, abs=1e-6)
-    assert likeness[0, 2] == pytest.approx(0, abs=1e-6)
-    assert (likeness[3, 4], likeness[0, 3]) == (1, 0)
+def test_tfidf_similarity_of_texts() -> None:
+    vectors = tfidf(["Left effusion.", "left EFFUSION", "A nodule.", "", ""]).toarray()
+    similarity = vectors @ vectors.T
+    np.testing.assert_allclose(np.diag(similarity), 1, atol=1e-6)
+    assert similarity[0, 1] == pytest.approx(1, abs=1e-6)
+    assert similarity[0, 2] == pytest.approx(0, abs=1e-6)
+    assert (similarity[3, 4], similarity[0, 3]) == (1, 0)
 
 
-def test_a_table_on_a_terminal(cyclic: Cyclic) -> None:
+def test_the_table_of_results(cyclic: Cyclic) -> None:
     rows = [
         {"key": "a" * 32, "vector": at(0)},
         {"key": "b" * 32, "vector": at(1), "text": "One.\nTwo.\nThree.", "age": 1.0},
@@ -489,14 +487,14 @@ def test_a_table_on_a_terminal(cyclic: Cyclic) -> None:
     assert json.loads(cyclic("search", "a" * 32, "--in", "e.parquet", "--json").out)["among"] == 1
 
 
-def test_what_neighbours_are_worth_by_hand() -> None:
+def test_comparison_with_neighbours_by_hand() -> None:
     embeddings = np.array([at(turn) for turn in (0, 1, 2, 3, 40)], np.float32)
     patients = np.array(["p", "p", "q", "r", "s"])
     labels = {"sick": np.array([1.0, 1.0, 1.0, 0.0, np.nan])}
     groups = {"reports": np.array([0, 0, 0, 1, 2])}
     found = compare(embeddings, None, patients, labels, groups, 2)
     assert set(found) == {"nearest"}
-    # Neighbours of 0: 2, 3; of 1: 2, 3; of 2: 1, 3 (as near as one another); of 3: 2, 1; of 4: 3, 2.
+    # neighbours of 0: 2, 3; of 1: 2, 3; of 2: 1, 3 (a tie); of 3: 2, 1; of 4: 3, 2
     assert found["nearest"]["precision"]["sick"]["precision"] == pytest.approx(3 / 8)
     assert found["nearest"]["precision"]["sick"]["chance"] == pytest.approx((3 / 4) ** 2 + (1 / 4) ** 2)
     assert found["nearest"]["different"]["reports"] == pytest.approx((2 + 2 + 2 + 1 + 2) / 5)
@@ -509,14 +507,14 @@ def test_what_neighbours_are_worth_by_hand() -> None:
 
 
 def clustered(count: int, dimensions: int, seed: int = 0) -> np.ndarray:
-    """Unit vectors (N, D) about as many centres as there are dimensions."""
+    """Unit vectors (N, D) around D cluster centres."""
     generator = np.random.default_rng(seed)
     centres = generator.normal(size=(dimensions, dimensions))
     rows = centres[generator.integers(dimensions, size=count)] + 0.5 * generator.normal(size=(count, dimensions))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_an_index_of_faiss_finds_what_an_exact_search_finds(cyclic: Cyclic) -> None:
+def test_faiss_finds_nearly_the_same_as_the_exact_search(cyclic: Cyclic) -> None:
     pytest.importorskip("faiss")
     vectors = clustered(4000, 16)
     rows = [
@@ -530,18 +528,18 @@ def test_an_index_of_faiss_finds_what_an_exact_search_finds(cyclic: Cyclic) -> N
         exact = cyclic("search", f"k{number}", *words).json["results"]
         ran = cyclic("search", f"k{number}", *words, "--index", "faiss")
         assert ran.code == 0, ran.err
-        assert ("making the index" in ran.err) == (number == 0)
+        assert ("building the index" in ran.err) == (number == 0)
         found = ran.json["results"]
         assert len(found) == 10
         assert {one["labels"]["region"] for one in found} == {"even"}
         agreed += len({one["key"] for one in exact} & {one["key"] for one in found})
     assert agreed >= 0.98 * 200
     make_file(Path("e.parquet"), rows[:100], dimensions=16)
-    assert "making the index" in cyclic("search", "k3", *words, "--index", "faiss").err
+    assert "building the index" in cyclic("search", "k3", *words, "--index", "faiss").err
 
 
 @pytest.mark.parametrize("content", [b"", b"noise" * 99, None])
-def test_a_damaged_index_of_faiss_is_made_again(content: bytes | None, cyclic: Cyclic) -> None:
+def test_a_damaged_faiss_index_is_built_again(content: bytes | None, cyclic: Cyclic) -> None:
     pytest.importorskip("faiss")
     rows = [{"key": f"k{n}", "vector": vector.tolist()} for n, vector in enumerate(clustered(400, 8))]
     make_file(Path("e.parquet"), rows, dimensions=8)
@@ -551,14 +549,14 @@ def test_a_damaged_index_of_faiss_is_made_again(content: bytes | None, cyclic: C
     index.write_bytes(index.read_bytes()[:-100] if content is None else content)
     ran = cyclic(*words)
     assert ran.code == 0, ran.err
-    assert "making the index" in ran.err
+    assert "building the index" in ran.err
     assert ran.json["results"] == before
     size = len(index.read_bytes())
-    index.write_bytes(b"x" * size)  # of the size that it should have
+    index.write_bytes(b"x" * size)  # damaged, but of the expected size
     assert cyclic(*words).json["results"] == before
 
 
-def test_what_an_index_of_faiss_passes_over_is_found_all_the_same(cyclic: Cyclic) -> None:
+def test_rows_that_faiss_misses_are_found_by_the_exact_search(cyclic: Cyclic) -> None:
     pytest.importorskip("faiss")
     vectors = clustered(8000, 16)
     order = np.argsort(vectors @ vectors[0])

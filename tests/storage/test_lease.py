@@ -1,4 +1,4 @@
-"""Leases: one holder at a time, whatever is taken over, and whatever the file system can do."""
+"""Leases have one holder at a time, also when a stale one is taken over, with and without hard links."""
 
 import errno
 import json
@@ -37,7 +37,7 @@ def without_links(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_one_holder_at_a_time_and_the_stale_are_taken_over(
+def test_a_lease_has_one_holder_and_a_stale_one_is_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     if not links:
@@ -52,10 +52,10 @@ def test_one_holder_at_a_time_and_the_stale_are_taken_over(
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_of_two_that_find_a_stale_lease_one_gets_it(
+def test_one_of_two_processes_that_find_a_stale_lease_gets_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
-    """The slow one judged the lease stale before the other took it over, and moves it away only then."""
+    """The slow one finds the lease stale, and renames it only after the other has taken it over."""
     if not links:
         without_links(monkeypatch)
     path = stale(tmp_path / "leases" / "whole")
@@ -82,7 +82,7 @@ def test_of_two_that_find_a_stale_lease_one_gets_it(
     assert not list(path.parent.iterdir())
 
 
-def test_who_lost_its_lease_neither_removes_nor_touches_that_of_another(
+def test_a_process_that_lost_its_lease_leaves_the_lease_of_another_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "BEAT", 0.02)
@@ -96,10 +96,10 @@ def test_who_lost_its_lease_neither_removes_nor_touches_that_of_another(
     assert json.loads(path.read_text())["host"] == "elsewhere"
 
 
-def test_a_part_and_the_whole_that_begin_together_are_not_both_at_work(
+def test_a_part_and_a_whole_prepare_that_begin_together_do_not_both_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each looks for the other before either has a lease."""
+    """Both look for the lease of the other before either has taken one."""
     draft = DatasetDraft(tmp_path / "ds")
     draft.begin({"settings": {}, "inputs": 1, "fingerprint": "x"})
     take, at_work = lease._take, []
@@ -113,7 +113,7 @@ def test_a_part_and_the_whole_that_begin_together_are_not_both_at_work(
 
     def work(part: tuple[int, int] | None) -> None:
         try:
-            with prepare._alone(draft, part):
+            with prepare._exclusive(draft, part):
                 at_work.append(part)
                 ended.wait(10)
         except CyclicError:

@@ -1,4 +1,4 @@
-"""Text encoders: what holds for all of them, and each against an independent reference of what it computes."""
+"""The text encoders: properties that all share, and each compared with an independent implementation."""
 
 import json
 import random
@@ -28,8 +28,8 @@ SMALL = {"bag": {"latent": 16, "hidden": 8}, "transformer": {"width": 32}, "hub"
 
 
 def index(count: int = 80) -> dict[str, np.ndarray]:
-    drawn = random.Random(0)
-    texts = [" ".join(drawn.choices(WORDS, k=drawn.randint(3, 12))) for _ in range(count)]
+    generator = random.Random(0)
+    texts = [" ".join(generator.choices(WORDS, k=generator.randint(3, 12))) for _ in range(count)]
     return {"text": np.array(texts, object), "patient": np.array([f"p{n}" for n in range(count)], object)}
 
 
@@ -59,11 +59,11 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def made(name: str, request: pytest.FixtureRequest) -> tuple[Any, Tensor]:
-    """An encoder, started, in training mode, and the tokens (80, 24) of its texts."""
-    return started(name, {"folder": str(request.getfixturevalue("bert"))} if name == "hub" else {})
+    """An initialised encoder in training mode, and the tokens (80, 24) of its texts."""
+    return initialised(name, {"folder": str(request.getfixturevalue("bert"))} if name == "hub" else {})
 
 
-def started(name: str, settings: dict[str, Any]) -> tuple[Any, Tensor]:
+def initialised(name: str, settings: dict[str, Any]) -> tuple[Any, Tensor]:
     torch.manual_seed(0)
     config = Config(encoder=name, model=SMALL[name] | settings, length=24)
     facts = modality.fit(NO_DATASET, index(), config)
@@ -76,7 +76,7 @@ def started(name: str, settings: dict[str, Any]) -> tuple[Any, Tensor]:
 # ---------------------------------------------------------------------------------------------- all encoders
 
 
-def test_a_text_depends_on_no_other(made: tuple[Any, Tensor]) -> None:
+def test_a_result_does_not_depend_on_the_other_texts(made: tuple[Any, Tensor]) -> None:
     encoder, tokens = made
     lengths = (tokens != 0).sum(1)
     shortest = tokens[lengths.argmin()][None, : int(lengths.min())]
@@ -87,21 +87,23 @@ def test_a_text_depends_on_no_other(made: tuple[Any, Tensor]) -> None:
     torch.testing.assert_close(
         encoder.errors(codes, together)[:1], encoder.errors(code, shortest), rtol=1e-4, atol=1e-5
     )
-    torch.testing.assert_close(encoder.drawn(codes)[0].sum(), encoder.drawn(code)[0].sum(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        encoder.soft_decode(codes)[0].sum(), encoder.soft_decode(code)[0].sum(), rtol=1e-4, atol=1e-5
+    )
 
 
-def test_a_cycle_through_the_words_has_a_gradient(made: tuple[Any, Tensor]) -> None:
+def test_a_cycle_through_decoded_texts_has_a_gradient(made: tuple[Any, Tensor]) -> None:
     encoder, tokens = made
     code = encoder.encode(tokens[:6]).detach().requires_grad_()
-    returned = encoder.encode(encoder.drawn(code))
-    assert returned.shape == code.shape
-    returned[:, 0].sum().backward()
+    cycled = encoder.encode(encoder.soft_decode(code))
+    assert cycled.shape == code.shape
+    cycled[:, 0].sum().backward()
     assert code.grad is not None
     assert code.grad.isfinite().all()
     assert (code.grad.abs().sum(1) > 0).all()
 
 
-def test_the_start_is_no_worse_than_the_frequencies(made: tuple[Any, Tensor]) -> None:
+def test_the_initialisation_is_no_worse_than_the_frequencies(made: tuple[Any, Tensor]) -> None:
     encoder, tokens = made
     with torch.no_grad():
         error = float(encoder.errors(encoder.encode(tokens), tokens).mean())
@@ -112,7 +114,7 @@ def encoder_generates(encoder: Any) -> bool:
     return bool(sys.modules[type(encoder).__module__].GENERATES)
 
 
-def test_hidden_tokens_are_unread_but_asked_for(made: tuple[Any, Tensor]) -> None:
+def test_hidden_tokens_are_not_read_but_count_in_the_errors(made: tuple[Any, Tensor]) -> None:
     encoder, tokens = made
     hidden = tokens[:9].clone()
     hidden[:, 2:] *= -1
@@ -126,7 +128,7 @@ def test_training_draws_no_random_numbers(made: tuple[Any, Tensor]) -> None:
     encoder, tokens = made
     before = torch.random.get_rng_state()
     code = encoder.encode(tokens[:4])
-    encoder.errors(code, tokens[:4]), encoder.drawn(code)
+    encoder.errors(code, tokens[:4]), encoder.soft_decode(code)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -140,7 +142,7 @@ def test_empty_texts_have_codes_and_errors(made: tuple[Any, Tensor]) -> None:
     assert encoder.encode(empty[:0]).shape == (0, encoder.code)
 
 
-def test_weights_and_facts_are_all_a_checkpoint_needs(name: str, made: tuple[Any, Tensor]) -> None:
+def test_weights_and_facts_rebuild_an_encoder(name: str, made: tuple[Any, Tensor]) -> None:
     encoder, tokens = made
     folder = getattr(encoder, "folder", "")
     config = Config(encoder=name, model=SMALL[name] | ({"folder": folder} if folder else {}), length=24)
@@ -159,9 +161,8 @@ def test_the_frequencies_have_an_error_of_1() -> None:
     config = Config(length=24, model={"latent": 4})
     facts = modality.fit(NO_DATASET, index(), config)
     tokens = Samples(NO_DATASET, index(), config, facts).load(np.arange(80))
-    encoder = bag.Encoder(
-        bag.Config(latent=4), facts, len(facts["frequencies"])
-    )  # not started: it says the frequencies
+    # Before its initialisation, the encoder predicts the frequencies.
+    encoder = bag.Encoder(bag.Config(latent=4), facts, len(facts["frequencies"]))
     share = torch.tensor(facts["frequencies"]).log()
     nats = [float(-share[row[row > 0]].mean()) for row in tokens]
     errors = encoder.errors(torch.randn(80, 4), tokens).detach()
@@ -169,30 +170,31 @@ def test_the_frequencies_have_an_error_of_1() -> None:
     assert float(errors.mean()) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_bag_starts_as_latent_semantic_analysis() -> None:
-    encoder, tokens = started("bag", {})
+def test_the_bag_is_initialised_as_latent_semantic_analysis() -> None:
+    encoder, tokens = initialised("bag", {})
     counts = np.stack([np.bincount(row, minlength=len(encoder.weights)) for row in tokens.numpy()])
     counts[:, 0] = 0
     rows = np.log1p(counts) * encoder.weights.numpy()
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    codes = TruncatedSVD(10, algorithm="arpack").fit_transform(rows)  # of 16: those that are well apart
+    # Only the first 10 of the 16 singular values are clearly different, so only their vectors are determined.
+    codes = TruncatedSVD(10, algorithm="arpack").fit_transform(rows)
     with torch.no_grad():
         mine = encoder.encode(tokens).numpy()[:, :10]
     np.testing.assert_allclose(np.abs(mine), np.abs(codes), atol=2e-3)
 
 
-def test_the_bag_draws_as_many_words_as_texts_have() -> None:
-    encoder, tokens = started("bag", {})
-    drawn = encoder.drawn(torch.randn(5, encoder.code))
-    assert (drawn >= 0).all()
-    torch.testing.assert_close(drawn.sum(1), torch.full((5,), float((tokens > 0).sum(1).double().mean())))
+def test_the_bag_decodes_to_texts_of_mean_length() -> None:
+    encoder, tokens = initialised("bag", {})
+    counts = encoder.soft_decode(torch.randn(5, encoder.code))
+    assert (counts >= 0).all()
+    torch.testing.assert_close(counts.sum(1), torch.full((5,), float((tokens > 0).sum(1).double().mean())))
 
 
 # ---------------------------------------------------------------------------------------------- transformer
 
 
 def decoder(vocabulary: int, limit: int, seed: int = 0) -> Decoder:
-    """One whose next token depends on the code and the tokens before, not on the place: far from the start."""
+    """A decoder with large random weights. Its next token depends on the code and earlier tokens, not on position."""
     torch.manual_seed(seed)
     facts = {"limit": limit, "nats": 1.0, "frequencies": [1 / vocabulary] * vocabulary}
     made = Decoder(3, 16, 2, 2, 2, facts, vocabulary)
@@ -203,8 +205,8 @@ def decoder(vocabulary: int, limit: int, seed: int = 0) -> Decoder:
     return made
 
 
-def likelihoods(one: Decoder, code: Tensor, texts: list[tuple[int, ...]]) -> Tensor:
-    """The mean (N, T) of the log-likelihoods of the tokens of texts, told codes (N, 3)."""
+def mean_log_likelihoods(one: Decoder, code: Tensor, texts: list[tuple[int, ...]]) -> Tensor:
+    """The mean log-likelihoods (N, T) per token of T texts, given codes (N, 3)."""
     columns = []
     for text in texts:
         rows = torch.tensor([text] * len(code))
@@ -215,21 +217,21 @@ def likelihoods(one: Decoder, code: Tensor, texts: list[tuple[int, ...]]) -> Ten
 
 @pytest.mark.parametrize("ends", [True, False])
 @pytest.mark.parametrize("seed", [1, 3])
-def test_beam_search_finds_the_best_of_all_texts(seed: int, ends: bool) -> None:
+def test_wide_beam_search_finds_the_best_of_all_texts(seed: int, ends: bool) -> None:
     one, code = decoder(6, 4, seed), 3 * torch.randn(40, 3)
     if not ends:
         one.bias.data[END] = -30
     words = range(SPECIAL, 6)
     whole = [(*text, END) for size in range(4) for text in product(words, repeat=size)]
-    whole += list(product(words, repeat=4))  # cut off
-    best = [whole[number] for number in likelihoods(one, code, whole).argmax(1).tolist()]
+    whole += list(product(words, repeat=4))  # truncated texts
+    best = [whole[number] for number in mean_log_likelihoods(one, code, whole).argmax(1).tolist()]
     found = one.generate(code, 40, 4)  # as many beams as texts of three tokens
     assert [tuple(text) for text in found] == best
     assert found != one.generate(code, 1, 4)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_greedy_search_takes_the_likeliest_token_each_time(seed: int) -> None:
+def test_greedy_search_takes_the_most_likely_token_each_time(seed: int) -> None:
     one, code = decoder(9, 12, seed), torch.randn(1, 3)
     tokens: list[int] = []
     while len(tokens) < 12 and END not in tokens:
@@ -237,33 +239,33 @@ def test_greedy_search_takes_the_likeliest_token_each_time(seed: int) -> None:
             tokens.append(int(one.logits(code, torch.tensor([[*tokens, END]]))[0, -1].argmax()))
     assert one.generate(code, 1, 12) == [tokens]
     assert one.generate(code, 1, 4) == [tokens[:4]]
-    wider, greedy = likelihoods(one, code, [tuple(one.generate(code, 4, 12)[0]), tuple(tokens)])[0]
+    wider, greedy = mean_log_likelihoods(one, code, [tuple(one.generate(code, 4, 12)[0]), tuple(tokens)])[0]
     assert wider >= greedy - 1e-5
     assert START not in tokens
 
 
-def test_what_is_drawn_is_read_like_the_same_tokens() -> None:
-    encoder, tokens = started("transformer", {})
+def test_soft_decoded_texts_are_encoded_like_their_tokens() -> None:
+    encoder, tokens = initialised("transformer", {})
     for parameter in encoder.parameters():
         nn.init.normal_(parameter, std=0.4)
     code = encoder.encode(tokens[:6])
-    drawn, found = encoder.drawn(code), encoder.decode(code)
-    assert torch.equal(drawn.detach().argmax(2) * (drawn.detach().sum(2) > 0), found)
-    torch.testing.assert_close(encoder.encode(drawn), encoder.encode(found), rtol=1e-4, atol=1e-5)
+    decoded, found = encoder.soft_decode(code), encoder.decode(code)
+    assert torch.equal(decoded.detach().argmax(2) * (decoded.detach().sum(2) > 0), found)
+    torch.testing.assert_close(encoder.encode(decoded), encoder.encode(found), rtol=1e-4, atol=1e-5)
 
 
-def test_the_gradient_of_what_is_drawn_is_that_of_the_softmax() -> None:
+def test_the_gradient_of_soft_decoding_is_that_of_the_softmax() -> None:
     one, code, weight = decoder(9, 5), torch.randn(2, 3, requires_grad=True), torch.randn(9)
-    drawn = one.drawn(code)
-    there = drawn.detach().sum(2, keepdim=True)
-    assert set(drawn.detach().unique().tolist()) == {0.0, 1.0}
-    soft = one.logits(code, drawn.detach().argmax(2)).softmax(2)
-    expected = torch.autograd.grad((soft * there * weight).sum(), code, retain_graph=True)
-    torch.testing.assert_close(torch.autograd.grad((drawn * weight).sum(), code), expected)
+    decoded = one.soft_decode(code)
+    present = decoded.detach().sum(2, keepdim=True)
+    assert set(decoded.detach().unique().tolist()) == {0.0, 1.0}
+    soft = one.logits(code, decoded.detach().argmax(2)).softmax(2)
+    expected = torch.autograd.grad((soft * present * weight).sum(), code, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad((decoded * weight).sum(), code), expected)
 
 
 def test_a_transformer_learns_eight_texts_by_heart() -> None:
-    encoder, tokens = started("transformer", {"width": 64, "layers": 1})
+    encoder, tokens = initialised("transformer", {"width": 64, "layers": 1})
     tokens = tokens[:8]
     optimiser = torch.optim.AdamW(encoder.parameters(), 5e-3)
     for _ in range(150):
@@ -280,15 +282,15 @@ def test_a_transformer_learns_eight_texts_by_heart() -> None:
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(UsageError, match="heads"):
-        started("transformer", {"heads": 3})
+        initialised("transformer", {"heads": 3})
 
 
 # ------------------------------------------------------------------------------------------------------- hub
 
 
-def test_codes_are_the_mean_of_what_transformers_computes(bert: Path) -> None:
+def test_codes_are_the_mean_of_the_last_vectors_of_transformers(bert: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    encoder, tokens = started("hub", {"folder": str(bert)})
+    encoder, tokens = initialised("hub", {"folder": str(bert)})
     reader = transformers.PreTrainedTokenizerFast(tokenizer_file=str(bert / "tokenizer.json"), pad_token="[PAD]")
     batch = reader(index()["text"].tolist(), padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -298,24 +300,24 @@ def test_codes_are_the_mean_of_what_transformers_computes(bert: Path) -> None:
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_frozen_encoder_stays_as_it_is(frozen: bool, bert: Path) -> None:
-    encoder, tokens = started("hub", {"folder": str(bert), "frozen": frozen})
+def test_a_frozen_encoder_has_no_gradient(frozen: bool, bert: Path) -> None:
+    encoder, tokens = initialised("hub", {"folder": str(bert), "frozen": frozen})
     encoder.errors(encoder.encode(tokens), tokens).mean().backward()
     given = [parameter.grad is not None for parameter in encoder.encoder.parameters()]
-    assert not any(given) if frozen else sum(given) >= len(given) - 1  # the table of words may be read by soft words
+    assert not any(given) if frozen else sum(given) >= len(given) - 1  # the token embedding may have no gradient
     assert encoder.decoder.enter.weight.grad is not None
 
 
-def test_a_tokenizer_without_tokens_of_its_own_around_a_text(bert: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_special_tokens_around_a_text(bert: Path, tmp_path: Path) -> None:
     folder = Path(copied(bert, tmp_path / "bare", ""))
     description = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps({**description, "post_processor": None}))
-    encoder, tokens = started("hub", {"folder": str(folder)})
+    encoder, tokens = initialised("hub", {"folder": str(folder)})
     assert encoder.before == encoder.behind == []
     text = tokens[:1, : int((tokens[0] > END).sum())]
     torch.testing.assert_close(encoder.encode(tokens[:1]), encoder.encode(text))
     assert encoder.encode(torch.tensor([[END], [0]])).isfinite().all()
-    assert encoder.encode(encoder.drawn(encoder.encode(text))).isfinite().all()
+    assert encoder.encode(encoder.soft_decode(encoder.encode(text))).isfinite().all()
 
 
 def copied(bert: Path, to: Path, without: str) -> str:
@@ -326,22 +328,22 @@ def copied(bert: Path, to: Path, without: str) -> str:
     return str(to)
 
 
-def test_folders_that_do_not_serve(bert: Path, tmp_path: Path) -> None:
+def test_unusable_folders_are_refused(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a pretrained model"):
-        started("hub", {"folder": ""})
+        initialised("hub", {"folder": ""})
     with pytest.raises(CyclicError, match="no folder"):
-        started("hub", {"folder": str(tmp_path / "nowhere")})
+        initialised("hub", {"folder": str(tmp_path / "nowhere")})
     with pytest.raises(CyclicError, match=r"tokenizer\.json"):
-        started("hub", {"folder": copied(bert, tmp_path / "a", "tokenizer.json")})
-    with pytest.raises(CyclicError, match="no model that transformers knows"):
-        started("hub", {"folder": copied(bert, tmp_path / "b", "config.json")})
+        initialised("hub", {"folder": copied(bert, tmp_path / "a", "tokenizer.json")})
+    with pytest.raises(CyclicError, match="does not contain a model"):
+        initialised("hub", {"folder": copied(bert, tmp_path / "b", "config.json")})
     pickled = Path(copied(bert, tmp_path / "c", "model.safetensors"))
     (pickled / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(CyclicError, match="safetensors"):
-        started("hub", {"folder": str(pickled)})
+        initialised("hub", {"folder": str(pickled)})
     (pickled / "model.safetensors").write_bytes((bert / "model.safetensors").read_bytes()[:-9])
-    with pytest.raises(CyclicError, match="not whole"):
-        started("hub", {"folder": str(pickled)})
+    with pytest.raises(CyclicError, match="incomplete or damaged"):
+        initialised("hub", {"folder": str(pickled)})
 
 
 def test_texts_longer_than_the_model_reads_are_refused(bert: Path) -> None:
@@ -350,8 +352,8 @@ def test_texts_longer_than_the_model_reads_are_refused(bert: Path) -> None:
         modality.Encoder(config, modality.fit(NO_DATASET, index(), config))
 
 
-def test_without_the_extra_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(CyclicError, match="transformers") as raised:
-        started("hub", {})
+        initialised("hub", {})
     assert "cyclic-cli[hub]" in raised.value.hint

@@ -1,4 +1,4 @@
-"""The vocabulary against the rule of ten patients by brute force, Python's Unicode, and tampered copies."""
+"""The vocabulary: the rule of ten patients checked by brute force, Unicode, and tampered checkpoints."""
 
 import json
 import os
@@ -19,10 +19,10 @@ WORDS = "normal chest film effusion pleural left right small heart lungs clear n
 
 
 def reports(count: int = 60, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Texts of six words, and their patients, of whom most have several."""
-    drawn = random.Random(seed)
-    texts = [" ".join(drawn.choices(WORDS, range(len(WORDS), 0, -1), k=6)).capitalize() + "." for _ in range(count)]
-    return texts, [f"p{drawn.randrange(count // 2)}" for _ in range(count)]
+    """Texts of six words, and their patients. Most patients have several texts."""
+    generator = random.Random(seed)
+    texts = [" ".join(generator.choices(WORDS, range(len(WORDS), 0, -1), k=6)).capitalize() + "." for _ in range(count)]
+    return texts, [f"p{generator.randrange(count // 2)}" for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def vocabulary() -> Vocabulary:
 
 
 @pytest.mark.parametrize("patients", [PATIENTS - 1, PATIENTS])
-def test_a_token_enters_when_ten_patients_use_it(patients: int) -> None:
+def test_a_token_is_kept_when_ten_patients_use_it(patients: int) -> None:
     texts, owners = reports()
     for number in range(50):  # reports of the same patients count once
         texts.append("Sphenoidal.")
@@ -40,7 +40,7 @@ def test_a_token_enters_when_ten_patients_use_it(patients: int) -> None:
     assert (len(vocabulary.encode(["sphenoidal"], 99)[0]) == 2) == (patients == PATIENTS)
 
 
-def test_every_token_stands_in_reports_of_ten_patients() -> None:
+def test_every_token_occurs_in_reports_of_ten_patients() -> None:
     texts, patients = reports(200, seed=1)
     vocabulary = Vocabulary.train(texts, patients, 1000)
     tokens = [vocabulary.decode([token]) for token in range(SPECIAL + 256, vocabulary.size)]
@@ -50,7 +50,7 @@ def test_every_token_stands_in_reports_of_ten_patients() -> None:
         assert len(users) >= PATIENTS
 
 
-def test_neither_order_nor_names_nor_threads_matter(vocabulary: Vocabulary) -> None:
+def test_order_names_and_threads_do_not_matter(vocabulary: Vocabulary) -> None:
     texts, patients = reports()
     order = random.Random(3).sample(range(len(texts)), len(texts))
     other = Vocabulary.train([texts[n] for n in order], [f"{patients[n]} renamed" for n in order], 400)
@@ -65,7 +65,7 @@ def test_neither_order_nor_names_nor_threads_matter(vocabulary: Vocabulary) -> N
 
 
 @pytest.mark.parametrize("size", [SPECIAL + 256, 280, 300])
-def test_the_size_is_kept_to(size: int) -> None:
+def test_the_vocabulary_has_the_requested_size(size: int) -> None:
     assert Vocabulary.train(*reports(), size).size == size
 
 
@@ -75,16 +75,17 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
 
 
 def any_text(seed: int) -> str:
-    drawn = random.Random(seed)
+    generator = random.Random(seed)
     ranges = [(0, 0x80), (0x80, 0x800), (0x800, 0xD800), (0xE000, 0x10000), (0x10000, 0x20000)]
-    characters = [chr(drawn.randrange(*drawn.choice(ranges))) for _ in range(100)]
-    return "".join(one for one in characters if unicodedata.ucd_3_2_0.category(one) != "Cn")  # both know these
+    characters = [chr(generator.randrange(*generator.choice(ranges))) for _ in range(100)]
+    # Only characters of the old Unicode 3.2, because Python and the library may know different newer versions.
+    return "".join(one for one in characters if unicodedata.ucd_3_2_0.category(one) != "Cn")
 
 
 @pytest.mark.parametrize(
     "text", ["", " ", "a", "  Two  spaces\n\n", "<end> [PAD] ___", "İΣς ﬁ Ⅻ 漢字 🙂\0\u200d", *map(any_text, range(20))]
 )
-def test_any_text_comes_back_as_normalised(vocabulary: Vocabulary, text: str) -> None:
+def test_any_text_is_restored_in_normalised_form(vocabulary: Vocabulary, text: str) -> None:
     expected = "".join(one.lower() for one in unicodedata.normalize("NFKC", text))
     tokens = vocabulary.encode([text], 10_000)[0]
     assert tokens[-1] == END
@@ -93,7 +94,7 @@ def test_any_text_comes_back_as_normalised(vocabulary: Vocabulary, text: str) ->
     assert Vocabulary.from_json(vocabulary.to_json()).encode([text], 10_000)[0].tolist() == tokens.tolist()
 
 
-def test_texts_are_cut_and_padded(vocabulary: Vocabulary) -> None:
+def test_texts_are_truncated_and_padded(vocabulary: Vocabulary) -> None:
     whole, short = vocabulary.encode(["Normal chest film, heart normal.", ""], 99)
     assert short.tolist() == [END]
     cut = vocabulary.encode(["Normal chest film, heart normal."], 3)
@@ -113,14 +114,14 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("foreign", FOREIGN, ids=lambda value: str(value)[:40])
-def test_a_tampered_copy_is_refused(foreign: object) -> None:
+def test_a_tampered_vocabulary_is_refused(foreign: object) -> None:
     assert Vocabulary.from_json(json.dumps({"merges": MERGES})).size == SPECIAL + 258
     text = json.dumps(foreign) if isinstance(foreign, dict) else foreign
     with pytest.raises(CyclicError, match="of the checkpoint"):
         Vocabulary.from_json(text)  # type: ignore[arg-type]
 
 
-def test_a_pretrained_tokenizer_is_numbered_behind_the_special_tokens(tmp_path: Path) -> None:
+def test_tokens_of_a_pretrained_tokenizer_follow_the_special_tokens(tmp_path: Path) -> None:
     words = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "heart": 3, "clear": 4}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

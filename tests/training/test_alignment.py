@@ -1,4 +1,4 @@
-"""Joint training as a user does it: what is aligned, what no objective may know, stops, processes, modalities."""
+"""Training of image–text models: alignment, isolation of unpaired samples, stops, processes, further modalities."""
 
 import json
 import os
@@ -88,8 +88,8 @@ def test_presets_learn_which_report_an_image_has(objective: str, paired_dataset:
     assert terms == {*PRESETS[objective], "total"}
 
 
-def test_what_is_paired_is_nested_and_says_nothing_of_the_split(paired_dataset: Path) -> None:
-    keys = [learner(paired_dataset, paired_fraction=share).mixture.paired for share in (0.2, 0.5, 1.0)]
+def test_paired_samples_are_nested_and_independent_of_the_split(paired_dataset: Path) -> None:
+    keys = [learner(paired_dataset, paired_fraction=share).data.mixture.paired for share in (0.2, 0.5, 1.0)]
     assert set(keys[0]) < set(keys[1]) < set(keys[2])
     assert len(keys[2]) == len(StoredDataset(paired_dataset).rows(["sample"], "train")["sample"]) - lacking(
         paired_dataset
@@ -105,44 +105,44 @@ def lacking(dataset: Path) -> int:
     return int((~StoredDataset(dataset).rows(["has_text"], "train")["has_text"].astype(bool)).sum())
 
 
-def test_batches_mix_pairs_and_values_alone(paired_dataset: Path) -> None:
+def test_batches_mix_paired_and_unpaired_samples(paired_dataset: Path) -> None:
     one = learner(paired_dataset, paired_fraction=0.3)
     seen: dict[str, set[int]] = {"image": set(), "text": set()}
     for step in range(40):
-        chosen = one.chosen(step)
+        chosen = one.batch(step)
         together = [samples[samples != UNPAIRED] for samples in chosen.samples.values()]
         assert sorted(together[0]) == sorted(together[1])
-        assert set(together[0]) <= set(one.mixture.paired)
+        assert set(together[0]) <= set(one.data.mixture.paired)
         for name, numbers in chosen.numbers.items():
             assert len(set(numbers.tolist())) == len(numbers) <= 32
             seen[name] |= set(numbers.tolist())
-            alone = numbers[chosen.samples[name] == UNPAIRED]
-            assert not set(alone) & set(one.mixture.rows[name].tolist())
-    assert all(len(seen[name]) == len(pool) for name, pool in one.mixture.pools.items())
+            unpaired = numbers[chosen.samples[name] == UNPAIRED]
+            assert not set(unpaired) & set(one.data.mixture.rows[name].tolist())
+    assert all(len(seen[name]) == len(pool) for name, pool in one.data.mixture.pools.items())
 
 
-def test_pairs_fill_what_values_alone_do_not(paired_dataset: Path) -> None:
+def test_paired_samples_fill_a_batch_where_unpaired_ones_are_too_few(paired_dataset: Path) -> None:
     missing = lacking(paired_dataset)
     one = learner(paired_dataset, paired_fraction=1.0, batch_size=64)
-    assert one.mixture.sizes(64, 1 / 3)[0] >= 64 - missing
+    assert one.data.mixture.sizes(64, 1 / 3)[0] >= 64 - missing
     few = learner(paired_dataset, paired_fraction=0.1, batch_size=64)
-    known = len(few.mixture.paired)
+    known = len(few.data.mixture.paired)
     assert known < 64 / 3
-    assert few.mixture.sizes(64, 1 / 3) == (known, {"image": 64 - known, "text": 64 - known})
+    assert few.data.mixture.sizes(64, 1 / 3) == (known, {"image": 64 - known, "text": 64 - known})
     some = learner(paired_dataset, paired_fraction=0.8, batch_size=30)
-    share = len(some.mixture.paired) / len(some.mixture.pools["image"])
-    assert some.mixture.sizes(30, 1 / 3)[0] == pytest.approx(30 * share, abs=1)
+    share = len(some.data.mixture.paired) / len(some.data.mixture.pools["image"])
+    assert some.data.mixture.sizes(30, 1 / 3)[0] == pytest.approx(30 * share, abs=1)
     pairs_only = learner(paired_dataset, paired_fraction=0.8, batch_size=30, objective="cyclip")
-    assert {len(of) for of in pairs_only.chosen(0).numbers.values()} == {30}
-    assert all((of != UNPAIRED).all() for of in pairs_only.chosen(0).samples.values())
-    few_alone = learner(paired_dataset, paired_fraction=0.1, batch_size=64, objective="cyclip")
-    assert {len(of) for of in few_alone.chosen(0).numbers.values()} == {known}
+    assert {len(of) for of in pairs_only.batch(0).numbers.values()} == {30}
+    assert all((of != UNPAIRED).all() for of in pairs_only.batch(0).samples.values())
+    few_unpaired = learner(paired_dataset, paired_fraction=0.1, batch_size=64, objective="cyclip")
+    assert {len(of) for of in few_unpaired.batch(0).numbers.values()} == {known}
 
 
-def test_about_as_many_values_are_decoded_as_are_enough(paired_dataset: Path) -> None:
+def test_only_a_random_share_of_a_batch_is_decoded(paired_dataset: Path) -> None:
     one = learner(paired_dataset, batch_size=96, paired_fraction=1.0)
     one.initialise(lambda *_: None)
-    model, pool = one.module, one.mixture.pools["image"]
+    model, pool = one.module, one.data.mixture.pools["image"]
     assert model.decoded_share == 0.5
     keep = torch.rand(90, generator=torch.Generator().manual_seed(0))
     batch = ({"image": pool.load(np.arange(90))}, {"image": torch.arange(90)})
@@ -154,14 +154,14 @@ def test_about_as_many_values_are_decoded_as_are_enough(paired_dataset: Path) ->
     torch.testing.assert_close(errors, every[chosen])
 
 
-def test_groups_join_samples_that_are_one_by_either_content() -> None:
+def test_samples_with_an_equal_image_or_report_are_grouped() -> None:
     groups = joined(np.array([1, 1, 2, 3, 4, 4]), np.array([5, 6, 6, 7, 8, 8]))
     assert len(set(groups[:3])) == 1
     assert len(set(groups)) == 3
     assert groups[4] == groups[5]
 
 
-def test_what_only_reconstructs_is_chosen_by_its_errors(paired_dataset: Path, tmp_path: Path) -> None:
+def test_a_model_that_only_reconstructs_is_validated_by_its_errors(paired_dataset: Path, tmp_path: Path) -> None:
     settings = {"objective": "cyclic", "objectives": {"reconstruction": 1.0}, "arch": "linear", "epochs": 1}
     assert set(train(paired_dataset, tmp_path / "run", train_settings(settings)).val) == {"mse", "psnr"}
 
@@ -222,17 +222,17 @@ def permute_paired(samples: list[dict[str, Any]]) -> None:
         row["text"] = text
 
 
-def test_nothing_is_learned_of_validation_texts(paired_dataset: Path, tmp_path: Path) -> None:
+def test_facts_do_not_depend_on_validation_texts(paired_dataset: Path, tmp_path: Path) -> None:
     def rewrite(samples: list[dict[str, Any]]) -> None:
         for row in samples:
             if row["split"] == "val" and row["has_text"]:
                 row["text"] = "Entirely other words: zygomatic xylophone."
 
     other = changed(paired_dataset, tmp_path / "other", rewrite)
-    assert learner(paired_dataset).facts == learner(other).facts
+    assert learner(paired_dataset).data.facts == learner(other).data.facts
 
 
-def test_a_stopped_run_ends_with_the_bits_of_one_in_one_go(paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_a_stopped_run_ends_with_the_bits_of_one_never_stopped(paired_dataset: Path, cyclic: Cyclic) -> None:
     every = ("--epochs", 3, "--set", f"objectives={EVERY}", "--set", "checkpoint_steps=1")
     assert cyclic(*words(paired_dataset, *every, "--out", "whole")).code == 0
     stopping = "import os, signal\n" + _run_until(7)
@@ -247,15 +247,16 @@ def test_a_stopped_run_ends_with_the_bits_of_one_in_one_go(paired_dataset: Path,
 
 
 def _run_until(step: int) -> str:
-    """A program that sends itself SIGTERM in a step, and runs `cyclic` with its arguments."""
+    """A program that runs `cyclic` with its arguments, and sends itself SIGTERM after a step."""
     return (
-        "from cyclic_cli.training import task as training\n"
+        "from cyclic_cli.training.steps import Stepper\n"
         "from cyclic_cli.__main__ import main\n"
-        "usual = training._Training._step\n"
-        "def counted(self, epoch):\n"
-        "    usual(self, epoch)\n"
+        "usual = Stepper.step\n"
+        "def counted(self):\n"
+        "    result = usual(self)\n"
         f"    if self.progress.step == {step}: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "training._Training._step = counted\n"
+        "    return result\n"
+        "Stepper.step = counted\n"
         "main()\n"
     )
 
@@ -286,7 +287,7 @@ def test_two_processes_learn_what_one_does(paired_dataset: Path, tmp_path: Path,
     assert steps[0][-1]["gradient_norms"] == pytest.approx(steps[1][-1]["gradient_norms"], rel=1e-4)
 
 
-def test_the_table_of_images_has_the_last_word_on_their_architecture(paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_the_settings_of_the_image_modality_override_arch(paired_dataset: Path, cyclic: Cyclic) -> None:
     ran = cyclic(*words(paired_dataset, "--out", "run", "--set", "modalities.image={arch: conv, model: {}}"))
     assert ran.code == 0, ran.err
     kept = read_checkpoint(Path("run/model.safetensors"))
@@ -295,11 +296,11 @@ def test_the_table_of_images_has_the_last_word_on_their_architecture(paired_data
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_weights_begin_late_and_their_pull_on_the_shared_layers_is_logged(
+def test_schedules_delay_objectives_and_gradient_norms_are_logged(
     precision: str, paired_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cyclic_cli.training.alignment.NORMS_EVERY", 5)
-    monkeypatch.setattr("cyclic_cli.training.task.LOG_EVERY", 5)
+    monkeypatch.setattr("cyclic_cli.training.run_log.LOG_EVERY", 5)
     settings = (f"objectives={MIXED}", f"precision={precision}")
     ran = cyclic(
         *words(paired_dataset, "--epochs", 5, "--out", "run", *(word for one in settings for word in ("--set", one)))
@@ -314,17 +315,17 @@ def test_weights_begin_late_and_their_pull_on_the_shared_layers_is_logged(
     assert all(norm > 0 for norm in norms.values())
 
 
-def test_a_schedule_is_a_line() -> None:
+def test_the_weight_of_a_schedule_rises_linearly() -> None:
     term = TrainConfig(objectives={"walk": {"weight": 2, "start": 0.2, "full": 0.6}}).terms[0]
     assert [term.at(place) for place in (0, 0.19, 0.2, 0.4, 0.6, 1)] == pytest.approx([0, 0, 0, 1, 2, 2])
     assert TrainConfig(objectives={"walk": 0.5}).terms[0].at(0) == 0.5
 
 
-def test_scarcity_weighs_by_the_share_of_values_without_a_partner(paired_dataset: Path) -> None:
+def test_scarce_objectives_are_weighted_by_the_share_of_unpaired_items(paired_dataset: Path) -> None:
     for paired_fraction in (0.4, 1.0):
         one = learner(paired_dataset, paired_fraction=paired_fraction)
-        chosen = len(one.mixture.paired)
-        images, texts = len(one.mixture.pools["image"]), len(one.mixture.pools["text"])
+        chosen = len(one.data.mixture.paired)
+        images, texts = len(one.data.mixture.pools["image"]), len(one.data.mixture.pools["text"])
         share = 1 - 2 * chosen / (images + texts)
         weights = one.weights(one.steps - 1)
         assert weights["geometry"] == pytest.approx(PRESETS["cyclic"]["geometry"]["weight"] * share)
@@ -355,7 +356,7 @@ def test_data_without_pairs_and_further_sources_train(
     assert "another" in other.err
 
 
-def test_what_rests_without_pairs_is_said_and_what_needs_them_refused(paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_inactive_objectives_are_named_and_runs_with_no_other_are_refused(paired_dataset: Path, cyclic: Cyclic) -> None:
     said = cyclic("train", paired_dataset, "--objective", "cyclip", "--paired-fraction", 0, "--out", "none")
     assert said.code == 2
     assert "contrastive, geometry" in said.err
@@ -366,7 +367,7 @@ def test_what_rests_without_pairs_is_said_and_what_needs_them_refused(paired_dat
     small = ("--arch", "linear", "--epochs", 1, "--set", "model.latent=32")
     said = cyclic("train", paired_dataset, "--objective", "cyclic", "--paired-fraction", 0, *small, "--out", "some")
     assert said.code == 0, said.err
-    assert "0 samples are paired, without which rest: translation, contrastive, geometry" in said.err
+    assert "0 samples are paired; inactive objectives, which need pairs: translation, contrastive, geometry" in said.err
     assert "Next: cyclic evaluate" in said.err
     assert json.loads(Path("some/summary.json").read_text())["steps"] >= 4
 
@@ -380,7 +381,7 @@ def test_what_rests_without_pairs_is_said_and_what_needs_them_refused(paired_dat
         (("--objective", "cyclic", "--set", "objectives={contrastive: true}"), "no weight that is a number"),
     ],
 )
-def test_what_would_be_of_no_use_is_refused(
+def test_settings_without_a_use_are_refused(
     asked: tuple[Any, ...], error: str, paired_dataset: Path, cyclic: Cyclic
 ) -> None:
     given = [str(paired_dataset) if word == "DATASET" else word for word in asked]
@@ -389,7 +390,7 @@ def test_what_would_be_of_no_use_is_refused(
     assert error in said.err
 
 
-def test_a_run_may_init_from_the_weights_of_another(paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_a_run_may_be_initialised_from_the_weights_of_another(paired_dataset: Path, cyclic: Cyclic) -> None:
     first = ("--set", "objectives={reconstruction: 1}")
     assert cyclic(*words(paired_dataset, "--epochs", 2, "--out", "first", *first, paired=0)).code == 0
     still = ("--lr", 0, "--epochs", 1, "--out", "still", "--init-from", "first")
@@ -397,13 +398,13 @@ def test_a_run_may_init_from_the_weights_of_another(paired_dataset: Path, cyclic
     assert weights(Path("first")) == weights(Path("still"))
     wrong = cyclic(*words(paired_dataset, "--out", "wrong", "--init-from", "first", "--set", "embedding=8"))
     assert wrong.code == 1
-    assert "other sizes" in wrong.err
+    assert "holds another model" in wrong.err
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--set", "objectives={similarity: 1}"], "no joint model gives"),
+        (["--set", "objectives={similarity: 1}"], "no image–text model gives"),
         (["--set", "objectives={walk: {weight: 1, sharpnes: 3}}"], "sharpness"),
         (["--set", "objectives={walk: {weight: heavy}}"], "number"),
         (["--set", "objectives={walk: {sharpness: .nan}}"], "above 0"),
@@ -418,7 +419,7 @@ def test_a_run_may_init_from_the_weights_of_another(paired_dataset: Path, cyclic
         (["--arch", "nothing"], "nothing"),
     ],
 )
-def test_what_cannot_be_is_refused_with_a_way_out(
+def test_impossible_settings_are_refused_with_a_way_out(
     more: list[object], said: str, paired_dataset: Path, cyclic: Cyclic
 ) -> None:
     ran = cyclic(*words(paired_dataset, "--out", "run", *more))
@@ -438,7 +439,7 @@ def test_settings_of_a_modality_are_set_by_their_path(paired_dataset: Path, cycl
     assert "not a table" in cyclic(*words(paired_dataset, "--set", "embedding.width=8")).err
 
 
-def test_a_data_set_without_reports_is_refused(tiny_files: Path, tmp_path: Path, cyclic: Cyclic) -> None:
+def test_a_dataset_without_reports_is_refused(tiny_files: Path, tmp_path: Path, cyclic: Cyclic) -> None:
     images = sorted(tiny_files.rglob("*.png"))[1::2]  # those without a report beside them
     cyclic("prepare", *images, "--out", "images", "--size", 32, "--already-deidentified")
     ran = cyclic(*words(Path("images"), "--out", "run"))
@@ -449,7 +450,7 @@ def test_a_data_set_without_reports_is_refused(tiny_files: Path, tmp_path: Path,
 
 
 TABULAR = '''
-"""Tabular: age, sex and findings beside an image, as a third modality; any of them may be unknown."""
+"""Age, sex and labels beside an image as a third modality. Any of them may be unknown."""
 from dataclasses import dataclass
 import numpy as np
 import torch
@@ -484,7 +485,7 @@ class Samples:
         return len(self.keys)
     def load(self, chosen):
         return torch.from_numpy(self.values[chosen])
-    def varied(self, value, keys, seed, epoch):
+    def augmented(self, value, keys, seed, epoch):
         return value
 
 class Encoder(nn.Module):
@@ -506,7 +507,7 @@ class Encoder(nn.Module):
         known = ~value.isnan()
         apart = torch.where(known, (self.decode(code) - value) / self.spread, 0.0)
         return apart.square().sum(1) / known.sum(1)
-    def drawn(self, code):
+    def soft_decode(self, code):
         return self.decode(code)
 '''
 
@@ -520,7 +521,7 @@ def test_a_third_modality_joins_by_a_file(
     files = paired_dataset.parent / "files"
     header, *lines = (files / "reports.csv").read_text().splitlines()
     table = [f"{header},age,sex,view"]
-    for number, line in enumerate(lines):  # disc is known of all but a third, of which a few lack the rest, too
+    for number, line in enumerate(lines):  # two thirds have the label disc; some of the others lack all labels
         line = line if number % 3 else line.rpartition(",")[0] + ","
         age, sex, view = 20 + number % 60, "FM"[number % 2], ("PA", "AP")[number % 7 == 0]
         table.append(line + (",,," if number % 9 == 0 else f",{age if number % 4 else ''},{sex},{view}"))
@@ -538,7 +539,7 @@ def test_a_third_modality_joins_by_a_file(
     ways = {f"{a}_to_{b}" for a in ("image", "text", "tabular") for b in ("image", "text", "tabular") if a != b}
     assert set(found["retrieval"]) == ways == set(found["consistency"])
     pools = {way: found["retrieval"][way]["strict"]["pool"] for way in ways}
-    assert pools["image_to_tabular"] < pools["image_to_text"]  # some have an image and a report alone
+    assert pools["image_to_tabular"] < pools["image_to_text"]  # some samples have an image and a report, but no labels
     assert set(found["reconstruction"]["relative_error"]) == {"image", "text", "tabular"}
     assert set(found["linear_probe"]["disc"]) == {"image", "text", "tabular"}
     exported = cyclic("export", "--model", "run", "--part", "all", "--dataset", "three", "--json")
@@ -557,7 +558,7 @@ def test_a_checkpoint_rebuilds_its_model_and_a_tampered_one_is_refused(paired_da
             rebuild({**checkpoint.architecture, **change}, "here")
 
 
-def test_info_says_how_to_make_a_joint_model_again_and_spells_no_vocabulary(
+def test_info_gives_the_command_that_reproduces_a_model_and_omits_the_vocabulary(
     paired_dataset: Path, cyclic: Cyclic
 ) -> None:
     mixture = ("--set", f"objectives={MIXED}", "--set", "modalities={image: {}, text: {vocabulary: 300}}")
@@ -571,12 +572,12 @@ def test_info_says_how_to_make_a_joint_model_again_and_spells_no_vocabulary(
     assert weights(Path("run")) == weights(Path("again"))
 
 
-def test_cycles_lead_through_the_other_modality_and_back(paired_dataset: Path) -> None:
-    """Each output of a joint model against the same way gone by hand, one part after another."""
+def test_cycle_outputs_equal_their_computation_part_by_part(paired_dataset: Path) -> None:
+    """Each output of an image–text model against the same composition of encoders, heads and expansions."""
     one = learner(paired_dataset, private=4, embedding=8)
     model, numbers = one.module.eval(), np.arange(5)
     one.initialise(lambda *_: None)
-    values = {name: pool.load(numbers) for name, pool in one.mixture.pools.items()}
+    values = {name: pool.load(numbers) for name, pool in one.data.mixture.pools.items()}
     samples = {name: torch.arange(5) for name in values}
     needs = ["code_cycle", "latent_cycle", "half_latent_cycle", "data_cycle", "reconstruction", "translation"]
     outputs = model(values, samples, needs, {name: torch.ones(5) for name in values})
@@ -589,7 +590,7 @@ def test_cycles_lead_through_the_other_modality_and_back(paired_dataset: Path) -
         back = heads[b](there)[:, :8]
         code_back = expansions[a](torch.cat([back / back.norm(dim=1, keepdim=True), private], 1))
         torch.testing.assert_close(outputs["code_cycle"][a, b], (code_back - code).square().mean(1))
-        drawn = heads[b](encoders[b].encode(encoders[b].drawn(there)))[:, :8]
+        drawn = heads[b](encoders[b].encode(encoders[b].soft_decode(there)))[:, :8]
         drawn = drawn / drawn.norm(dim=1, keepdim=True)
         torch.testing.assert_close(outputs["latent_cycle"][a, b], drawn)
         torch.testing.assert_close(outputs["half_latent_cycle"][a, b], drawn)
@@ -606,9 +607,7 @@ def test_cycles_lead_through_the_other_modality_and_back(paired_dataset: Path) -
 
 
 @pytest.mark.parametrize(("encoder", "fitted"), [("bag", True), ("transformer", False)])
-def test_values_alone_move_only_what_stands_behind_a_fitted_encoder(
-    encoder: str, fitted: bool, paired_dataset: Path
-) -> None:
+def test_unpaired_samples_do_not_train_a_fitted_encoder(encoder: str, fitted: bool, paired_dataset: Path) -> None:
     one = learner(
         paired_dataset,
         paired_fraction=0.0,
@@ -616,11 +615,11 @@ def test_values_alone_move_only_what_stands_behind_a_fitted_encoder(
         modalities={"image": {}, "text": {"encoder": encoder}},
     )
     one.initialise(lambda *_: None)
-    model, chosen = one.module, one.chosen(0)
-    values = {name: one.mixture.pools[name].load(numbers) for name, numbers in chosen.numbers.items()}
+    model, chosen = one.module, one.batch(0)
+    values = {name: one.data.mixture.pools[name].load(numbers) for name, numbers in chosen.numbers.items()}
     samples = {name: torch.from_numpy(of) for name, of in chosen.samples.items()}
-    outputs = model(values, samples, one.needs, {})
-    one.objectives["walk"].loss(outputs, {"sample": samples}).backward()
+    outputs = model(values, samples, one.objectives.needs, {})
+    one.objectives.files["walk"].loss(outputs, {"sample": samples}).backward()
     moved = {
         name: any(part.grad is not None and bool(part.grad.any()) for part in of.parameters())
         for name, of in (("image", model.encoders["image"]), ("text", model.encoders["text"]), ("heads", model.heads))
@@ -630,7 +629,7 @@ def test_values_alone_move_only_what_stands_behind_a_fitted_encoder(
     assert rates == {1.0, one.config.fitted_lr}
 
 
-def test_the_scale_of_a_contrast_is_limited_and_may_fall_again(paired_dataset: Path) -> None:
+def test_the_contrastive_scale_is_limited_and_may_fall_again(paired_dataset: Path) -> None:
     model = learner(paired_dataset).module
     with torch.no_grad():
         model.log_scale.fill_(7.0)
@@ -642,11 +641,11 @@ def test_the_scale_of_a_contrast_is_limited_and_may_fall_again(paired_dataset: P
     assert model.log_scale.grad.item() == pytest.approx(100)
 
 
-def test_codes_of_values_alone_are_those_of_the_encoder(paired_dataset: Path) -> None:
-    """Wherever pairs and values alone stand in a batch, and where there are no pairs."""
+def test_codes_of_unpaired_samples_are_those_of_the_encoder(paired_dataset: Path) -> None:
+    """In any order of paired and unpaired samples in a batch, and without pairs."""
     one = learner(paired_dataset)
     one.initialise(lambda *_: None)
-    model, pool = one.module, one.mixture.pools["image"]
+    model, pool = one.module, one.data.mixture.pools["image"]
     value = pool.load(np.arange(6))
     for samples in ([0, UNPAIRED, 2, UNPAIRED, UNPAIRED, 5], [UNPAIRED] * 6, list(range(6))):
         outputs = model({"image": value}, {"image": torch.tensor(samples)}, [], {})

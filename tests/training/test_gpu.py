@@ -1,4 +1,4 @@
-"""The same on a GPU as on a processor: training, embeddings, reconstructions, measures. On request, with -m gpu."""
+"""Training, embeddings, reconstructions and metrics on a GPU equal those on a processor. Run with -m gpu."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,11 +12,13 @@ from helpers.makers import Ran
 from helpers.run_files import step_losses, weights
 
 from cyclic_cli.config import TrainConfig
-from cyclic_cli.inference.embed import EmbedSummary, embed_to_file, of_dataset
+from cyclic_cli.inference.embed import embed_to_file
+from cyclic_cli.inference.embed_inputs import from_dataset
+from cyclic_cli.inference.embed_summary import EmbedSummary
 from cyclic_cli.inference.torch_model import TorchModel
 from cyclic_cli.registry import names
 from cyclic_cli.storage.dataset import StoredDataset
-from cyclic_cli.training import task as training
+from cyclic_cli.training import run_log
 from cyclic_cli.training.task import train
 
 Cyclic = Callable[..., Ran]
@@ -26,7 +28,7 @@ GPU = "cuda"
 
 @pytest.fixture(autouse=True)
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    monkeypatch.setattr(run_log, "LOG_EVERY", 1)
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +49,13 @@ def test_autoencoders_train_to_the_same_losses(
     train(tiny_dataset, tmp_path / "cpu", replace(config, device="cpu", precision="32"))
     losses = step_losses(tmp_path / "cpu")
     assert len(losses) == 6
-    rounding = {"32": 0.0, "bf16": 2**-15}[precision]  # squared, of numbers up to 1 in bfloat16
+    rounding = {"32": 0.0, "bf16": 2**-15}[precision]  # the square of the rounding of numbers up to 1 in bfloat16
     assert step_losses(tmp_path / "gpu") == pytest.approx(losses, rel=tolerance, abs=rounding)
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "cyclip", "cyclic"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("32", 2e-3), ("bf16", 5e-2)])
-def test_joint_models_train_to_the_same_losses(
+def test_image_text_models_train_to_the_same_losses(
     objective: str, precision: str, tolerance: float, paired_dataset: Path, tmp_path: Path
 ) -> None:
     config = TrainConfig(
@@ -67,7 +69,7 @@ def test_joint_models_train_to_the_same_losses(
     assert step_losses(tmp_path / "gpu") == pytest.approx(losses, rel=tolerance)
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(tiny_dataset: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_with_the_bits_of_one_never_stopped(tiny_dataset: Path, tmp_path: Path) -> None:
     config = TrainConfig(arch="linear", epochs=4, batch_size=8, device=GPU)
 
     def interrupt(event: object) -> None:
@@ -82,7 +84,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tiny_dataset: Path, tmp_pat
 
 
 @pytest.mark.parametrize("arch", names("models"))
-def test_scans_come_out_the_same(arch: str, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_images_are_embedded_and_reconstructed_alike(arch: str, tiny_dataset: Path, tmp_path: Path) -> None:
     train(tiny_dataset, tmp_path / "run", TrainConfig(arch=arch, epochs=1, batch_size=8, device="cpu"))
     stored = StoredDataset(tiny_dataset)
     table = stored.index(["shard", "row"])
@@ -92,7 +94,7 @@ def test_scans_come_out_the_same(arch: str, tiny_dataset: Path, tmp_path: Path) 
     np.testing.assert_allclose(on_gpu.reconstruct(fitted), on_cpu.reconstruct(fitted), atol=1 / 255)
 
 
-def test_texts_and_drawings_come_out_the_same(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+def test_texts_are_embedded_and_translated_alike(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
     found: dict[str, Any] = {}
     for device in (GPU, "cpu"):
         words = ("--model", joint, "--device", device, "--json")
@@ -106,7 +108,7 @@ def test_texts_and_drawings_come_out_the_same(joint: Path, paired_dataset: Path,
 
 
 def _numbers(tree: Any) -> list[float]:
-    """All numbers of nested tables, in their order."""
+    """All numbers of nested tables, in order."""
     if isinstance(tree, dict):
         return [number for value in tree.values() for number in _numbers(value)]
     if isinstance(tree, list):
@@ -114,12 +116,12 @@ def _numbers(tree: Any) -> list[float]:
     return [float(tree)] if isinstance(tree, int | float) else []
 
 
-def test_a_batch_that_is_too_large_for_the_card_becomes_smaller(joint: Path, paired_dataset: Path) -> None:
+def test_a_batch_that_does_not_fit_into_gpu_memory_is_divided(joint: Path, paired_dataset: Path) -> None:
     model = TorchModel(joint / "model.safetensors", GPU)
     images = 0
 
     def needy(fitted: np.ndarray) -> np.ndarray:
-        """As the model, of which each image takes a 40th of the card's memory."""
+        """The model, with an extra 40th of the GPU memory for each image."""
         nonlocal images
         total = torch.cuda.get_device_properties(0).total_memory
         taken = [torch.empty(total // 40, dtype=torch.uint8, device=GPU) for _ in fitted]
@@ -129,5 +131,5 @@ def test_a_batch_that_is_too_large_for_the_card_becomes_smaller(joint: Path, pai
     model.embed_images = needy  # type: ignore[method-assign]
     out = Path("e.parquet")
     summary = EmbedSummary()
-    embed_to_file(of_dataset(paired_dataset, model, False, print), model, out, summary)
+    embed_to_file(from_dataset(paired_dataset, model, False, print), model, out, summary)
     assert summary.images == images == 160

@@ -1,4 +1,4 @@
-"""Gradients of a batch: whatever way they are computed, they are those of the whole batch; which way is chosen."""
+"""Gradients equal those of the whole batch, however they are computed; and which way of computing is chosen."""
 
 import threading
 from contextlib import nullcontext
@@ -44,12 +44,12 @@ def model_of(name: str, side: int = SIDE) -> nn.Module:
     return model
 
 
-# Fabric would make float32 of the images; what it does to them and to the loss is tested with it below.
+# Fabric would cast the images to float32. Tests further below use the real Fabric.
 WITHOUT_FABRIC = Ranks(SimpleNamespace(backward=lambda loss: loss.backward(), autocast=nullcontext), 0, 1)
 
 
 class Wrapped(nn.Module):
-    """A model as Fabric sets it up: another module around it."""
+    """A model wrapped in another module, as Fabric does it."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Wrapped(nn.Module):
 
 @dataclass
 class Case:
-    """A model in double precision, and images and noise that it sees."""
+    """A model in double precision, with its input images and noise."""
 
     name: str
     model: nn.Module
@@ -72,8 +72,8 @@ class Case:
         variational = "log_variance" in import_module(f"cyclic_cli.models.{self.name}").OUTPUTS
         return {"image": self.images[chosen]}, {"noise": self.noise[chosen]} if variational else {}
 
-    def by(self, plan: Plan, times: int = 1) -> tuple[dict[str, float], list[Tensor]]:
-        """Losses and gradients of all images by a plan."""
+    def computed(self, plan: Plan, times: int = 1) -> tuple[dict[str, float], list[Tensor]]:
+        """Losses and gradients of all images, computed by a plan."""
         gradients = Gradients(
             WITHOUT_FABRIC, Wrapped(prepare_model(self.model, plan)),
             *objectives_of(self.name), plan, self.load,
@@ -85,7 +85,7 @@ class Case:
         return losses, [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
 
     def expected(self) -> tuple[dict[str, float], list[Tensor]]:
-        """The same as one would write it down, without the module under test."""
+        """The same by plain torch, without the module under test."""
         use_fusion(self.model, False)
         objectives, weights = objectives_of(self.name)
         batch, noise = self.load(np.arange(BATCH), 0)
@@ -121,7 +121,7 @@ def test_gradients_are_those_of_the_whole_batch(case: Case, micro_batch: int, pa
     expected = case.expected()
     assert all(gradient.any() for gradient in expected[1])
     plan = replace(PLAIN, micro_batch=micro_batch, parallel=parallel)
-    assert_equal(case.by(plan), expected)
+    assert_equal(case.computed(plan), expected)
 
 
 @pytest.mark.parametrize("parallel", ["samples", "operations"])
@@ -132,14 +132,14 @@ def test_fusion_and_memory_format_change_nothing_but_rounding(
     case: Case, fuse: bool, memory_format: str, parallel: str
 ) -> None:
     plan = replace(PLAIN, micro_batch=3, parallel=parallel, fuse=fuse, memory_format=memory_format)
-    assert_equal(case.by(plan), case.expected())
+    assert_equal(case.computed(plan), case.expected())
 
 
 @pytest.mark.parametrize("parallel", ["samples", "operations"])
-def test_gradients_add_to_those_there(case: Case, parallel: str) -> None:
+def test_gradients_are_added_to_existing_ones(case: Case, parallel: str) -> None:
     losses, gradients = case.expected()
     plan = replace(PLAIN, micro_batch=2, parallel=parallel)
-    assert_equal(case.by(plan, times=2), (losses, [2 * gradient for gradient in gradients]))
+    assert_equal(case.computed(plan, times=2), (losses, [2 * gradient for gradient in gradients]))
 
 
 def test_the_parameters_stay_the_same_objects(case: Case) -> None:
@@ -203,7 +203,7 @@ def test_fusion_can_be_switched_off_in_every_layer() -> None:
 def plan_of(
     arch: str, monkeypatch: pytest.MonkeyPatch, threads: int = 2, batch_size: int = 64, **settings: Any
 ) -> Plan:
-    """The plan for an architecture at 224 pixels on a machine of so many cores."""
+    """The plan for an architecture at 224 pixels on a machine with `threads` cores."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     config = TrainConfig(**{"arch": arch, "device": "cpu", "precision": "32", **settings})
     whole = [name for name, one in objectives_of(arch)[0].items() if not one.PER_SAMPLE]
@@ -214,13 +214,13 @@ def test_a_light_network_takes_samples_side_by_side(monkeypatch: pytest.MonkeyPa
     plan = plan_of("conv", monkeypatch)
     assert (plan.parallel, plan.micro_batch, plan.threads) == ("samples", 4, 2)
     assert (plan.memory_format, plan.fuse, plan.keep_memory, plan.compile) == ("channels_last", True, True, False)
-    assert plan_of("conv", monkeypatch, batch_size=4).micro_batch == 2  # so that both threads have some
+    assert plan_of("conv", monkeypatch, batch_size=4).micro_batch == 2  # so that both threads have images
     assert plan_of("conv", monkeypatch, threads=16, batch_size=4).micro_batch == 1
     described = "cpu, 32, 2 threads, 2 micro-batches of 4 side by side, channels last, fused, memory kept"
     assert plan.described() == described
 
 
-def test_cores_beyond_the_samples_split_operations_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_cores_than_samples_split_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of("conv", monkeypatch, threads=16, batch_size=4)
     assert (plan.micro_batch, plan.side_by_side, plan.threads) == (1, 4, 16)
     assert "16 threads, 4 micro-batches of 1 side by side" in plan.described()
@@ -229,7 +229,7 @@ def test_cores_beyond_the_samples_split_operations_up(monkeypatch: pytest.Monkey
     together = threading.Barrier(4)
 
     def load(chosen: np.ndarray, epoch: int) -> Batch:
-        together.wait(30)  # four threads at once, or never
+        together.wait(30)  # passes only if four threads are here at once
         seen.add((threading.get_ident(), torch.get_num_threads()))
         return {"image": torch.rand(1, 1, SIDE, SIDE)}, {}
 
@@ -255,7 +255,7 @@ def test_the_network_sees_images_in_its_memory_format() -> None:
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_the_allocator_keeps_memory_where_it_is_to(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_allocator_keeps_memory_if_the_plan_asks_for_it(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
     monkeypatch.setattr(gradients_module, "keep_freed_memory", lambda: called.append(1))
     prepare_model(model_of("conv"), replace(PLAIN, keep_memory=keep))
@@ -269,7 +269,7 @@ def test_a_heavy_network_takes_whole_batches(monkeypatch: pytest.MonkeyPatch) ->
     assert plan_of("linear", monkeypatch, parallel="samples").parallel == "samples"
 
 
-def test_one_thread_takes_small_pieces_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_thread_takes_micro_batches_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of("conv", monkeypatch, threads=1)
     assert (plan.parallel, plan.micro_batch, plan.threads) == ("operations", 4, 1)
     assert "one thread" in plan.described()
@@ -282,7 +282,7 @@ def test_a_gpu_takes_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan_of("conv", monkeypatch, device="cuda", micro_batch=16).micro_batch == 16
 
 
-def test_networks_are_compiled_for_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_are_compiled_on_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of("conv", monkeypatch, device="cuda", compile=True)
     assert (plan.parallel, plan.compile) == ("operations", True)
     with pytest.raises(UsageError, match="--compile is for GPUs"):
@@ -302,7 +302,7 @@ def test_every_choice_can_be_overruled(name: str, value: object, monkeypatch: py
 
 
 @pytest.mark.parametrize("settings", [{"micro_batch": 2}, {"parallel": "samples"}], ids=str)
-def test_an_objective_of_whole_batches_lets_none_be_divided(
+def test_a_batch_is_not_divided_for_an_objective_of_whole_batches(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(import_module("cyclic_cli.objectives.similarity"), "PER_SAMPLE", False)

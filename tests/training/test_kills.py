@@ -1,4 +1,4 @@
-"""Whenever a run is killed, the same command ends it with the bits of a run that was never stopped."""
+"""A run that is killed at any moment ends, by the same command, with the bits of a run that was never stopped."""
 
 import json
 import os
@@ -21,7 +21,7 @@ WORDS = ("--epochs", EPOCHS, "--batch-size", 3, "--set", f"checkpoint_steps={INT
 
 
 class Forks:
-    """Processes of `cyclic` that start in a moment, see `forking.py`."""
+    """Processes of `cyclic` that start within milliseconds, see `forking.py`."""
 
     def __init__(self, log: Path) -> None:
         self.log, self.validating, self.steps = log, log.with_suffix(".validating"), log.with_suffix(".steps")
@@ -38,27 +38,27 @@ class Forks:
         return int(self.server.stdout.readline())
 
     def end(self) -> int:
-        """The exit code of what was started, once it has ended."""
+        """Wait for the process, and return its exit code."""
         assert self.server.stdout
         return int(self.server.stdout.readline())
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
 
 @pytest.fixture
 def forks(tmp_path: Path) -> Iterator[Forks]:
-    started = Forks(tmp_path / "said.txt")
+    started = Forks(tmp_path / "output.txt")
     yield started
     started.server.kill()
     started.server.wait()
 
 
 def moments(run: Path, pid: int, validating: Path, generator: random.Random) -> list[tuple[str, Callable[[], bool]]]:
-    """When to kill the process `pid`: names of phases, each with a condition that begins to hold in it."""
+    """When to kill the process `pid`: the names of phases, each with a condition that is true once it begins."""
 
     def drafts() -> list[int]:
-        """The steps whose state is being written."""
+        """The steps whose states are being written."""
         return [int(draft.name[6:14]) for draft in (run / "state").glob(f".step-*.{pid}.tmp")]
 
     def after(steps: int) -> Callable[[], bool]:
@@ -104,23 +104,23 @@ def test_a_run_killed_again_and_again_ends_as_if_never_stopped(
         phase, condition = moments(run, pid, forks.validating, generator)[choice]
         deadline = time.monotonic() + 60
         while not condition() and not (run / "summary.json").exists():
-            assert time.monotonic() < deadline, f"{phase} never came: {forks.said()}"
+            assert time.monotonic() < deadline, f"{phase} was never reached: {forks.output()}"
             time.sleep(0.001)
         time.sleep(0 if phase == "end" else generator.choice([0, 0, 0.002, 0.01]))
         os.kill(pid, signal.SIGKILL)
-        assert forks.end() == -signal.SIGKILL, forks.said()
-        assert not (run / "summary.json").exists(), "it was over before it could be killed"
+        assert forks.end() == -signal.SIGKILL, forks.output()
+        assert not (run / "summary.json").exists(), "the run ended before it was killed"
         phases.append(phase)
     forks.start(*words, "--out", run)
-    assert forks.end() == 0, forks.said()
+    assert forks.end() == 0, forks.output()
     executed = forks.steps.stat().st_size
     forks.start(*words, "--out", tmp_path / "whole")
-    assert forks.end() == 0, forks.said()
-    rest, whole = (json.loads(line) for line in forks.said().splitlines()[-2:])
+    assert forks.end() == 0, forks.output()
+    rest, whole = (json.loads(line) for line in forks.output().splitlines()[-2:])
     assert len(set(phases)) == 8
     assert rest["resumed"]
     assert rest["steps"] == whole["steps_executed"]
-    # Resuming is not starting again.
+    # Resuming repeats only the steps since the last saved state.
     assert whole["steps"] < executed <= whole["steps"] + kills * INTERVAL
     assert timeless_rows(run) == timeless_rows(tmp_path / "whole")
     kept, wanted = contents(run), contents(tmp_path / "whole")

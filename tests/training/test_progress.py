@@ -1,4 +1,4 @@
-"""What a person sees of a training while it runs, and what a checkpoint says of how it was made."""
+"""The output of a running training, and the provenance that a checkpoint records."""
 
 import fcntl
 import getpass
@@ -24,8 +24,7 @@ from cyclic_cli.config import TrainConfig
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Step
 from cyclic_cli.storage.checkpoint import read_checkpoint
-from cyclic_cli.training import autoencoding
-from cyclic_cli.training import task as training
+from cyclic_cli.training import autoencoding, run_log
 from cyclic_cli.training.task import train
 
 Cyclic = Callable[..., Ran]
@@ -33,7 +32,7 @@ VAE = ("--arch", "vae", "--set", "model.width=8", "--set", "model.latent=16")
 
 
 def on_a_terminal(command: list[str]) -> str:
-    """What a command writes to a terminal of 100 columns, colours and movements taken away."""
+    """The output of a command on a terminal of 100 columns, without colours and cursor movements."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=os.environ | {"TERM": "xterm"}):
@@ -42,7 +41,7 @@ def on_a_terminal(command: list[str]) -> str:
         while True:
             try:
                 part = os.read(ours, 65536)
-            except OSError:  # how Linux says that the other end is closed
+            except OSError:  # Linux: the other end is closed
                 break
             if not part:
                 break
@@ -61,7 +60,9 @@ def test_a_terminal_shows_losses_rate_pace_and_the_last_validation(tiny_dataset:
     assert said.count("epoch 2/3  val mse") == 1
 
 
-def test_a_log_gets_plain_lines(tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic) -> None:
+def test_without_a_terminal_progress_is_plain_lines(
+    tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic
+) -> None:
     monkeypatch.setattr(console, "PLAIN_EVERY", 0.0)
     ran = cyclic("train", tiny_dataset, *VAE, "--epochs", 1, "--batch-size", 8)
     assert re.search(
@@ -73,11 +74,11 @@ def test_a_log_gets_plain_lines(tiny_dataset: Path, monkeypatch: pytest.MonkeyPa
     assert "\x1b" not in ran.err
 
 
-def test_tensorboard_says_what_the_metrics_say_even_of_a_run_that_was_resumed(
+def test_tensorboard_holds_the_metrics_also_of_a_resumed_run(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    monkeypatch.setattr(run_log, "LOG_EVERY", 1)
     run = tmp_path / "run"
     config = TrainConfig(arch="linear", epochs=3, batch_size=4, checkpoint_steps=2, tensorboard=True)
 
@@ -105,7 +106,7 @@ def test_tensorboard_says_what_the_metrics_say_even_of_a_run_that_was_resumed(
     assert (events.Images(name)[0].width, events.Images(name)[0].height) == (8 * 32, 2 * 32)
 
 
-def test_tensorboard_without_its_extra_is_an_error_that_says_what_to_install(
+def test_tensorboard_without_its_extra_is_an_error_that_names_the_extra(
     tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -141,9 +142,7 @@ def test_info_prints_the_command_that_reproduces_a_model_bit_for_bit(
         np.testing.assert_array_equal(weight, second.weights[name])
 
 
-def test_what_a_checkpoint_says_of_how_it_was_made_names_no_place_user_or_host(
-    tiny_dataset: Path, cyclic: Cyclic
-) -> None:
+def test_the_provenance_in_a_checkpoint_names_no_path_user_or_host(tiny_dataset: Path, cyclic: Cyclic) -> None:
     cyclic("train", tiny_dataset, "--arch", "linear", "--epochs", 1, "--out", "run")
     content = Path("run/model.safetensors").read_bytes()
     said = content[8 : 8 + int.from_bytes(content[:8], "little")].decode()
@@ -152,13 +151,13 @@ def test_what_a_checkpoint_says_of_how_it_was_made_names_no_place_user_or_host(
         assert not re.search(rf"(?<!\w){re.escape(word)}(?!\w)", said), word
 
 
-def test_a_signal_before_the_first_step_leaves_no_half_run(
+def test_after_a_signal_before_the_first_step_the_run_can_begin_again(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autoencoding, "INITIALISATION_BATCH", 4)
 
     def stop(event: object) -> None:
-        if "images of the start" in str(event):
+        if "images for initialisation" in str(event):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(CyclicError, match="nothing to save yet"):

@@ -1,4 +1,4 @@
-"""`examples/slurm/train.sbatch` on a real Slurm of one machine. Slow: on request."""
+"""`examples/slurm/train.sbatch` on a real Slurm cluster of one machine. Slow; run on request."""
 
 import os
 import sys
@@ -51,11 +51,11 @@ def test_a_job_requeued_in_mid_epoch_ends_with_the_weights_of_one_never_stopped(
     assert {row["attempt"] for row in rows(run)} == {1, 2}
 
 
-def test_a_job_whose_time_is_over_twice_goes_on_twice(
+def test_a_job_that_reaches_its_time_limit_twice_continues_twice(
     cluster: slurm.Cluster, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    # Slurm counts time in minutes: the signal, 45 seconds before the end of one, comes after some 15.
+    # Slurm measures limits in minutes. The signal, 45 seconds before the end of one minute, comes after 15 seconds.
     job = submit(
         cluster, tiny_dataset, run, "--time=1", "--signal=USR1@45", words=("--epochs", "1000000"),
     )  # fmt: skip

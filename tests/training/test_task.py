@@ -1,4 +1,4 @@
-"""`cyclic train`: the same seed gives the same bits, stopped or not; what is refused, and why."""
+"""`cyclic train`: the same seed gives the same bits, stopped or not; and which runs are refused."""
 
 import json
 import math
@@ -27,16 +27,17 @@ from cyclic_cli.models import conv, deep, linear, residual, vae
 from cyclic_cli.registry import names
 from cyclic_cli.storage.checkpoint import read_checkpoint
 from cyclic_cli.storage.dataset import StoredDataset
-from cyclic_cli.training import autoencoding, validation
+from cyclic_cli.training import autoencoding, run_log, steps, validation
 from cyclic_cli.training import task as training
-from cyclic_cli.training.task import _Training, learning_rate, train
+from cyclic_cli.training.steps import learning_rate
+from cyclic_cli.training.task import train
 
 Cyclic = Callable[..., Ran]
 
 
 @pytest.fixture(autouse=True)
 def short_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fit of the convolutional start to the spectrum is cut short: it takes seconds, and is tested elsewhere."""
+    """Shorten the spectral fit that initialises convolutions: it takes seconds, and is tested elsewhere."""
     monkeypatch.setattr(conv, "ITERATIONS", 20)
 
 
@@ -102,7 +103,7 @@ def test_a_run_stopped_in_mid_epoch_ends_with_the_bits_of_one_never_stopped(
         assert (last[0] / file).read_bytes() == (last[1] / file).read_bytes()
 
 
-def test_threads_and_movements_do_not_disturb_a_resumed_run(
+def test_a_resumed_run_with_threads_and_augmentation_ends_with_the_same_bits(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -128,14 +129,14 @@ def test_threads_and_movements_do_not_disturb_a_resumed_run(
 
 @pytest.mark.parametrize(
     ("arch", "lr"),
-    # Where images of a few pixels start at nearly no loss, Adam makes steps of full length of rounding errors.
+    # The loss of tiny images is near zero after initialisation, and Adam amplifies rounding to steps of full length.
     [("conv", 1e-5), ("deep", 1e-5), ("residual", residual.RECIPE["lr"]), ("vae", vae.RECIPE["lr"])],
 )
-def test_what_makes_steps_fast_can_be_switched_off_and_changes_no_loss(
+def test_every_speed_measure_can_be_switched_off_without_changing_the_losses(
     arch: str, lr: float, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    monkeypatch.setattr(run_log, "LOG_EVERY", 1)
     words = ("train", tiny_dataset, "--arch", arch, "--epochs", 1, "--batch-size", 5, "--precision", 32, "--lr", lr)
     plain = ("micro_batch=1", "parallel=operations", "fuse=false", "keep_memory=false", "memory_format=contiguous")
     assert cyclic(*words, "--out", "fast").code == 0
@@ -144,7 +145,7 @@ def test_what_makes_steps_fast_can_be_switched_off_and_changes_no_loss(
     assert step_losses(Path("plain")) == pytest.approx(step_losses(Path("fast")), rel=1e-3)
 
 
-def test_a_run_says_how_its_steps_are_computed(
+def test_a_run_logs_how_its_steps_are_computed(
     tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -162,10 +163,10 @@ def test_a_run_says_how_its_steps_are_computed(
 
 
 @pytest.mark.parametrize("arch", ["conv", "deep", pytest.param("vae", marks=pytest.mark.slow)])
-def test_every_way_to_compute_a_step_moves_the_weights_alike(
+def test_every_way_to_compute_a_step_changes_the_weights_alike(
     arch: str, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Side by side or not, channels last or not, fused or not: an optimizer must see each weight's own gradient."""
+    """The optimizer must see the right gradient of each weight with any parallelism, memory format and fusion."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     config = TrainConfig(arch=arch, epochs=2, batch_size=8, lr=1e-3, fitted_lr=1.0, device="cpu", precision="32")
     ways = [
@@ -181,7 +182,7 @@ def test_every_way_to_compute_a_step_moves_the_weights_alike(
     start = read_checkpoint(max((tmp_path / "still" / "state").iterdir()) / "model.safetensors").weights
     for name, weight in start.items():
         movement = np.linalg.norm(moved[0][name] - weight)
-        for other in moved[1:]:  # Adam enlarges rounding where a gradient is near zero
+        for other in moved[1:]:  # Adam amplifies rounding where a gradient is near zero
             assert np.linalg.norm(moved[0][name] - other[name]) <= 0.2 * movement + 1e-6, name
 
 
@@ -191,7 +192,7 @@ def test_every_way_to_compute_a_step_moves_the_weights_alike(
 def test_a_compiled_network_trains_to_the_same_losses(
     arch: str, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic
 ) -> None:
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    monkeypatch.setattr(run_log, "LOG_EVERY", 1)
     words = ("train", tiny_dataset, "--arch", arch, "--epochs", 1, "--batch-size", 8, "--precision", 32, "--lr", 1e-5)
     assert cyclic(*words, "--out", "plain").code == 0
     assert cyclic(*words, "--out", "compiled", "--compile").code == 0
@@ -205,7 +206,7 @@ def test_compilation_for_a_processor_is_refused(tiny_dataset: Path, cyclic: Cycl
     assert "--compile is for GPUs" in ran.err
 
 
-def test_movements_are_those_that_are_asked_for(
+def test_augmentation_has_the_strength_of_the_settings(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strengths: list[float] = []
@@ -222,7 +223,7 @@ def test_movements_are_those_that_are_asked_for(
         assert set(strengths) == expected
 
 
-def test_what_starts_in_closed_form_has_a_rate_of_its_own(tiny_dataset: Path, tmp_path: Path) -> None:
+def test_parameters_initialised_in_closed_form_have_their_own_learning_rate(tiny_dataset: Path, tmp_path: Path) -> None:
     config = TrainConfig(arch="residual", epochs=1, batch_size=12, weight_decay=0.0)
     train(tiny_dataset, tmp_path / "still", replace(config, lr=0.0))
     train(tiny_dataset, tmp_path / "fitted still", replace(config, fitted_lr=0.0))
@@ -244,10 +245,10 @@ def test_the_best_epoch_is_kept_not_the_last(
     assert [row["best"] for row in rows(tmp_path / "run", "epoch")] == [True, True, False]
 
 
-def test_validation_is_what_reconstruct_measures(
+def test_validation_equals_the_errors_of_reconstruct(
     tiny_dataset: Path, tiny_files: Path, tmp_path: Path, cyclic: Cyclic
 ) -> None:
-    """Over the image area alone: the tiny images are 80 × 64, so a quarter of each square is letterbox."""
+    """Both leave the letterbox out: the tiny images are 80 × 64, so it is a fifth of each square."""
     summary = train(tiny_dataset, tmp_path / "run", TrainConfig(arch="conv", epochs=1))
     samples = StoredDataset(tiny_dataset).index(["source", "split"]).to_pylist()
     sources = [sample["source"] for sample in samples if sample["split"] == "val"]
@@ -258,7 +259,7 @@ def test_validation_is_what_reconstruct_measures(
     assert summary.val["psnr"] == pytest.approx(np.mean([line["psnr"] for line in said]), abs=1e-3)
 
 
-def test_what_a_killed_attempt_wrote_after_its_state_is_cut(tiny_dataset: Path, tmp_path: Path) -> None:
+def test_metrics_that_a_killed_attempt_wrote_after_its_state_are_cut(tiny_dataset: Path, tmp_path: Path) -> None:
     run, config = tmp_path / "run", TrainConfig(arch="linear", epochs=2, batch_size=4)
 
     def stop(event: object) -> None:
@@ -285,7 +286,7 @@ def test_rate_noise_and_weights_reach_the_model(
         patch.setattr(autoencoding, "sample_noise", lambda keys, size, seed, epoch: torch.zeros(len(keys), size))
         train(tiny_dataset, tmp_path / "noiseless", config)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "learning_rate", lambda *_: 0.0)
+        patch.setattr(steps, "learning_rate", lambda *_: 0.0)
         train(tiny_dataset, tmp_path / "still", config)
         train(tiny_dataset, tmp_path / "still too", replace(config, epochs=2))
     usual = weights(tmp_path / "usual")
@@ -294,7 +295,7 @@ def test_rate_noise_and_weights_reach_the_model(
     assert weights(tmp_path / "still") == weights(tmp_path / "still too")
 
 
-def test_a_finished_run_without_its_model_is_no_success(tiny_dataset: Path, cyclic: Cyclic) -> None:
+def test_a_finished_run_without_its_model_is_an_error(tiny_dataset: Path, cyclic: Cyclic) -> None:
     words = ("train", tiny_dataset, "--arch", "linear", "--epochs", 1, "--out", "run", "--resume", "auto")
     cyclic(*words)
     model = Path("run/model.safetensors")
@@ -304,7 +305,7 @@ def test_a_finished_run_without_its_model_is_no_success(tiny_dataset: Path, cycl
     assert cyclic(*words).code == 1
 
 
-def test_a_folder_of_others_is_never_written_into(tiny_dataset: Path, cyclic: Cyclic) -> None:
+def test_a_folder_that_is_not_a_run_is_never_written_into(tiny_dataset: Path, cyclic: Cyclic) -> None:
     Path("mine").mkdir()
     Path("mine/metrics.jsonl").write_text("years of work")
     for resume in ("never", "auto", "must"):
@@ -313,14 +314,14 @@ def test_a_folder_of_others_is_never_written_into(tiny_dataset: Path, cyclic: Cy
     assert Path("mine/metrics.jsonl").read_text() == "years of work"
 
 
-def test_an_unfinished_data_set_is_not_passed_over_for_the_demo(cyclic: Cyclic) -> None:
+def test_an_unfinished_dataset_is_an_error_rather_than_replaced_by_the_demo(cyclic: Cyclic) -> None:
     Path("dataset/.unfinished").mkdir(parents=True)
     ran = cyclic("train")
     assert ran.code == 1
-    assert "no finished dataset" in ran.err
+    assert "does not contain a finished dataset" in ran.err
 
 
-def test_a_finished_run_is_summed_up_again_and_an_existing_one_refused(tiny_dataset: Path, cyclic: Cyclic) -> None:
+def test_a_finished_run_is_summarised_again_and_an_existing_one_refused(tiny_dataset: Path, cyclic: Cyclic) -> None:
     words = ("train", tiny_dataset, "--arch", "linear", "--epochs", 1)
     first = cyclic(*words, "--json").json
     assert first["run"] == "runs/linear-1-seed0"
@@ -337,7 +338,7 @@ def test_a_finished_run_is_summed_up_again_and_an_existing_one_refused(tiny_data
     assert cyclic(*words, "--resume", "must", "--out", "runs/new").code == 1
 
 
-def test_a_run_of_another_data_set_is_refused(tiny_dataset: Path, tiny_files: Path, cyclic: Cyclic) -> None:
+def test_a_run_on_another_dataset_is_refused(tiny_dataset: Path, tiny_files: Path, cyclic: Cyclic) -> None:
     cyclic("prepare", tiny_files, "--out", "other", "--size", 32)
     cyclic("train", tiny_dataset, "--arch", "linear", "--epochs", 1, "--out", "run")
     ran = cyclic("train", "other", "--arch", "linear", "--epochs", 1, "--out", "run", "--resume", "auto")
@@ -364,18 +365,18 @@ def test_a_run_of_another_data_set_is_refused(tiny_dataset: Path, tiny_files: Pa
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_is_wrong_is_said_with_the_way_out(
+def test_wrong_settings_are_errors_that_name_the_way_out(
     words: tuple[str, ...], code: int, said: str, tiny_dataset: Path, cyclic: Cyclic
 ) -> None:
     if "cuda" in words and torch.cuda.is_available():
-        pytest.skip("there is CUDA here")
+        pytest.skip("CUDA is available")
     ran = cyclic("train", tiny_dataset, "--arch", "conv", *words, "--out", "run")
     assert ran.code == code
     assert said in ran.err
     assert "Traceback" not in ran.err
 
 
-def test_a_size_that_an_architecture_cannot_have_is_refused_in_words(cyclic: Cyclic) -> None:
+def test_an_image_size_that_an_architecture_does_not_support_is_refused(cyclic: Cyclic) -> None:
     for number in range(12):
         make_png(Path(f"files/{number}.png"), smooth_image(number))
     cyclic("prepare", "files", "--out", "ds", "--size", 37, "--already-deidentified")
@@ -384,7 +385,7 @@ def test_a_size_that_an_architecture_cannot_have_is_refused_in_words(cyclic: Cyc
     assert "multiple" in ran.err
 
 
-def test_without_validation_data_the_last_is_the_best(tiny_files: Path, cyclic: Cyclic) -> None:
+def test_without_validation_data_the_last_model_is_the_best(tiny_files: Path, cyclic: Cyclic) -> None:
     cyclic("prepare", tiny_files, "--out", "ds", "--size", 32, "--split", "100/0/0", "--already-deidentified")
     said = cyclic("train", "ds", "--arch", "conv", "--epochs", 2, "--out", "run", "--json").json
     assert said["val"] == {}
@@ -406,11 +407,11 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert 0 < rates[99] < 0.001
 
 
-# ------------------------------------------------------------------------------------------ what is not finite
+# ---------------------------------------------------------------------------- losses and weights that are not finite
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, number: int, size: int) -> None:
-    """One image of the split of this size is all NaN whenever it is read."""
+    """Replace the image `number` of the split that has `size` images by NaN whenever it is read."""
     read = Samples.images
 
     def images(samples: Samples, chosen: np.ndarray) -> torch.Tensor:
@@ -422,7 +423,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, number: int, size: int) -> None:
     monkeypatch.setattr(Samples, "images", images)
 
 
-def test_a_run_whose_only_step_ruins_the_weights_is_no_success(tiny_dataset: Path, cyclic: Cyclic) -> None:
+def test_a_run_whose_only_step_makes_weights_infinite_is_an_error(tiny_dataset: Path, cyclic: Cyclic) -> None:
     ran = cyclic("train", tiny_dataset, "--arch", "linear", "--epochs", 1, "--batch-size", 500, "--lr", 1e36)
     assert ran.code == 1
     assert "not finite at step" in ran.err
@@ -433,7 +434,7 @@ def test_a_batch_whose_loss_is_not_finite_stops_the_run_or_is_skipped(
     tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic
 ) -> None:
     keys = StoredDataset(tiny_dataset).records("train")["key"]
-    monkeypatch.setattr(_Training, "_initialise", lambda training, stop: None)
+    monkeypatch.setattr(training, "initialise", lambda *_: None)
     poisoned(monkeypatch, 3, len(keys))
     words = ("train", tiny_dataset, "--arch", "linear", "--epochs", 2, "--batch-size", 5, "--out", "run")
     stopped = cyclic(*words)
@@ -450,8 +451,8 @@ def test_a_batch_whose_loss_is_not_finite_stops_the_run_or_is_skipped(
 def test_losses_that_stay_infinite_stop_a_run_that_skips(
     tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, cyclic: Cyclic
 ) -> None:
-    """The weights are broken then, not the samples. With another rate the run may begin again in its folder."""
-    monkeypatch.setattr(training, "SKIPS", 4)
+    """Then the weights are at fault, not the samples. With another learning rate the run may begin again."""
+    monkeypatch.setattr(steps, "SKIPS", 4)
     words = ("train", tiny_dataset, "--arch", "linear", "--epochs", 2, "--batch-size", 2, "--out", "run")
     words += ("--resume", "auto", "--set", "not_finite=skip")
     ran = cyclic(*words, "--lr", 1e30)
@@ -461,7 +462,7 @@ def test_losses_that_stay_infinite_stop_a_run_that_skips(
     assert cyclic(*words, "--lr", 1e-5).code == 0
 
 
-# ------------------------------------------------------------------------------------------------ going on
+# ------------------------------------------------------------------------------------------------ resuming
 
 
 def stopped_at(step: int, dataset: Path, run: Path, config: TrainConfig) -> None:
@@ -475,7 +476,7 @@ def stopped_at(step: int, dataset: Path, run: Path, config: TrainConfig) -> None
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "progress.json"])
 @pytest.mark.parametrize("damage", ["cut", "bit"])
-def test_a_damaged_state_is_named_and_the_one_before_it_used(
+def test_a_damaged_state_is_reported_and_the_one_before_it_used(
     file: str, damage: str, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     config = TrainConfig(arch="linear", epochs=2, batch_size=4, checkpoint_steps=2)
@@ -497,7 +498,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_used(
     assert timeless_rows(run) == timeless_rows(tmp_path / "whole")
 
 
-def test_when_every_state_is_damaged_the_run_says_so(tiny_dataset: Path, tmp_path: Path) -> None:
+def test_a_run_whose_states_are_all_damaged_is_an_error(tiny_dataset: Path, tmp_path: Path) -> None:
     config = TrainConfig(arch="linear", epochs=2, batch_size=4, checkpoint_steps=2)
     stopped_at(5, tiny_dataset, tmp_path / "run", config)
     for state in (tmp_path / "run" / "state").iterdir():
@@ -509,14 +510,14 @@ def test_when_every_state_is_damaged_the_run_says_so(tiny_dataset: Path, tmp_pat
 def test_a_disk_that_fills_up_while_state_is_written_leaves_the_state_before_it(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    """A limit on the size of files, from the third step on, fails the real writers as a full disk does."""
+    """A limit on file sizes, set after the third step, makes the real writers fail as a full disk would."""
     run, config = tmp_path / "run", TrainConfig(arch="linear", epochs=2, batch_size=4, checkpoint_steps=2)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(event: object) -> None:
         if isinstance(event, Step) and event.step == 3:
             deadline = time.monotonic() + 60
-            while not (run / "state" / "step-00000002").exists():  # a thread of its own writes it
+            while not (run / "state" / "step-00000002").exists():  # a separate thread writes it
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
@@ -533,8 +534,8 @@ def test_a_disk_that_fills_up_while_state_is_written_leaves_the_state_before_it(
     assert timeless_rows(run) == timeless_rows(tmp_path / "whole")
 
 
-def test_a_second_signal_ends_a_process_that_waits_outside_of_python() -> None:
-    """As in an exchange with a process that hangs. Locking a mutex twice waits for ever, whatever signals come."""
+def test_a_second_signal_ends_a_process_that_waits_inside_a_c_library() -> None:
+    """As in a collective operation whose other process hangs. Here locking a mutex twice waits for ever."""
     program = """if True:
         import ctypes
         from cyclic_cli.training.signals import stop_signals
@@ -555,7 +556,7 @@ def test_a_second_signal_ends_a_process_that_waits_outside_of_python() -> None:
         assert process.wait(10) == 143
 
 
-def test_a_signal_ends_a_validation_which_the_next_attempt_does(
+def test_a_signal_ends_a_validation_and_the_next_attempt_repeats_it(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, config = tmp_path / "run", TrainConfig(arch="linear", epochs=2, batch_size=4)
@@ -607,14 +608,14 @@ def test_two_runs_in_one_folder_are_refused(tiny_dataset: Path, tmp_path: Path) 
     ("flags", "precision"),
     [("fma avx2 avx512_bf16", "32"), ("avx512_bf16 amx_bf16", "bf16"), ("asimd bf16 sve", "bf16"), ("fma", "32")],
 )
-def test_bfloat16_is_taken_where_matrices_of_it_are_multiplied(
+def test_bfloat16_is_used_where_the_processor_multiplies_matrices_of_it(
     flags: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor: 0\nflags: {flags}\n")
     assert distributed.resolve("cpu", "auto") == ("cpu", precision)
 
 
-def test_what_the_first_hardware_chose_holds_to_the_end(
+def test_a_resumed_run_keeps_the_precision_of_its_first_attempt(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = TrainConfig(arch="linear", epochs=1, batch_size=4)
@@ -625,9 +626,9 @@ def test_what_the_first_hardware_chose_holds_to_the_end(
     assert read_checkpoint(tmp_path / "run" / "model.safetensors").provenance["settings"]["precision"] == "32"
 
 
-def test_a_signal_in_the_start_ends_it_at_once(tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
+def test_a_signal_during_initialisation_ends_it_at_once(tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
     def stop(event: object) -> None:
-        if isinstance(event, Note) and event.text.startswith("starting"):
+        if isinstance(event, Note) and event.text.startswith("initialising"):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(CyclicError, match="nothing to save yet") as caught:
@@ -646,7 +647,7 @@ def test_gradients_are_clipped(tiny_dataset: Path, tmp_path: Path) -> None:
     assert weights(tmp_path / "a") != weights(tmp_path / "b")
 
 
-def test_a_start_sees_a_bounded_number_of_images(
+def test_initialisation_uses_a_bounded_number_of_images(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autoencoding, "INITIALISATION_IMAGES", 7)

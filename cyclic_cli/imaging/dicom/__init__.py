@@ -1,1 +1,1 @@
-"""DICOM files. Only this folder knows pydicom."""
+"""Reads and writes DICOM files. Only this folder imports pydicom."""

@@ -1,9 +1,10 @@
-"""Compressed or plain pixel data of one frame → stored values, by the first decoder that manages.
+"""Decodes the pixel data of one frame, compressed or not, to stored values.
 
-pydicom calls the decoders. Three things it lacks are added here: JPEG Extended of 12 bits by GDCM, HTJ2K by Pillow, and
-the syntaxes whose frames are plain pixels, deflated or not, within fragments (PS3.5 A.4.11 and A.4.13).
+The available decoders are tried in order, and the first that succeeds is used. pydicom calls them. Three things that
+pydicom lacks are added here: JPEG Extended of 12 bits by GDCM, HTJ2K by Pillow, and the transfer syntaxes that hold
+uncompressed or deflated frames in fragments (PS3.5 A.4.11 and A.4.13).
 
-JPEG 2000 and JPEG baseline can also leave out resolution while they decode, which `reductions` does.
+JPEG 2000 and JPEG baseline can also be decoded at a lower resolution, which `reductions` does.
 """
 
 import io
@@ -35,22 +36,22 @@ from cyclic_cli.errors import Rejected
 from cyclic_cli.imaging.dicom.header import whole_number
 
 PREFERRED = ("pylibjpeg", "pyjpegls", "pillow", "gdcm", "gdcm_12_bit", "pillow_htj2k", "pydicom")
-"""Decoders in the order of trial, the fastest first; each knows some transfer syntaxes."""
+"""Decoders in the order in which they are tried, the fastest first. Each supports some transfer syntaxes."""
 ENCAPSULATED_UNCOMPRESSED = UID("1.2.840.10008.1.2.1.98")
 DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")
 PARTIAL_RANGE = np.array([[0.2568, 0.5041, 0.0979], [-0.1482, -0.2910, 0.4392], [0.4392, -0.3678, -0.0714]])
-CELLS_OF_JPEG_2000 = 1.85  # fewest cells per pixel of the sample that are left to the antialiased resize
-ROUNDING = 0.5  # by which each level of JPEG 2000's integer wavelet moves values on average: a quarter a direction
-ALIASES_BELOW = 3.0  # such cells: with fewer of them sharp edges alias
-CELLS_OF_JPEG = {8: 3.0, 4: 3.0, 2: 2.6}  # the same, by scale of the DCT
+CELLS_OF_JPEG_2000 = 1.85  # minimum number of cells per sample pixel, along a side, before the antialiased resize
+ROUNDING = 0.5  # mean change of a value by rounding, per level of JPEG 2000's integer wavelet: 0.25 per direction
+ALIASES_BELOW = 3.0  # cells per sample pixel below which sharp edges alias
+CELLS_OF_JPEG = {8: 3.0, 4: 3.0, 2: 2.6}  # minimum number of cells per sample pixel for each scale of the DCT
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """Stored values of one frame at a lower resolution.
+    """Stored values of one frame, possibly at a lower resolution.
 
-    Cell k of `stored` (H', W') lies on the original's pixels from (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`.
-    With fewer cells per pixel of the sample than `aliases_below`, sharp edges alias.
+    Along either axis, cell k of `stored` (H', W') covers the original's pixels from (k - `edge`) · `scale` to
+    (k + 1 - `edge`) · `scale`. Sharp edges alias where there are fewer cells per sample pixel than `aliases_below`.
     """
 
     stored: np.ndarray
@@ -60,10 +61,10 @@ class Reduced:
 
 
 def decode(header: Dataset, frame: int) -> np.ndarray:
-    """One frame's stored values: (H, W), or (H, W, 3) with YBR already turned into RGB. May be a view of the file.
+    """The stored values of one frame: (H, W), or (H, W, 3) in RGB. The array may be a view of the file.
 
     Raises:
-        Rejected: no_decoder; broken_pixels with what every decoder raised.
+        Rejected: no_decoder; broken_pixels, with the error of each decoder.
     """
     header = _with_plain_frame(header, frame)
     frame = 0 if "NumberOfFrames" not in header else frame
@@ -83,13 +84,13 @@ def decode(header: Dataset, frame: int) -> np.ndarray:
             failures.append(f"{name}: {error.message}")
     if not failures:
         raise Rejected("no_decoder", f"transfer syntax {syntax.name}")
-    raise Rejected("broken_pixels", f"no decoder manages ({', '.join(failures)})")
+    raise Rejected("broken_pixels", f"every decoder failed ({', '.join(failures)})")
 
 
 def _attempt(decoder: Decoder, header: Dataset, frame: int, plugin: str) -> np.ndarray:
     options: dict[str, Any] = {"view_only": True, "correct_unused_bits": False} if decoder.is_native else {}
     partial = str(header.PhotometricInterpretation).startswith("YBR_PARTIAL")
-    if partial:  # retired, and unknown to pydicom
+    if partial:  # retired by the standard, and not supported by pydicom
         options |= {
             "photometric_interpretation": header.PhotometricInterpretation.replace("PARTIAL", "FULL"),
             "raw": True,
@@ -98,19 +99,19 @@ def _attempt(decoder: Decoder, header: Dataset, frame: int, plugin: str) -> np.n
         stored, _ = decoder.as_array(header, index=frame, decoding_plugin=plugin, **options)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # decoders raise almost anything on damaged data, panics of Rust included
+    except BaseException as error:  # decoders raise almost anything on damaged data, including panics of Rust code
         raise Rejected("broken_pixels", type(error).__name__) from error
     return _from_partial_range(stored) if partial else stored
 
 
 def _from_partial_range(stored: np.ndarray) -> np.ndarray:
-    """YBR_PARTIAL of 8 bits (..., 3), whose luminance goes from 16 to 235, to RGB (PS3.3 C.7.6.3.1.2 of 2016)."""
+    """Convert YBR_PARTIAL of 8 bits (..., 3), with luminance from 16 to 235, to RGB (PS3.3 C.7.6.3.1.2 of 2016)."""
     colour = (stored - np.array([16, 128, 128])) @ np.linalg.inv(PARTIAL_RANGE).T
     return np.rint(np.clip(colour, 0, 255)).astype(np.uint8)
 
 
 def compressed_frame(header: Dataset, frame: int) -> bytes:
-    """One frame's compressed stream, put together from its fragments."""
+    """The compressed stream of one frame, joined from its fragments. Raises Rejected: broken_pixels."""
     try:
         offsets = (header.ExtendedOffsetTable, header.ExtendedOffsetTableLengths)
     except AttributeError:
@@ -119,11 +120,14 @@ def compressed_frame(header: Dataset, frame: int) -> bytes:
     try:
         return get_frame(header.PixelData, frame, number_of_frames=count, extended_offsets=offsets)
     except Exception as error:
-        raise Rejected("broken_pixels", f"the frame is not found ({type(error).__name__})") from error
+        raise Rejected("broken_pixels", f"the frame cannot be found ({type(error).__name__})") from error
 
 
 def _with_plain_frame(header: Dataset, frame: int) -> Dataset:
-    """A header whose fragments hold plain pixels, deflated or not, as one of that frame alone, without fragments."""
+    """A header with uncompressed, unfragmented pixel data of this frame alone, where fragments hold such pixels.
+
+    The pixels in the fragments may be deflated. Headers of other transfer syntaxes are returned unchanged.
+    """
     syntax = header.file_meta.TransferSyntaxUID
     if syntax not in (DEFLATED_FRAMES, ENCAPSULATED_UNCOMPRESSED):
         return header
@@ -155,7 +159,7 @@ def frame_bits(header: Dataset) -> int:
 
 
 def is_encapsulated(header: Dataset) -> bool:
-    """Whether the pixel data lie in fragments; of an unknown transfer syntax it is taken to be so."""
+    """Whether the pixel data are in fragments. An unknown transfer syntax is assumed to use fragments."""
     try:
         return bool(header.file_meta.TransferSyntaxUID.is_encapsulated)
     except ValueError:
@@ -163,9 +167,9 @@ def is_encapsulated(header: Dataset) -> bool:
 
 
 def _clean(header: Dataset, stored: np.ndarray) -> np.ndarray:
-    """Move stored values whose High Bit is not the usual one down, and drop bits above Bits Stored (PS3.5 8.1.1).
+    """Shift stored values down where High Bit is unusual, and drop bits above Bits Stored (PS3.5 8.1.1).
 
-    Values that are clean, as nearly all are, stay where they lie.
+    Most frames need neither. Their values are returned without a copy.
     """
     allocated = 8 * stored.dtype.itemsize
     bits = min(whole_number(header, "BitsStored", allocated), allocated)
@@ -181,14 +185,14 @@ def _clean(header: Dataset, stored: np.ndarray) -> np.ndarray:
     if low <= stored.min() and stored.max() <= high:
         return stored
     spare = allocated - bits
-    return (stored << spare) >> spare  # of signed values the shift back repeats the sign
+    return (stored << spare) >> spare  # for signed values, the right shift extends the sign
 
 
-# ---------------------------------------------------------------------------------------- what a stream says of itself
+# ------------------------------------------------------------------------------------ headers of compressed streams
 
 
 def _stream_size(syntax: UID, stream: bytes) -> tuple[int, int, int] | None:
-    """(rows, columns, samples) that a JPEG, JPEG-LS or JPEG 2000 stream declares; None where it is not understood."""
+    """(rows, columns, samples) that a JPEG, JPEG-LS or JPEG 2000 stream declares; None where it cannot be parsed."""
     try:
         if syntax in JPEG2000TransferSyntaxes:
             siz = _siz(stream)
@@ -201,7 +205,7 @@ def _stream_size(syntax: UID, stream: bytes) -> tuple[int, int, int] | None:
 
 
 def _sof(stream: bytes) -> tuple[int, int, int] | None:
-    """(rows, columns, samples) of the frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2)."""
+    """(rows, columns, samples) in the frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2)."""
     at = 2
     while stream[:2] == b"\xff\xd8" and stream[at] == 0xFF:
         marker = stream[at + 1]
@@ -218,7 +222,7 @@ def _sof(stream: bytes) -> tuple[int, int, int] | None:
 
 @dataclass(frozen=True)
 class _Siz:
-    """The image size of a JPEG 2000 codestream (ITU-T T.800 A.5.1); `plain` where it has no offsets."""
+    """The SIZ segment of a JPEG 2000 codestream (ITU-T T.800 A.5.1). `plain` is True where all offsets are 0."""
 
     rows: int
     columns: int
@@ -238,21 +242,28 @@ def _siz(stream: bytes) -> _Siz | None:
 
 
 def _refuse_other_sizes(header: Dataset, stream: bytes) -> None:
+    """Raise Rejected where the compressed stream declares another size than the header."""
     declared = _stream_size(header.file_meta.TransferSyntaxUID, stream)
     expected = tuple(whole_number(header, name, 1) for name in ("Rows", "Columns", "SamplesPerPixel"))
     if declared is not None and declared != expected:
-        raise Rejected("broken_pixels", "the compressed image has another size than the header says")
+        raise Rejected("broken_pixels", "the compressed image differs in size from the header")
 
 
 # ------------------------------------------------------------------------------------------------- reduced decoding
 
 
 def reductions(header: Dataset, frame: int, size: int, tolerance: float) -> Iterator[Reduced]:
-    """A grey frame at lower resolutions that are enough for a sample of `size` pixels a side, the lowest first.
+    """A grey frame at lower resolutions that suffice for a sample of `size` × `size` pixels, the lowest first.
 
-    Of JPEG 2000 at most two, whose values are on average no more than `tolerance` away from those that the whole frame
-    has. None at all where the codec cannot reduce, the picture is small, or the stream is not quite what the header
-    says.
+    JPEG 2000 yields at most two. Their values differ from those of the full frame by at most `tolerance` on average.
+    Nothing is yielded where the codec cannot reduce, where the image is small, or where the stream differs from the
+    header.
+
+    Args:
+        header: The file's header.
+        frame: Number from 0.
+        size: Side of the sample in pixels.
+        tolerance: Mean difference allowed, in stored values.
     """
     syntax = header.file_meta.TransferSyntaxUID
     if syntax not in JPEG2000TransferSyntaxes and syntax not in (JPEGBaseline8Bit, JPEGExtended12Bit):
@@ -271,37 +282,37 @@ def reductions(header: Dataset, frame: int, size: int, tolerance: float) -> Iter
             yield _reduced_jpeg(header, stream, jpeg_scale(ratio))
     except (KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit):
         raise
-    except BaseException:  # whatever it is, decoding the whole frame will say it
+    except BaseException:  # decoding the full frame will raise and report any real problem
         return
 
 
 def _reduced_jpeg_2000(header: Dataset, stream: bytes, level: int) -> Reduced:
-    """The low-pass band of a wavelet level; its filter has odd length, so cell k is centred on pixel k · 2**level."""
+    """The low-pass band of a wavelet level. Its filter has odd length, so cell k is centred on pixel k · 2**level."""
     siz = _siz(stream)
     bits, signed = whole_number(header, "BitsStored"), bool(whole_number(header, "PixelRepresentation"))
     if siz is None or not siz.plain or (siz.bits, siz.signed) != (bits, signed) or bits > 16:
-        raise ValueError("the stream is not what the header says")
+        raise ValueError("the stream differs from the header")
     scale = 2**level
     with Image.open(io.BytesIO(stream), formats=["JPEG2000"]) as image:
         size = (-(-siz.columns // scale), -(-siz.rows // scale))
         tile = image.tile[0]
         arguments = cast("tuple[Any, ...]", tile.args)
-        # Pillow's own `reduce` rounds the size half up, and then cannot read what the codec rounds up.
+        # Pillow's own `reduce` rounds half sizes differently from the codec, which rounds up, and then cannot decode.
         image._size = size
         image.tile = [tile._replace(extents=(0, 0, *size), args=(arguments[0], level, *arguments[2:]))]
         image.load()
         stored = np.asarray(image)
     container = 8 if bits <= 8 else 16
     stored = np.right_shift(stored, container - bits)  # Pillow fills the container's high bits
-    if signed:  # and stores signed values above the middle of the range
+    if signed:  # Pillow adds half the range to signed values
         stored = stored.astype(np.int32) - 2 ** (bits - 1)
     return Reduced(stored, scale, 0.5 - 0.5 / scale, aliases_below=ALIASES_BELOW)
 
 
 def _reduced_jpeg(header: Dataset, stream: bytes, scale: int) -> Reduced:
-    """Blocks of 8 × 8 pixels decoded to 4 × 4, 2 × 2 or 1 × 1 by a smaller inverse cosine transform."""
+    """A JPEG frame whose blocks of 8 × 8 pixels are decoded to 4 × 4, 2 × 2 or 1 × 1 by a smaller inverse DCT."""
     if scale == 1 or whole_number(header, "BitsStored") != 8 or whole_number(header, "PixelRepresentation"):
-        raise ValueError("nothing to leave out, or not plain 8 bits")
+        raise ValueError("there is nothing to reduce, or the pixels are not unsigned 8-bit values")
     with Image.open(io.BytesIO(stream), formats=["JPEG"]) as image:
         if image.mode != "L":
             raise ValueError("not grey")
@@ -310,7 +321,7 @@ def _reduced_jpeg(header: Dataset, stream: bytes, scale: int) -> Reduced:
 
 
 def jpeg_scale(ratio: float) -> int:
-    """The largest scale of JPEG's DCT for pictures whose side is `ratio` times that of the sample."""
+    """The largest DCT scale that suffices for a JPEG image whose longer side is `ratio` times the sample's side."""
     return next((scale for scale, cells in CELLS_OF_JPEG.items() if ratio / scale >= cells), 1)
 
 
@@ -323,12 +334,12 @@ DECODER_DEPENDENCIES = dict.fromkeys(
 
 
 def is_available(syntax: str) -> bool:
-    """pydicom asks every module that holds decoders."""
+    """Whether this module can decode a transfer syntax. pydicom requires this function of every decoder module."""
     return syntax in DECODER_DEPENDENCIES
 
 
 def decode_12_bit(stream: bytes, runner: DecodeRunner) -> bytes:
-    """JPEG Extended of 12 bits by GDCM, which pydicom passes over; its values equal those of DCMTK."""
+    """Decode JPEG Extended of 12 bits by GDCM, which pydicom does not use here. The values equal those of DCMTK."""
     import gdcm
 
     if runner.bits_stored == 8:
@@ -355,7 +366,7 @@ def decode_12_bit(stream: bytes, runner: DecodeRunner) -> bytes:
 
 
 def decode_htj2k(stream: bytes, runner: DecodeRunner) -> bytes:
-    """HTJ2K by Pillow, whose OpenJPEG reads it too."""
+    """Decode HTJ2K by Pillow, since its OpenJPEG library supports this format."""
     return bytes(pillow._decode_frame(stream, runner))
 
 

@@ -1,4 +1,4 @@
-"""A DICOMDIR: the index of a CD or an export, which lists the files of a file-set (PS3.3 annex F)."""
+"""Reads a DICOMDIR, the index of the files on a CD or in an export (PS3.3 annex F)."""
 
 import os
 from collections.abc import Iterator
@@ -8,9 +8,10 @@ import pydicom
 
 
 def referenced_files(path: Path) -> Iterator[Path]:
-    """The files that a DICOMDIR lists, there or not. One that would lie outside of its folder is left out.
+    """The files that a DICOMDIR lists, whether they exist or not. Files outside its folder are left out.
 
-    A DICOMDIR that cannot be read is all there is: it is rejected as any other damaged file, and ends no job.
+    If the DICOMDIR cannot be read, its own path is yielded. It is then rejected like any other damaged file, and the
+    job continues.
     """
     try:
         records = pydicom.dcmread(path)["DirectoryRecordSequence"].value
@@ -22,5 +23,5 @@ def referenced_files(path: Path) -> Iterator[Path]:
         parts = [names] if isinstance(names, str) else [str(name) for name in names or []]
         if parts and not any(part in ("", ".", "..") or "/" in part or "\\" in part for part in parts):
             file = path.parent.joinpath(*parts)
-            lower = path.parent.joinpath(*map(str.lower, parts))  # as some systems copy a CD
+            lower = path.parent.joinpath(*map(str.lower, parts))  # some systems copy a CD with lower-case names
             yield lower if os.path.exists(lower) and not os.path.exists(file) else file

@@ -1,8 +1,10 @@
-"""What of a DICOM header may be kept (an allow-list, of it only defined terms), and whom the header names.
+"""Extracts from a DICOM header the facts that may be kept, and the identities that must be removed.
 
-Whom it names is read from every text of the dataset, at any depth, private attributes and file meta information
-included. Values of attributes that are about persons, their numbers, addresses and dates are `names`, every other text
-is a remark: somebody may have typed a name into it. Numbers that measure something, UIDs and pixels are neither.
+The facts are an allow-list of attributes. Only terms that the standard defines are kept.
+
+Identifying texts are collected from every text in the dataset, at any depth. This includes private attributes and file
+meta information. Texts of attributes about persons, their numbers, their addresses and dates are `names`. Every other
+text is a remark, since a user may have typed a name into it. Measurements, UIDs and pixels are neither.
 """
 
 import re
@@ -25,7 +27,7 @@ from cyclic_cli.privacy.scrub import Identifying
 MODALITIES = set(
     "AR BI BMD CR CT DG DX EC EPS ES GM HD IO IVOCT IVUS LS MG MR NM OAM OCT OP OPM OPT OPV OT PT PX RF RG SM TG US "
     "XA XC".split()
-)  # PS3.3 C.7.3.1.1.1, those of images
+)  # PS3.3 C.7.3.1.1.1, image modalities only
 VIEWS = set("AP PA LL RL RLD LLD RLO LLO MLO CC LM ML LAO RAO LPO RPO FB SIO ISO LMO XCC XCCL XCCM".split())
 BODY_PARTS = set(
     "ABDOMEN ABDOMENPELVIS ANKLE ARM BACK BLADDER BRAIN BREAST BRONCHUS CALCANEUS CAROTID CERVICALSPINE CHEST "
@@ -54,18 +56,20 @@ NAMING = frozenset(
         "ContainerIdentifier SpecimenIdentifier ResultsID InterpretationID "
     ).split()
 )
-"""Attributes with text, beside those of VR PN, that name somebody or an institution (of those in PS3.15 table E.1-1).
-Where departments, stations, wards and trials are named in clinical words, these must stay: they are remarks."""
+"""Attributes with text that identify a person or an institution, besides those of VR PN (from PS3.15 table E.1-1).
+
+Attributes that name departments, stations, wards and trials often hold clinical words, which must stay in reports. They
+are therefore treated as remarks."""
 NAMING_VRS = {"PN", "DA", "DT", "TM"}
 REMARK_VRS = {"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"}
 BINARY_VRS = {"OB", "UN"}
-TEXT_VALUE = 0x0040A160  # what a structured report says: the report itself, no remark about it
+TEXT_VALUE = 0x0040A160  # in a structured report this is the report itself, not a remark
 STRUCTURED_REPORTS = "1.2.840.10008.5.1.4.1.1.88."
 
-MOST_ELEMENTS = 20_000  # of a header, nested ones included
-MOST_ITEMS = 32  # of a sequence: per-frame functional groups repeat themselves
-MOST_BYTES = 4096  # of a value; a longer one is no name
-DEEPEST = 8  # sequences within sequences
+MOST_ELEMENTS = 20_000  # elements with text read from a header, including nested elements
+MOST_ITEMS = 32  # items read from a sequence, since per-frame functional groups repeat themselves
+MOST_BYTES = 4096  # bytes read from a value, since a longer value is not a name
+DEEPEST = 8  # maximum nesting of sequences
 ITEM = b"\xfe\xff\x00\xe0"  # a sequence of unknown VR begins with this tag
 
 
@@ -75,23 +79,26 @@ SMALLEST_SPACING, LARGEST_SPACING = 1e-5, 50.0  # mm
 
 @dataclass(frozen=True)
 class Facts:
-    """What of a header may be kept. A term the standard does not define reads `other`, a missing one is empty."""
+    """The header attributes that may be kept.
+
+    A term that the standard does not define becomes `other`. A missing term is empty, and a missing number is 0.
+    """
 
     modality: str = ""
     body_part: str = ""
     view: str = ""
     sex: str = ""
-    age: str = ""  # a band of five years: "40-44"; "90+"
+    age: str = ""  # in five-year bands such as "40-44"; "90+" from 90 years on
     photometric: str = ""
-    bits: int = 0  # stored per sample
-    pixel_spacing: float = 0.0  # mm between rows, 0 where unknown
-    height: int = 0  # pixels of the original
-    width: int = 0
+    bits: int = 0  # stored bits per sample
+    pixel_spacing: float = 0.0  # distance between rows in mm; 0 where unknown
+    height: int = 0  # of the original, in pixels
+    width: int = 0  # of the original, in pixels
 
 
 @dataclass(frozen=True)
 class Identities:
-    """Who and what a header says this is. Held in memory only, to be turned into keys; never written or shown."""
+    """The identifiers in a header. They stay in memory until they become keys, and are never written or shown."""
 
     patient: tuple[str, ...] = ()  # Patient ID and, where present, its issuer
     study: str = ""  # Study Instance UID
@@ -104,11 +111,16 @@ class Identities:
 
 
 def facts_of(header: Dataset, shape: tuple[int, ...]) -> Facts:
-    """What may be kept of a header. A number that is none for what it should measure, and so might be anybody's, is 0.
+    """The facts of a header that may be kept.
+
+    A number outside the plausible range of its attribute becomes 0, since it could be an identifier.
 
     Args:
         header: The dataset.
-        shape: Rows and columns.
+        shape: Rows and columns of the image.
+
+    Raises:
+        Rejected: broken_header, where Bits Stored is not a number.
     """
     spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
     sex = str(header.get("PatientSex") or "").strip().upper()
@@ -127,19 +139,20 @@ def facts_of(header: Dataset, shape: tuple[int, ...]) -> Facts:
 
 
 def _plausible_spacing(spacing: float | None) -> float:
-    """Millimetres, to four digits: from a microscope's to a gamma camera's, else 0."""
+    """The spacing in mm, rounded to four digits; 0 outside the range from microscopes to gamma cameras."""
     if spacing is None or not SMALLEST_SPACING <= spacing <= LARGEST_SPACING:
         return 0.0
     return float(f"{spacing:.4g}")
 
 
 def _term(header: Dataset, name: str, defined: set[str]) -> str:
+    """An attribute's value where the standard defines it, `other` where it does not, empty where it is missing."""
     value = str(header.get(name) or "").strip().upper()
     return value if not value or value in defined else "other"
 
 
 def _age_band(age: str) -> str:
-    """PatientAge (`045Y`, `006M`) as a band of five years; everybody from 90 on is together."""
+    """PatientAge (`045Y`, `006M`) as a five-year band. All ages from 90 years on share one band."""
     found = re.fullmatch(r"([0-9]{3})([DWMY])", age.strip())
     if not found:
         return ""
@@ -148,7 +161,7 @@ def _age_band(age: str) -> str:
 
 
 def identities_of(header: Dataset) -> Identities:
-    """Whom a header names. What of it is damaged names nobody; nothing is raised."""
+    """The identifiers in a header. Damaged attributes are skipped, and no error is raised."""
 
     def text(name: str) -> str:
         try:
@@ -168,7 +181,7 @@ def identities_of(header: Dataset) -> Identities:
 
 
 def _identifying_of(header: Dataset) -> Identifying:
-    names: dict[str, None] = {}  # each once, in their order
+    names: dict[str, None] = {}  # a dict keeps each text once, in order
     remarks: dict[str, None] = {}
     is_report = str(header.get("SOPClassUID", "")).startswith(STRUCTURED_REPORTS)
     for tag, vr, text in islice(_every_text(header), MOST_ELEMENTS):
@@ -181,7 +194,7 @@ def _identifying_of(header: Dataset) -> Identifying:
 
 
 def _every_text(header: Dataset) -> Iterator[tuple[int, str, str]]:
-    """Tag, VR and text of every element that holds text, at any depth."""
+    """Yield tag, VR and text of every element that holds text, at any depth."""
     file_meta = getattr(header, "file_meta", None)
     if file_meta is not None:
         yield from _texts(file_meta, ["iso8859"], 0)
@@ -190,7 +203,7 @@ def _every_text(header: Dataset) -> Iterator[tuple[int, str, str]]:
 
 def _texts(data: Dataset, encodings: list[str], depth: int) -> Iterator[tuple[int, str, str]]:
     encodings = _encodings(data, encodings)
-    for element in list(data.values()):  # as they stand in the file: most need no parsing
+    for element in list(data.values()):  # raw elements, since most need no parsing
         tag = element.tag
         try:
             vr = element.VR or _dictionary_vr(tag)
@@ -200,12 +213,12 @@ def _texts(data: Dataset, encodings: list[str], depth: int) -> Iterator[tuple[in
                 yield tag, vr, _text(element.value, encodings)
             elif vr in BINARY_VRS and isinstance(element.value, bytes):
                 yield from _in_bytes(tag, element.value, encodings, depth)
-        except Exception:  # a damaged element makes the parser raise almost anything, and names nobody
+        except Exception:  # a damaged element makes the parser raise almost anything
             continue
 
 
 def _dictionary_vr(tag: BaseTag) -> str:
-    """The VR of an element whose file does not say it (implicit VR)."""
+    """The VR of an element whose file does not state it (implicit VR)."""
     try:
         return "UN" if tag.is_private else dictionary_VR(tag)
     except KeyError:
@@ -213,7 +226,7 @@ def _dictionary_vr(tag: BaseTag) -> str:
 
 
 def _encodings(data: Dataset, otherwise: list[str]) -> list[str]:
-    """Specific Character Set (0008,0005) of a dataset or item, as Python's encodings."""
+    """Specific Character Set (0008,0005) of a dataset or item as Python encodings; `otherwise` where it is missing."""
     try:
         value = data.get(0x00080005)
         return convert_encodings(value.value) if value is not None and value.value else otherwise
@@ -228,7 +241,7 @@ def _nested(items: Any, encodings: list[str], depth: int) -> Iterator[tuple[int,
 
 
 def _in_bytes(tag: int, value: bytes, encodings: list[str], depth: int) -> Iterator[tuple[int, str, str]]:
-    """What a value of unknown VR holds: a sequence (in implicit little endian, PS3.5 6.2.2), or perhaps text."""
+    """The texts in a value of unknown VR, which may be a sequence (implicit little endian, PS3.5 6.2.2) or text."""
     if value.startswith(ITEM):
         yield from _nested(convert_SQ(value, True, True, encodings), encodings, depth)
         return
@@ -238,7 +251,10 @@ def _in_bytes(tag: int, value: bytes, encodings: list[str], depth: int) -> Itera
 
 
 def _text(value: Any, encodings: list[str]) -> str:
-    """A value's text, several values between backslashes. Bytes that may be UTF-8 and do not say so are read twice."""
+    """A value's text, with backslashes between several values.
+
+    Bytes that are valid UTF-8 are decoded both as UTF-8 and by the stated character set, since files often state none.
+    """
     if isinstance(value, bytes):
         value = value[:MOST_BYTES].rstrip(b"\0 ")
         if value.isascii() and b"\x1b" not in value:
@@ -253,6 +269,7 @@ def _text(value: Any, encodings: list[str]) -> str:
 
 
 def whole_number(header: Dataset, name: str, default: int = 0) -> int:
+    """An attribute as an integer; `default` where it is missing or 0. Raises Rejected: broken_header."""
     try:
         return int(header.get(name, default) or default)
     except (TypeError, ValueError):
@@ -260,7 +277,7 @@ def whole_number(header: Dataset, name: str, default: int = 0) -> int:
 
 
 def first_number(value: Any) -> float | None:
-    """The first of possibly several numbers; None where there is none."""
+    """The first number of a value that may hold several; None where there is no number."""
     if isinstance(value, pydicom.multival.MultiValue | list | tuple):
         value = value[0] if len(value) else None
     try:

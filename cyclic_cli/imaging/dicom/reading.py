@@ -1,35 +1,42 @@
-"""DICOM files: read the way a viewer shows them, and radiographs written. The only package that knows pydicom.
+"""Reads DICOM files, and shows their frames the way a viewer does.
 
-From stored value to grey level in [0, 1], in the order of the standard (PS3.3 C.11, PS3.4 N.2):
+Stored values become grey levels in [0, 1] in the order of the standard (PS3.3 C.11, PS3.4 N.2):
 
-1. decode a frame by the first decoder that manages; YBR becomes RGB; bits outside Bits Stored are dropped (PS3.5 8.1.1)
-2. find the padding: Pixel Padding Value up to Pixel Padding Range Limit, in stored values (PS3.3 C.7.5.1.1.2); those of
-   float pixel data have attributes of their own (C.7.6.24)
-3. modality transform: Modality LUT, else Rescale Slope and Intercept (PS3.3 C.11.1); for enhanced images of this frame
-4. values of interest: what `--window` asks for; by itself the VOI LUT, else the first window (LINEAR, LINEAR_EXACT or
-   SIGMOID, PS3.3 C.11.2), for enhanced images of this frame; else the range from the 0.5th to the 99.5th percentile of
-   what is not padding
-5. clip to [0, 1]
-6. polarity: Presentation LUT Shape (PS3.3 C.11.6), else MONOCHROME1, turns grey over, once and after the window;
-   where the two contradict one another the shape holds, as in DCMTK
-7. padding becomes black
-8. PALETTE COLOR goes through its tables; colour skips 2 to 7 and becomes luminance (ITU-R BT.601)
+1. Decoding: the first decoder that succeeds decodes the frame. YBR becomes RGB, and bits outside Bits Stored are
+   dropped (PS3.5 8.1.1).
+2. Padding: stored values from Pixel Padding Value to Pixel Padding Range Limit are padding (PS3.3 C.7.5.1.1.2). Float
+   pixel data have their own attributes for it (C.7.6.24).
+3. Modality transform: the Modality LUT, else Rescale Slope and Intercept (PS3.3 C.11.1). Enhanced images state it per
+   frame.
+4. Values of interest: the setting `--window` decides. By default the VOI LUT is used, else the first window (LINEAR,
+   LINEAR_EXACT or SIGMOID, PS3.3 C.11.2), else the range from the 0.5th to the 99.5th percentile of all pixels that are
+   not padding. Enhanced images state the LUT or window per frame.
+5. Clipping to [0, 1].
+6. Polarity: Presentation LUT Shape (PS3.3 C.11.6), else MONOCHROME1, decides whether grey levels are inverted. They are
+   inverted at most once, after the window. If the two attributes disagree, the shape takes precedence, as in DCMTK.
+7. Padding becomes black.
+8. Colour: PALETTE COLOR is mapped by its tables. Colour images skip steps 2 to 7 and become luminance (ITU-R BT.601).
 
-A small sample of a large film does not need all of it. Where the header or the user states a window that is a straight
-line, and there is no padding, JPEG and JPEG 2000 leave out resolution while they decode; all else is decoded whole and
-averaged after step 7. A frame that turns out to be clipped much where it changes much is decoded whole all the same,
-since averages of clipped values are not clipped averages; one with sharp edges is decoded at a higher resolution. So a
-sample stays within half a grey level on average, and four at the 99.9th percentile, of what `exact` gives: decoded
-whole, and nothing averaged.
+A small sample of a large image does not need the full resolution. JPEG and JPEG 2000 frames are decoded at a lower
+resolution where the header or the user states a linear window and there is no padding. All other frames are decoded in
+full and averaged after step 7. Two checks limit the error. A frame that clips strongly where it varies strongly is
+decoded in full, since clipping and averaging do not commute. A frame with sharp edges is decoded at a higher
+resolution. The setting `exact` decodes every frame in full and never averages. The sample differs from that one by at
+most half a grey level on average, and four grey levels at the 99.9th percentile.
 
-What is unusual: nothing of the header leaves this package but an allow-list (`Facts`), of it only terms that the
-standard defines, and the identities that `identity.Keyer` turns into keys. pydicom's own warnings quote values
-from the header, so they are silenced here. What is written depends on no clock, host or chance.
+Only two things from a header leave this package. One is an allow-list of facts (`Facts`), restricted to terms that the
+standard defines. The other is the identities, which `privacy.keys.Keyer` turns into keys. pydicom's warnings quote
+header values, so they are silenced here.
 
-    decoding.py    step 1: stored values of one frame, whole or reduced
-    rendering.py   steps 2 to 8
-    header.py      what of a header may be kept, and whom it names
-    writing.py     radiographs of the demo's phantoms
+    decoding.py            step 1: stored values of one frame, at full or reduced resolution
+    rendering.py           steps 2 to 8
+    windows.py             lines, windows and lookup tables for rendering.py
+    reduction.py           checks whether a reduced resolution suffices
+    strips.py              arithmetic of large frames for rendering.py
+    header.py              facts that may be kept, and identities
+    structured_report.py   text of a structured report
+    directory.py           files that a DICOMDIR lists
+    writing.py             synthetic radiographs as DICOM files
 """
 
 import io
@@ -58,16 +65,17 @@ from cyclic_cli.config import Preprocessing, check_frames
 from cyclic_cli.errors import InputError, Rejected, Skipped
 from cyclic_cli.imaging.dicom.decoding import Reduced, decode, frame_bits, is_encapsulated, reductions
 from cyclic_cli.imaging.dicom.header import Facts, Identities, facts_of, identities_of, whole_number
-from cyclic_cli.imaging.dicom.rendering import MEAN_BOUND, Rendering, clips_little, is_smooth
+from cyclic_cli.imaging.dicom.reduction import MEAN_BOUND, clips_little, is_smooth
+from cyclic_cli.imaging.dicom.rendering import Rendering
 from cyclic_cli.imaging.dicom.structured_report import text_of
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
-LARGEST_SIDE = 2**14  # pixels; the letterbox of a longer strip would fill the memory
-LARGEST_FRAME = LARGEST_SIDE**2  # samples; the largest film of this field has about 2**25
-CELLS = 3  # fewest cells per pixel of a sample, along a side, that are left to the antialiased resize
-SMALLEST_FRAGMENT = 16  # bytes of a compressed frame with its item header
+LARGEST_SIDE = 2**14  # pixels; the letterboxed square of a longer image would not fit into memory
+LARGEST_FRAME = LARGEST_SIDE**2  # samples; the largest radiographs have about 2**25
+CELLS = 3  # minimum number of cells per sample pixel, along a side, before the antialiased resize
+SMALLEST_FRAGMENT = 16  # minimum bytes of a compressed frame with its item header
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 PIXEL_TAGS = {(0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009)}
@@ -80,7 +88,7 @@ NOT_IMAGES = {
     "1.2.840.10008.5.1.4.1.1.66": "raw data object",
     "1.2.840.10008.5.1.4.1.1.66.1": "spatial registration",
 }
-"""SOP classes that are valid and hold no image to learn from (PS3.4 B.5), with what they are."""
+"""Valid SOP classes without an image to learn from (PS3.4 B.5), with their names."""
 NOT_IMAGE_FAMILIES = {
     "1.2.840.10008.5.1.4.1.1.11.": "presentation state",
     "1.2.840.10008.5.1.4.1.1.88.": "structured report",
@@ -88,10 +96,11 @@ NOT_IMAGE_FAMILIES = {
     "1.2.840.10008.5.1.4.1.1.104.": "encapsulated document",
     "1.2.840.10008.5.1.4.1.1.481.": "radiotherapy object",
 }
+"""Prefixes of such SOP classes, with the names of their families."""
 
 
 def looks_like_dicom(head: bytes) -> bool:
-    """Whether a file's first 132 bytes are DICOM: marked after a preamble, or a dataset that starts without one."""
+    """Whether a file's first 132 bytes are DICOM: a preamble and its mark, or a dataset without preamble."""
     if head[128:132] == b"DICM":
         return True
     little = head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00"
@@ -103,10 +112,10 @@ def looks_like_dicom(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Shown:
-    """A frame as a viewer shows it, perhaps at a lower resolution.
+    """A frame as a viewer shows it, possibly at a lower resolution.
 
-    `pixels` (H', W') are float32 in [0, 1], 0 black. Cell k lies on the pixels of the original, along either axis, from
-    (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`. `facts` tell the size of the original.
+    `pixels` (H', W') are float32 in [0, 1], where 0 is black. Along either axis, cell k covers the original's pixels
+    from (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`. `facts` holds the size of the original.
     """
 
     pixels: np.ndarray
@@ -115,13 +124,13 @@ class Shown:
     edge: float = 0.0
 
 
-class Film:
-    """A DICOM file whose header is read.
+class DicomFile:
+    """A DICOM file whose header has been read.
 
     Args:
         content: The file.
-        preprocessing: Which frames, and how they are shown.
-        allow_burned_in: Take images that say that text is burned into them.
+        preprocessing: Which frames are selected, and how they are shown.
+        allow_burned_in: Accept images whose header states burned-in text.
 
     Raises:
         Skipped: a valid object without an image to learn from.
@@ -131,21 +140,21 @@ class Film:
     def __init__(self, content: bytes, preprocessing: Preprocessing, allow_burned_in: bool = False) -> None:
         self.identities = Identities()
         self._preprocessing = preprocessing
-        with self._careful():
+        with self._handled_errors():
             self._header = _parse(content)
             self.identities = identities_of(self._header)
-            _refuse_what_is_no_image(self._header)
+            _refuse_non_images(self._header)
             if str(self._header.get("BurnedInAnnotation") or "").strip().upper() == "YES" and not allow_burned_in:
                 raise Rejected("burned_in")
             self.frames = select_frames(_frame_count(self._header), preprocessing.frames)
 
     def shown(self, frame: int) -> Shown:
-        """A frame as a viewer would show it.
+        """Decode a frame and show it as a viewer would.
 
         Raises:
             Rejected: no_decoder, broken_pixels, blank or broken_header.
         """
-        with self._careful():
+        with self._handled_errors():
             rendering = Rendering(self._header, frame, self._preprocessing.window)
             height, width = (whole_number(self._header, name) for name in ("Rows", "Columns"))
             facts = facts_of(self._header, (height, width))
@@ -155,7 +164,7 @@ class Film:
             return Shown(pixels, facts, chosen.scale * factor, chosen.edge / factor)
 
     def _reduced(self, rendering: Rendering, frame: int) -> Reduced | None:
-        """The frame at the lowest resolution that keeps the bound; None where only the whole frame does."""
+        """The frame at the lowest resolution within the error bounds; None where the full frame must be decoded."""
         line, size = rendering.straight, self._preprocessing.size
         if self._preprocessing.exact or line is None:
             return None
@@ -167,41 +176,41 @@ class Film:
         return None
 
     @contextmanager
-    def _careful(self) -> Iterator[None]:
-        """Nothing on the terminal, and every error an InputError that knows whom the header names."""
+    def _handled_errors(self) -> Iterator[None]:
+        """Silence decoders, and turn every error into an InputError that carries the header's identities."""
         with _quiet():
             try:
                 yield
             except InputError as error:
                 error.identities = self.identities
                 raise
-            except Exception as error:  # attributes are parsed when they are first read, and may be anything
+            except Exception as error:  # pydicom parses attributes on first access, and may raise anything
                 wrong = Rejected("broken_header", f"an attribute is missing or wrong ({type(error).__name__})")
                 wrong.identities = self.identities
                 raise wrong from error
 
 
 def cell_factor(stored: np.ndarray, preprocessing: Preprocessing) -> int:
-    """How many pixels a side the cells have over which a picture (H, W) or (H, W, 3) is averaged before its resize."""
+    """The side in pixels of the cells over which an image (H, W) or (H, W, 3) is averaged before it is resized."""
     return 1 if preprocessing.exact else max(1, max(stored.shape[:2]) // (CELLS * preprocessing.size))
 
 
 def select_frames(count: int, wanted: str) -> list[int]:
-    """The frames, from 0, that a `--frames` setting picks out of `count`. Raises Rejected where there are too few."""
+    """The 0-based frames that a `--frames` setting selects from `count` frames. Raises Rejected: no_frame."""
     choice = check_frames(wanted)
     count = max(1, count)
     if choice == "all":
         return list(range(count))
     if isinstance(choice, int):
         if choice > count:
-            raise Rejected("no_frame", f"frame {choice} is asked for, and there are {count}")
+            raise Rejected("no_frame", f"frame {choice} was requested, but the number of frames is {count}")
         return [choice - 1]
     return [0 if choice == "first" else count // 2]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep decoders' complaints off the terminal: C libraries write them straight to file descriptor 2."""
+    """Suppress warnings of decoders. C libraries write them directly to file descriptor 2."""
     with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
         warnings.simplefilter("ignore")
         sys.stderr.flush()
@@ -215,7 +224,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _parse(content: bytes) -> Dataset:
-    """The header, with pixel data that are a view of the content."""
+    """The header, with the pixel data as a view of the content. Raises Rejected: broken_header."""
     stream = io.BytesIO(content)
     try:
         header = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
@@ -223,12 +232,14 @@ def _parse(content: bytes) -> Dataset:
             header = pydicom.dcmread(io.BytesIO(content), force=True)
     except Exception as error:  # a damaged file makes the parser raise almost anything
         raise Rejected("broken_header", f"the file cannot be parsed ({type(error).__name__})") from error
-    if "TransferSyntaxUID" not in header.file_meta:  # no file meta: it is what the parser found it to be
+    if (
+        "TransferSyntaxUID" not in header.file_meta
+    ):  # without file meta information, the parser has guessed the encoding
         implicit, little = header.original_encoding
         header.file_meta.TransferSyntaxUID = (
             ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         )
-    if "Rows" in header:  # pydicom asks for what old files leave out where there is one likely value
+    if "Rows" in header:  # old files omit attributes that pydicom requires; each has one likely value
         colour = header.get("SamplesPerPixel", 1) == 3
         usual: dict[str, object] = {"SamplesPerPixel": 1, "PixelRepresentation": 0, "PlanarConfiguration": 0}
         usual |= {"PhotometricInterpretation": "RGB" if colour else "MONOCHROME2"}
@@ -240,7 +251,7 @@ def _parse(content: bytes) -> Dataset:
 
 
 def _attach_pixels(header: Dataset, content: bytes, place: int) -> bool:
-    """Put the element of pixel data at a place of the content into a header. False where none is found there."""
+    """Add the pixel data element at offset `place` of the content to the header. False where there is none."""
     implicit, little = header.original_encoding
     order: Literal["little", "big"] = "little" if little else "big"
     group, element = (int.from_bytes(content[place + at : place + at + 2], order) for at in (0, 2))
@@ -259,18 +270,19 @@ def _attach_pixels(header: Dataset, content: bytes, place: int) -> bool:
 
 
 def _end_of_fragments(content: bytes, place: int) -> int | None:
-    """Where the items of encapsulated pixel data end (PS3.5 A.4). None where they are cut short."""
+    """The offset at which the items of encapsulated pixel data end (PS3.5 A.4). None where they are truncated."""
     while content[place : place + 4] == b"\xfe\xff\x00\xe0":
         place += 8 + int.from_bytes(content[place + 4 : place + 8], "little")
     return place if content[place : place + 4] == b"\xfe\xff\xdd\xe0" else None
 
 
-def _refuse_what_is_no_image(header: Dataset) -> None:
+def _refuse_non_images(header: Dataset) -> None:
+    """Raise Skipped for objects that hold no image, and Rejected for images without pixels or of impossible size."""
     sop_class = str(header.get("SOPClassUID", "") or header.file_meta.get("MediaStorageSOPClassUID", ""))
     if sop_class in NOT_IMAGES:
         raise Skipped(NOT_IMAGES[sop_class])
     for family, kind in NOT_IMAGE_FAMILIES.items():
-        if sop_class.startswith(family) and sop_class != "1.2.840.10008.5.1.4.1.1.481.1":  # RT Image is a film
+        if sop_class.startswith(family) and sop_class != "1.2.840.10008.5.1.4.1.1.481.1":  # RT Image
             raise Skipped(kind, text_of(header) if kind == "structured report" else "")
     if not any(name in header for name in PIXELS):
         raise Rejected("no_pixels")
@@ -282,13 +294,13 @@ def _refuse_what_is_no_image(header: Dataset) -> None:
 
 
 def _frame_count(header: Dataset) -> int:
-    """How many frames a header declares. Raises Rejected where the pixel data cannot hold as many."""
+    """The number of frames that a header declares. Raises Rejected where the pixel data are too short for them."""
     count = max(1, whole_number(header, "NumberOfFrames", 1))
     name = next(name for name in PIXELS if name in header)
-    there = len(header[name].value or b"")
+    size = len(header[name].value or b"")
     if is_encapsulated(header):
-        if count > 1 and count * SMALLEST_FRAGMENT > there:
-            raise Rejected("broken_pixels", f"{count} frames are declared in {there} bytes")
-    elif count * frame_bits(header) > 8 * there:
-        raise Rejected("broken_pixels", f"the pixel data are cut short: {there} bytes")
+        if count > 1 and count * SMALLEST_FRAGMENT > size:
+            raise Rejected("broken_pixels", f"{count} frames are declared in {size} bytes")
+    elif count * frame_bits(header) > 8 * size:
+        raise Rejected("broken_pixels", f"the pixel data are cut short: {size} bytes")
     return count

@@ -1,4 +1,4 @@
-"""Arithmetic on large frames: films have many pixels and caches hold few, so they are taken strip by strip."""
+"""Arithmetic on large frames, done strip by strip because a whole frame does not fit into the CPU's cache."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,19 +6,21 @@ from typing import Any
 import numpy as np
 
 Shades = Callable[[np.ndarray], np.ndarray]
-"""Turns values of any shape into grey, float32 in [0, 1], one by one."""
+"""A function that maps values of any shape to grey levels of the same shape, float32 in [0, 1], elementwise."""
 
-STRIP = 2**20  # bytes of a strip as float32: not too many strips, each in the cache
-SAMPLE = 2**14  # values that tell where a percentile roughly lies
+STRIP = 2**20  # bytes of a strip as float32; small enough for the cache, large enough to keep strips few
+SAMPLE = 2**14  # values from which a percentile is first estimated
 
 
 def in_strips(stored: np.ndarray, shades: Shades, factor: int) -> np.ndarray:
-    """`shades(stored)`, or its means over cells of `factor` × `factor` pixels, of fewer at the right and lower edge.
+    """Compute `shades(stored)`, or its means over cells of `factor` × `factor` pixels.
+
+    Cells at the right and lower edge may have fewer pixels.
 
     Args:
-        stored: (H, W) or (H, W, 3); `shades` takes it to (H, W).
-        shades: What is done with each value.
-        factor: 1 for no means.
+        stored: (H, W) or (H, W, 3); `shades` maps either to (H, W).
+        shades: The function that is applied to each value.
+        factor: Side of a cell in pixels; 1 for no averaging.
 
     Returns:
         (⌈H / factor⌉, ⌈W / factor⌉) float32.
@@ -36,9 +38,9 @@ def in_strips(stored: np.ndarray, shades: Shades, factor: int) -> np.ndarray:
 
 
 def cell_means(stored: np.ndarray, factor: int, low: float, high: float) -> np.ndarray:
-    """Means over cells, as `in_strips` gives them, of integers clipped to the whole numbers next to `low` and `high`.
+    """Means over cells, as in `in_strips`, of integers clipped to the rounded limits `low` and `high`.
 
-    `stored` (H, W) has 16 bits at most, which lets the sums be of few bits too.
+    `stored` (H, W) has at most 16 bits, so small integer types suffice for the sums.
     """
     limits = np.iinfo(stored.dtype)
     low, high = (int(min(max(round(end), limits.min), limits.max)) for end in (low, high))
@@ -49,21 +51,22 @@ def cell_means(stored: np.ndarray, factor: int, low: float, high: float) -> np.n
 
 
 def _cell_sums(rows: Iterator[np.ndarray], factor: int) -> np.ndarray:
-    """The sums of cells of `factor` × `factor`. `rows` are each `factor`-th row from the first, from the second and so
-    on; the first of them is overwritten.
+    """The sums over cells of `factor` × `factor` values.
+
+    Element k of `rows` holds every `factor`-th row, starting at row k. The first element is overwritten.
     """
-    across = next(rows)
+    total = next(rows)
     for row in rows:
-        across[: len(row)] += row
-    sums = across[:, ::factor].copy()
+        total[: len(row)] += row
+    sums = total[:, ::factor].copy()
     for column in range(1, factor):
-        part = across[:, column::factor]
+        part = total[:, column::factor]
         sums[:, : part.shape[1]] += part
     return sums
 
 
 def _cell_sizes(height: int, width: int, factor: int) -> np.ndarray:
-    """How many pixels lie in each cell: (⌈height / factor⌉, ⌈width / factor⌉) float32."""
+    """The number of pixels in each cell: (⌈height / factor⌉, ⌈width / factor⌉) float32."""
     rows, columns = (
         np.minimum(factor, length - factor * np.arange(-(-length // factor))).astype(np.float32)
         for length in (height, width)
@@ -72,7 +75,10 @@ def _cell_sizes(height: int, width: int, factor: int) -> np.ndarray:
 
 
 def looked_up(stored: np.ndarray, shades: Shades) -> Shades:
-    """The same shades, from a table of every value between the frame's lowest and highest where it has few bits."""
+    """The same function as a lookup table over all values from the frame's minimum to its maximum.
+
+    Frames of more than 16 bits, and frames of floats, get `shades` itself.
+    """
     if stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
         return shades
     low, high = int(stored.min()), int(stored.max())
@@ -81,9 +87,9 @@ def looked_up(stored: np.ndarray, shades: Shades) -> Shades:
 
 
 def quantiles(values: np.ndarray, lower: float, upper: float) -> tuple[float, float]:
-    """Two percentiles, a low and a high one, as `np.percentile` gives them.
+    """A low and a high percentile of the values, equal to those of `np.percentile`.
 
-    Of many values only the few beyond a bound can matter, and a sample of them tells the bound.
+    For large arrays, bounds are estimated from a sample, and only the few values beyond them are sorted.
     """
     flat = values.ravel()
     if flat.size < 16 * SAMPLE:
@@ -91,7 +97,7 @@ def quantiles(values: np.ndarray, lower: float, upper: float) -> tuple[float, fl
         return float(low), float(high)
     sample = np.sort(flat[:: flat.size // SAMPLE])
     last = sample.size - 1
-    beneath = sample[int(2 * lower / 100 * last) + 1]  # twice as many lie below it as matter
+    beneath = sample[int(2 * lower / 100 * last) + 1]  # about twice as many values lie below it as are needed
     above = sample[last - int(2 * (1 - upper / 100) * last) - 1]
     return (
         _ranked(flat, lower / 100 * (flat.size - 1), beneath, True, beneath == sample[0]),
@@ -100,14 +106,19 @@ def quantiles(values: np.ndarray, lower: float, upper: float) -> tuple[float, fl
 
 
 def _ranked(flat: np.ndarray, place: float, bound: Any, is_low: bool, is_ground: bool) -> float:
-    """The value at a place, from 0, among the sorted values; between two places, interpolated.
+    """The value at a 0-based, possibly fractional, place among the sorted values, interpolated linearly.
 
-    It is not above `bound`, or not below it if not `is_low`; `is_ground` says that many values equal the bound.
+    Args:
+        flat: (N,) values, in any order.
+        place: Position among the sorted values.
+        bound: The wanted value is expected to be at most this if `is_low`, else at least this.
+        is_low: Whether the low percentile is wanted.
+        is_ground: Whether many values equal the bound, as those of an image's background do.
     """
     chosen = flat <= bound if is_low else flat >= bound
     count = int(np.count_nonzero(chosen))
     first = int(place) - (0 if is_low else flat.size - count)
-    if first < 0 or first + 1 >= count:  # the sample was no fair one
+    if first < 0 or first + 1 >= count:  # the sample was not representative
         return float(np.percentile(flat, 100 * place / (flat.size - 1)))
     if is_ground:
         others = int(np.count_nonzero(flat < bound if is_low else flat > bound))

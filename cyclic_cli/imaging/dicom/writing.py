@@ -1,4 +1,7 @@
-"""Radiographs written as DICOM: the demo's phantoms. What is written depends on no clock, host or chance."""
+"""Writes synthetic radiographs as DICOM files.
+
+The bytes are deterministic: they depend on the arguments alone, not on the time, the host or random numbers.
+"""
 
 import hashlib
 import uuid
@@ -19,7 +22,7 @@ from pydicom.uid import (
 from cyclic_cli.storage.files import replacing
 
 TRANSFER_SYNTAXES = {"explicit": ExplicitVRLittleEndian, "rle": RLELossless, "jpeg2000": JPEG2000Lossless}
-"""Names accepted by `write_radiograph` for the transfer syntaxes (PS3.5 section 10 and annex A)."""
+"""Transfer syntaxes by the names that `write_radiograph` accepts (PS3.5 section 10 and annex A)."""
 
 _SOP_CLASSES = {"CR": ComputedRadiographyImageStorage, "DX": DigitalXRayImageStorageForPresentation}
 _VIEW_CODES = {
@@ -31,7 +34,7 @@ _VIEW_CODES = {
 
 
 def derived_uid(*parts: object) -> str:
-    """A UID under 2.25 (PS3.5 annex B.2) that depends on `parts` alone."""
+    """A UID under the root 2.25 (PS3.5 annex B.2) that depends on `parts` alone."""
     digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
     return f"2.25.{uuid.UUID(bytes=digest[:16], version=4).int}"
 
@@ -59,13 +62,13 @@ def write_radiograph(
     series_number: int = 1,
     image_number: int = 1,
 ) -> None:
-    """Write one chest radiograph.
+    """Write one chest radiograph. The file appears under its name only when it is complete.
 
-    `pixels` (rows, columns) are the stored values, below 2**`bits_stored`. `modality` is CR or DX,
-    `photometric` MONOCHROME1 or MONOCHROME2, `transfer_syntax` a key of `TRANSFER_SYNTAXES`, `view` PA, AP or
-    LL. Each of `windows` is a (centre, width) in stored values (PS3.3 section C.11.2); DX demands at least
-    one. `pixel_spacing` is in mm at the detector, `patient_age` in years; dates and times are DICOM text
-    (YYYYMMDD, HHMMSS). The file appears under its name only when complete.
+    `pixels` (rows, columns) are the stored values, below 2**`bits_stored`. `modality` is CR or DX. `photometric` is
+    MONOCHROME1 or MONOCHROME2. `transfer_syntax` is a key of `TRANSFER_SYNTAXES`. `view` is PA, AP or LL. Each of
+    `windows` is a pair (centre, width) in stored values (PS3.3 section C.11.2), and DX requires at least one.
+    `pixel_spacing` is in mm at the detector, and `patient_age` in years. Date and time are DICOM text (YYYYMMDD,
+    HHMMSS). Raises ValueError for a DX image without a window.
     """
     if modality == "DX" and not windows:
         raise ValueError("a DX image for presentation must state a window")
@@ -95,7 +98,7 @@ def _add_patient(dataset: Dataset, patient_id: str, patient_name: str, sex: str,
 
 
 def _add_study(dataset: Dataset, study_uid: str, date: str, time: str) -> None:
-    """General Study and General Equipment modules (PS3.3 sections C.7.2.1 and C.7.5.1), and the image's date."""
+    """General Study and General Equipment modules (PS3.3 sections C.7.2.1 and C.7.5.1), and the date of the image."""
     dataset.StudyInstanceUID, dataset.StudyDate, dataset.StudyTime = study_uid, date, time
     dataset.StudyID = f"{int(study_uid.rsplit('.', 1)[1]) % 10**8:08d}"
     dataset.StudyDescription = "Chest radiograph"
@@ -157,7 +160,7 @@ def _save(dataset: Dataset, path: Path, syntax: UID) -> None:
     meta.ImplementationVersionName = "CYCLIC"
     dataset.file_meta = meta
     if syntax != ExplicitVRLittleEndian:
-        # the pixels are unchanged, so the image keeps its identity
+        # lossless compression leaves the pixels unchanged, so the image keeps its UID
         dataset.compress(syntax, generate_instance_uid=False)
     with replacing(path) as draft:
         dataset.save_as(draft, enforce_file_format=True)

@@ -1,4 +1,4 @@
-"""What earlier versions stored stays readable: the files of `tests/stored`, see the README there."""
+"""Files of earlier formats stay readable: those in `tests/stored`, which its README describes."""
 
 import json
 import re
@@ -23,8 +23,8 @@ STORED = Path(__file__).parents[1] / "stored"
 Cyclic = Callable[..., Ran]
 
 
-def renamed_header(path: Path) -> None:
-    """Bring a checkpoint of format 3 to the names of today, by this test's own rules."""
+def check_tensor_names(path: Path) -> None:
+    """Check that a checkpoint of format 3 is read with the present names; the test renames the tensors by itself."""
     tensors = safetensors.numpy.load_file(path)
     new = {name.replace("towers.", "encoders.").replace(".tower.", ".encoder."): one for name, one in tensors.items()}
     checkpoint = read_checkpoint(path)
@@ -57,7 +57,7 @@ def test_a_dataset_of_an_earlier_format_is_updated(tmp_path: Path, cyclic: Cycli
 
 
 def test_checkpoints_of_an_earlier_format_are_read_and_used(cyclic: Cyclic) -> None:
-    renamed_header(STORED / "image-text.safetensors")
+    check_tensor_names(STORED / "image-text.safetensors")
     for name in ("autoencoder", "image-text"):
         model = STORED / f"{name}.safetensors"
         said = cyclic("info", model, "--json").json
@@ -92,8 +92,8 @@ def test_stored_embeddings_are_searched_with_the_checkpoint_that_made_them(cycli
     assert len(ran.json["results"]) == 3
 
 
-def test_a_run_of_an_earlier_format_goes_on_to_the_same_bits(tmp_path: Path, cyclic: Cyclic) -> None:
-    """Resumed as it was stored, and with its names brought to those of today by this test, it ends with equal bits."""
+def test_a_run_of_an_earlier_format_is_resumed_with_equal_bits(tmp_path: Path, cyclic: Cyclic) -> None:
+    """Resumed as stored, and resumed after this test has renamed its settings, the run ends with equal weights."""
     settings = yaml.safe_load((STORED / "run" / "config.yaml").read_text())
     settings.pop("dataset")
     Path("settings.yaml").write_text(yaml.safe_dump(settings))
@@ -112,8 +112,8 @@ def test_a_run_of_an_earlier_format_goes_on_to_the_same_bits(tmp_path: Path, cyc
         read_checkpoint(path).weights
         for path in (STORED / "image-text.safetensors", tmp_path / "stored" / "model.safetensors")
     )
-    for name, value in known.items():  # Adam moves a weight by about its rate a step, so three steps bound a difference
-        moved = 3 * 0.003
+    for name, value in known.items():
+        moved = 3 * 0.003  # Adam moves a weight by about the learning rate per step, and there are three steps
         np.testing.assert_allclose(found[name], value, atol=2 * moved, err_msg=name)
         assert np.array_equal(value, before[name]) == np.array_equal(found[name], before[name])
     assert json.loads((tmp_path / "stored" / "summary.json").read_text())["steps"] == 9

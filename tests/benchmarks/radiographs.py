@@ -1,4 +1,4 @@
-"""Classes of files to measure `prepare` on: drawn films in every usual encoding, each file other than the rest."""
+"""Writes synthetic radiographs in every common encoding, as input for benchmarks. No two files are equal."""
 
 import io
 import tempfile
@@ -27,16 +27,17 @@ from pydicom.uid import (
 
 from cyclic_cli.phantom.dataset import write_demo
 
-BITS = 12  # of a film's stored values
-NUMBER = "27182818284"  # in the header, replaced in each file: no two files, patients or studies are the same
+BITS = 12  # bits stored per pixel
+NUMBER = "27182818284"  # identifier in the header; each file replaces it, so patients, studies and files differ
 
 
 @dataclass(frozen=True)
 class Kind:
     """A class of files.
 
-    `encode` turns a film (H, W) uint16 of 12 bits into a file's content; None where the user brings the files. `files`
-    are measured: so many, and twice as many. `dcmtk` is the program of DCMTK that shows such a file, or why none does.
+    `encode` turns an image (H, W) uint16 of 12 bits into the content of a file; it is None where the user provides the
+    files. `files` is the number of files to measure; a second run has twice as many. `dcmtk` is the program of DCMTK
+    that shows such a file, or the reason why none does.
     """
 
     encode: Callable[[np.ndarray], bytes] | None
@@ -46,8 +47,8 @@ class Kind:
 
 
 def draw(count: int, longest: int | None = None) -> list[np.ndarray]:
-    """Full-size phantoms (H, W) uint16 of 12 bits; the longer side 2,000 to 3,000 pixels, or `longest`."""
-    films = []
+    """Synthetic radiographs (H, W) uint16 of 12 bits. The longer side has 2,000 to 3,000 pixels, or `longest`."""
+    images = []
     with tempfile.TemporaryDirectory() as folder:
         write_demo(Path(folder) / "drawn", count, full_size=True)
         for path in sorted(Path(folder).rglob("*.dcm")):
@@ -55,17 +56,17 @@ def draw(count: int, longest: int | None = None) -> list[np.ndarray]:
             levels = header.pixel_array / np.float32(2**header.BitsStored - 1)
             if header.PhotometricInterpretation == "MONOCHROME1":
                 levels = 1 - levels
-            films.append(_resized(levels, longest / max(levels.shape) if longest else 1))
-    return [np.rint(film * (2**BITS - 1)).astype(np.uint16) for film in films]
+            images.append(_resized(levels, longest / max(levels.shape) if longest else 1))
+    return [np.rint(image * (2**BITS - 1)).astype(np.uint16) for image in images]
 
 
 def small(side: int) -> bytes:
-    """A DICOM file of `side`² pixels of 8 bits, which are its last bytes."""
-    return _saved(_film(np.arange(side * side).reshape(side, side).astype(np.uint8), bits=8))
+    """A DICOM file of `side` × `side` 8-bit pixels, which are the last bytes of the file."""
+    return _saved(_header(np.arange(side * side).reshape(side, side).astype(np.uint8), bits=8))
 
 
 def write(kind: Kind, originals: Iterable[bytes], folder: Path, count: int) -> int:
-    """Write `count` files made from `originals` into `folder`; their mean size in bytes."""
+    """Write `count` files, made from `originals`, to `folder`. Returns their mean size in bytes."""
     folder.mkdir(parents=True)
     size = 0
     for number, content in zip(range(count), cycle(originals), strict=False):
@@ -76,9 +77,9 @@ def write(kind: Kind, originals: Iterable[bytes], folder: Path, count: int) -> i
 
 
 def numbered(content: bytes, number: int) -> bytes:
-    """The same file of another patient; of a PNG or JPEG, the same picture in another file."""
+    """The file as one of another patient. A PNG or JPEG stays the same image, in a file that differs."""
     if content[128:132] != b"DICM":
-        return content + b"%06d" % number  # after the end of the image: no decoder reads it
+        return content + b"%06d" % number  # decoders ignore bytes after the end of the image
     own = f"1{number:010d}"
     if NUMBER.encode() in content[:4096]:
         return content[:4096].replace(NUMBER.encode(), own.encode()) + content[4096:]
@@ -90,8 +91,8 @@ def numbered(content: bytes, number: int) -> bytes:
 # ------------------------------------------------------------------------------------------------- encodings
 
 
-def _film(pixels: np.ndarray, bits: int = BITS, **attributes: object) -> Dataset:
-    """A radiograph with the attributes that readers need. `pixels` (H, W) uint8 or uint16."""
+def _header(pixels: np.ndarray, bits: int = BITS, **attributes: object) -> Dataset:
+    """A radiograph as a dataset with the attributes that readers need. `pixels` are (H, W) uint8, uint16 or int16."""
     header = Dataset()
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -118,27 +119,27 @@ def _saved(header: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-def _uncompressed(film: np.ndarray) -> bytes:
-    return _saved(_film(film))
+def _uncompressed(image: np.ndarray) -> bytes:
+    return _saved(_header(image))
 
 
-def _padded(film: np.ndarray) -> bytes:
-    """An eighth of the film's height is padding, above and below."""
-    film = film.copy()
-    edge = len(film) // 8
-    film[:edge] = film[-edge:] = 0
-    return _saved(_film(film, PixelPaddingValue=0))
+def _padded(image: np.ndarray) -> bytes:
+    """A file where an eighth of the image's height is padding, at the top and at the bottom."""
+    image = image.copy()
+    edge = len(image) // 8
+    image[:edge] = image[-edge:] = 0
+    return _saved(_header(image, PixelPaddingValue=0))
 
 
-def _deflated(film: np.ndarray) -> bytes:
-    header = _film(film)
+def _deflated(image: np.ndarray) -> bytes:
+    header = _header(image)
     header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     return _saved(header)
 
 
 def _compressed(syntax: str, **options: object) -> Callable[[np.ndarray], bytes]:
-    def encode(film: np.ndarray) -> bytes:
-        header = _film(film)
+    def encode(image: np.ndarray) -> bytes:
+        header = _header(image)
         header.compress(syntax, generate_instance_uid=False, **options)
         return _saved(header)
 
@@ -147,12 +148,12 @@ def _compressed(syntax: str, **options: object) -> Callable[[np.ndarray], bytes]
 
 def _jpeg2000(syntax: str, **options: object) -> Callable[[np.ndarray], bytes]:
     encode = _compressed(syntax, **options)
-    return lambda film: encode(_resized(film, min(1, 1760 / max(film.shape)), square=True))
+    return lambda image: encode(_resized(image, min(1, 1760 / max(image.shape)), square=True))
 
 
-def _jpeg_baseline(film: np.ndarray) -> bytes:
-    levels = (film >> BITS - 8).astype(np.uint8)
-    header = _film(levels, bits=8, LossyImageCompression="01")
+def _jpeg_baseline(image: np.ndarray) -> bytes:
+    levels = (image >> BITS - 8).astype(np.uint8)
+    header = _header(levels, bits=8, LossyImageCompression="01")
     buffer = io.BytesIO()
     Image.fromarray(levels).save(buffer, "JPEG", quality=90)
     header.PixelData = encapsulate([buffer.getvalue()])
@@ -162,11 +163,11 @@ def _jpeg_baseline(film: np.ndarray) -> bytes:
     return _saved(header)
 
 
-def _jpeg_lossless(film: np.ndarray) -> bytes:
-    """Process 14, selection value 1, which pydicom does not encode."""
+def _jpeg_lossless(image: np.ndarray) -> bytes:
+    """A file encoded by JPEG process 14, selection value 1. GDCM is used, since pydicom cannot encode it."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "film.dcm"
-        path.write_bytes(_uncompressed(film))
+        path = Path(folder) / "image.dcm"
+        path.write_bytes(_uncompressed(image))
         reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
         reader.SetFileName(str(path))
         reader.Read()
@@ -177,29 +178,29 @@ def _jpeg_lossless(film: np.ndarray) -> bytes:
         writer.SetImage(change.GetOutput())
         writer.SetFileName(str(path))
         if not writer.Write():
-            raise RuntimeError("gdcm does not write JPEG lossless")
+            raise RuntimeError("GDCM could not write JPEG lossless")
         return path.read_bytes()
 
 
-def _png(film: np.ndarray) -> bytes:
+def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(film << 16 - BITS).save(buffer, "PNG")
+    Image.fromarray(image << 16 - BITS).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _ct(film: np.ndarray) -> bytes:
-    """512×512 signed values with a lung window."""
-    values = _resized(film, 512 / max(film.shape), square=True).astype(np.int16) // 2
+def _ct(image: np.ndarray) -> bytes:
+    """A CT image of 512 × 512 signed values with a lung window."""
+    values = _resized(image, 512 / max(image.shape), square=True).astype(np.int16) // 2
     attributes = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": -600, "WindowWidth": 1500}
-    return _saved(_film(values, SOPClassUID=CTImageStorage, Modality="CT", PixelSpacing=[0.7, 0.7], **attributes))
+    return _saved(_header(values, SOPClassUID=CTImageStorage, Modality="CT", PixelSpacing=[0.7, 0.7], **attributes))
 
 
-def _resized(film: np.ndarray, factor: float, square: bool = False) -> np.ndarray:
-    height, width = (max(1, round(side * factor)) for side in film.shape)
+def _resized(image: np.ndarray, factor: float, square: bool = False) -> np.ndarray:
+    height, width = (max(1, round(side * factor)) for side in image.shape)
     if square:
         height = width = max(height, width)
-    resized = Image.fromarray(film.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized).astype(film.dtype)
+    resized = Image.fromarray(image.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized).astype(image.dtype)
 
 
 NO_JPEG2000, DICOM_ONLY = "no: DCMTK has no JPEG 2000 decoder", "no: reads DICOM only"

@@ -1,0 +1,29 @@
+"""Names that earlier versions of this program wrote into files, and what they are called today.
+
+Files written by those versions stay readable because every reader passes what it reads through these functions.
+"""
+
+from typing import Any
+
+RENAMED_SOURCES = {"start_from": "init_from"}
+"""Keys of the model that a run was initialised from, in `config.yaml` and checkpoints: earlier name → name today."""
+RENAMED_SETTINGS = {"tower": "encoder"}
+"""Settings of a modality: earlier name → name today."""
+RENAMED_COLUMNS = {"look": "perceptual_hash"}
+"""Columns of a dataset's `inputs.parquet` before format 4: earlier name → name today."""
+
+
+def renamed(table: dict[Any, Any], names: dict[str, str]) -> dict[Any, Any]:
+    """A copy of a table in which each key that `names` lists has its new name."""
+    return {names.get(name, name): value for name, value in table.items()}
+
+
+def upgraded_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, with the settings of its modalities under the names of today."""
+    tables = settings.get("modalities")
+    if not isinstance(tables, dict):
+        return settings
+    upgraded = {
+        name: renamed(table, RENAMED_SETTINGS) if isinstance(table, dict) else table for name, table in tables.items()
+    }
+    return settings | {"modalities": upgraded}

@@ -1,0 +1,73 @@
+"""What the training loop asks of the thing it trains: data, model, losses and validation behind one interface.
+
+`Autoencoding` (images alone) and `Alignment` (several modalities) implement it.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from cyclic_cli.training.gradients import Plan
+
+Tick = Callable[[int, int, str], None]  # called with the units done, the units in total and their name; may raise
+ShowImages = Callable[[Tensor, Tensor], None]  # called with images (N, C, H, W) and their reconstructions
+
+
+class Learner(Protocol):
+    """The data, the model, the losses and the validation of a run."""
+
+    samples: int  # for training
+    patients: int
+    batch_size: int  # of all processes together
+    steps_per_epoch: int
+    steps: int  # of the whole run
+    module: Any  # the model as plain torch module
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The description of the model that a checkpoint holds beside the weights."""
+
+    @property
+    def portable_settings(self) -> dict[str, Any]:
+        """Settings in the form for a checkpoint; they replace those that name a path of this machine."""
+
+    @property
+    def initialisation(self) -> str:
+        """In words, what is initialised from which data."""
+
+    def initialise(self, tick: Tick) -> None:
+        """Initialise the model from the training data."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The parameters for the optimizer. The entry `share` multiplies the learning rate of a group."""
+
+    def plan(self) -> Plan:
+        """How the steps are computed on this hardware."""
+
+    def set_up(self, model: Any, plan: Plan) -> None:
+        """Take the model as Fabric wrapped it."""
+
+    def close(self) -> None:
+        """Free the threads."""
+
+    def batch(self, step: int) -> Any:
+        """Which samples are in the batch of a step, counted from 0. Its length is the number of images."""
+
+    def weights(self, step: int) -> dict[str, float]:
+        """The weight of each objective in a step."""
+
+    def losses(self, batch: Any, step: int) -> dict[str, float]:
+        """The share of this process in each loss of a batch. The gradients are added to those of the parameters."""
+
+    def gradient_norms(self) -> dict[str, float]:
+        """By objective, the gradient norms measured since the last call; empty where none were measured."""
+
+    def keys(self, batch: Any) -> list[str]:
+        """The first 16 characters of the index keys of a batch's samples."""
+
+    def validate(self, is_stopped: Callable[[], bool], show: ShowImages | None) -> dict[str, float] | None:
+        """The validation metrics; empty without validation data, None when `is_stopped` said so."""
+
+    def is_better(self, val: dict[str, float], best: dict[str, float]) -> bool:
+        """Whether the metrics `val` are better than those of the best checkpoint so far."""

@@ -1,0 +1,61 @@
+"""Sets a run up: completes its settings, loads its data and model, and prepares the model for the hardware."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from cyclic_cli import distributed
+from cyclic_cli.config import TrainConfig
+from cyclic_cli.distributed import Ranks
+from cyclic_cli.errors import UsageError
+from cyclic_cli.storage.dataset import StoredDataset
+from cyclic_cli.training import alignment, autoencoding
+from cyclic_cli.training.alignment import Alignment
+from cyclic_cli.training.autoencoding import Autoencoding
+from cyclic_cli.training.gradients import Plan, prepare_model
+from cyclic_cli.training.learner import Learner
+from cyclic_cli.training.sources import Sources
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model that is ready to train."""
+
+    plan: Plan
+    model: Any  # as Fabric wrapped it
+    optimizer: Any
+
+
+def complete_settings(config: TrainConfig, dataset: StoredDataset) -> TrainConfig:
+    """The settings with every open one filled in: from the recipe, and by resolving `auto`."""
+    device, precision = distributed.resolve(config.device, config.precision)
+    samples = int(dataset.facts.counts.get("splits", {}).get("train", 0) * config.fraction)
+    completed = alignment.filled_in(config, samples) if config.is_joint else autoencoding.filled_in(config)
+    return replace(completed, device=device, precision=precision)
+
+
+def make_learner(ranks: Ranks, sources: Sources, config: TrainConfig) -> Learner:
+    """Load the data and make the model. Raises UsageError when settings do not fit the objective."""
+    if config.is_joint:
+        if sources.dataset.facts.fingerprint in {one.facts.fingerprint for one in sources.also}:
+            raise UsageError("--also names the training dataset itself.", "Leave it out, or name another dataset.")
+        return Alignment(ranks, [sources.dataset, *sources.also], config)
+    for is_given, flag in ((sources.also, "--also"), (config.paired_fraction < 1, "--paired-fraction")):
+        if is_given:
+            raise UsageError(f"{flag} is for joint objectives.", "Add --objective, such as --objective cyclic.")
+    return Autoencoding(ranks, sources.dataset, config)
+
+
+def set_up_network(ranks: Ranks, learner: Learner, config: TrainConfig) -> Network:
+    """Give all processes the same weights, and wrap model and optimizer for devices and precision."""
+    ranks.share_weights(learner.module)
+    plan = learner.plan()
+    model = ranks.fabric.setup_module(prepare_model(learner.module, plan))
+    optimizer = ranks.fabric.setup_optimizers(
+        torch.optim.AdamW(
+            learner.parameter_groups(), lr=config.lr or 0.0, weight_decay=config.weight_decay or 0.0, fused=True
+        )
+    )
+    learner.set_up(model, plan)
+    return Network(plan, model, optimizer)
