@@ -1,4 +1,4 @@
-"""What the machine and its launcher grant this process: cores, its rank among other processes, and a cache folder.
+"""Finds the cores, the rank among other processes, and the cache folder of this process.
 
 Launchers are torchrun and `srun`, the launcher of the batch system Slurm. Both describe a run in environment variables.
 """

@@ -41,7 +41,7 @@ class CyclicError(Exception):
 
     Args:
         message: What happened, in one line, without anything from a header or a report.
-        hint: The way out, in one line.
+        hint: What the user can do about it, in one line.
     """
 
     exit_code = 1

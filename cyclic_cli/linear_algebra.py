@@ -6,11 +6,14 @@ then give the same factors up to rounding.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cyclic_cli.errors import CyclicError
+
+if TYPE_CHECKING:
+    import torch
 
 OVERSAMPLED = 10  # further directions of a randomised decomposition, for the accuracy of the last ones
 
@@ -73,6 +76,36 @@ def truncated_svd(matrix: Any, rank: int, iterations: int | str = "auto") -> tup
 
     _, values, right = _first_finite(getattr(matrix, "data", matrix), by("gesdd"), by("gesvd"))
     return values, right
+
+
+def eigh_of_tensor(matrix: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+    """`eigh` of symmetric or Hermitian tensors (..., P, P), on their device."""
+    import torch
+
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        several = [eigh(one) for one in matrix.reshape(-1, *matrix.shape[-2:]).cpu().numpy()]
+        values, vectors = (
+            torch.from_numpy(np.stack(factors)).to(matrix.device) for factors in zip(*several, strict=True)
+        )
+        values, vectors = values.reshape(matrix.shape[:-1]), vectors.reshape(matrix.shape)
+    return values, vectors
+
+
+def right_singular_vectors(rows: "torch.Tensor", rank: int, oversampled: int, iterations: int) -> "torch.Tensor":
+    """The leading right singular vectors (K, P) of rows (N, P), by the randomised method of `truncated_svd`.
+
+    K is `rank`, or the smaller side of the rows where that is less. Random numbers come from torch's generator.
+    """
+    import torch
+
+    rank = min(rank, *rows.shape)
+    try:
+        vectors = torch.svd_lowrank(rows, min(rank + oversampled, *rows.shape), niter=iterations)[2].T
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        vectors = torch.from_numpy(truncated_svd(rows.cpu().numpy(), rank, iterations)[1]).to(rows)
+    return vectors[:rank]
 
 
 def _first_finite(numbers: Any, *attempts: Callable[[], Any]) -> Any:

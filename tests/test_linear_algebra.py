@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.sparse
+import torch
 
 from cyclic_cli import linear_algebra
 from cyclic_cli.errors import CyclicError
@@ -103,3 +104,21 @@ def test_what_cannot_be_decomposed_is_an_error_with_a_way_out(decompose: Any, mo
     with pytest.raises(CyclicError, match="does not converge") as caught:
         decompose(np.eye(3))
     assert "OPENBLAS_CORETYPE" in caught.value.hint
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_tensors_are_decomposed_alike(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fails:
+
+        def failing(*_: Any, **__: Any) -> Any:
+            raise torch.linalg.LinAlgError("did not converge")
+
+        monkeypatch.setattr(torch.linalg, "eigh", failing)
+        monkeypatch.setattr(torch, "svd_lowrank", failing)
+    batch = torch.from_numpy(np.stack([SYMMETRIC, SYMMETRIC[::-1, ::-1].copy()])).to(torch.complex128)
+    values, vectors = linear_algebra.eigh_of_tensor(batch)
+    torch.testing.assert_close(vectors * values[:, None] @ vectors.mH, batch, rtol=0, atol=ROUNDING)
+    torch.manual_seed(0)
+    right = linear_algebra.right_singular_vectors(torch.from_numpy(MATRIX), 5, 16, 4)
+    exact = scipy.linalg.svdvals(MATRIX)[:5]
+    np.testing.assert_allclose(np.linalg.norm(MATRIX @ right.numpy().T, axis=0), exact, rtol=1e-6)

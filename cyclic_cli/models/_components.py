@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cyclic_cli.linear_algebra import eigh_of_tensor
+
 SAMPLE = 64 * 224 * 224  # pixels (of one channel) of the images from which convolutions are fitted
 DISPLACEMENT = 1 / 28  # standard deviation of the displacement of the copies, as a fraction of the image side
 CAPACITY = 512  # directions that the streaming decomposition keeps between merges
@@ -110,7 +112,7 @@ def principal_directions(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
     about 1e-7.
     """
     by_columns = rows.shape[1] < len(rows)
-    values, vectors = torch.linalg.eigh((rows.T @ rows if by_columns else rows @ rows.T).double())
+    values, vectors = eigh_of_tensor((rows.T @ rows if by_columns else rows @ rows.T).double())
     values, vectors = values.flip(0)[:number], vectors.flip(1)[:, :number]
     spanned = int((values > values[0].clamp(min=1e-12) * 1e-6).sum())
     values, vectors = values[:spanned].float(), vectors[:, :spanned].float()
@@ -199,7 +201,7 @@ def patch_components(maps: Tensor, number: int, side: int = 2) -> tuple[Tensor, 
     """
     mean = maps.mean((0, 2, 3))
     columns = functional.pixel_unshuffle(maps - mean[:, None, None], side).transpose(0, 1).flatten(1)
-    vectors = torch.linalg.eigh((columns @ columns.T).double()).eigenvectors.flip(1).float()
+    vectors = eigh_of_tensor((columns @ columns.T).double())[1].flip(1).float()
     components = torch.zeros(number, len(columns))
     kept = min(components.shape)
     components[:kept] = vectors.T[:kept]

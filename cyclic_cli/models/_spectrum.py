@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cyclic_cli.linear_algebra import eigh_of_tensor
+
 SIDE = 32  # pixels: side of the windows whose spectra are averaged; larger for codes with a large stride
 POSITIONS = 4  # minimum number of code positions along the side of a window
 HISTORY = 50  # earlier steps that the quasi-Newton method stores
@@ -43,7 +45,7 @@ def covariance_roots(images: Tensor, stride: int) -> Tensor:
         waves = torch.fft.fft2((crops * window).double())
         total = total + torch.einsum("ncij,ndij->ijcd", waves, waves.conj())
         count += len(crops)
-    values, vectors = torch.linalg.eigh(total / (count * window.double().square().sum()))
+    values, vectors = eigh_of_tensor(total / (count * window.double().square().sum()))
     root = (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mH
     kernels = torch.fft.ifft2(root.permute(3, 2, 0, 1)).real.float()
     return torch.cat([kernels.roll((down, right), (2, 3)) for down in range(stride) for right in range(stride)])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cyclic_cli.linear_algebra import right_singular_vectors
 from cyclic_cli.text_encoders._vocabulary import PADDING
 
 
@@ -33,6 +34,7 @@ RIDGE = 1e-3  # ridge regularisation of the regression, added to the variances o
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0)  # candidate factors for the slopes of the regression
 FACTOR_TEXTS = 2000  # maximum number of texts on which the factors are compared
 OVERSAMPLED = 16  # extra directions that make the last singular vectors accurate
+ITERATIONS = 4  # power iterations of the randomised decomposition
 
 
 class Encoder(nn.Module):
@@ -58,7 +60,7 @@ class Encoder(nn.Module):
         """Initialise from batches of tokens (N, L). Dimensions of the code that the texts do not span stay 0."""
         counts = torch.cat(list(self._first_counts(tokens)))
         bags = self._bags(counts)
-        directions = _right_singular(bags, self.code)
+        directions = right_singular_vectors(bags, self.code, OVERSAMPLED, ITERATIONS)
         self.into_code.weight.zero_()[: len(directions)] = directions
         self.into_code.bias.zero_()
         codes = bags @ directions.T
@@ -127,16 +129,6 @@ class ResidualNetwork(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         return vectors if self.layers is None else vectors + self.layers(vectors)
-
-
-def _right_singular(rows: Tensor, number: int) -> Tensor:
-    """Return the leading right singular vectors (K, V) of rows (N, V), by the method of Halko et al., SIAM Review 2011.
-
-    K is `number`, or the smaller side of the rows where that is less.
-    """
-    number = min(number, *rows.shape)
-    _, _, vectors = torch.svd_lowrank(rows, min(number + OVERSAMPLED, *rows.shape), niter=4)
-    return vectors[:, :number].T
 
 
 def _counts(tokens: Tensor, vocabulary: int) -> Tensor:

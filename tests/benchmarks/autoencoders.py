@@ -36,16 +36,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import torch
+from autoencoder_rows import ROWS, Row
+from linear_codes import block_code, clamped_too, error, principal_components, projection
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cyclic_cli import registry
 from cyclic_cli.config import build
@@ -61,56 +61,6 @@ LOSSES = ("L1", "MSE")
 BATCH = 16
 PATIENTS = 6  # patients on the contact sheet
 USED = 0.01  # a dimension of a variational code counts as used above this mean KL divergence, in nats
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the table: the options `words` of `cyclic train`, which are empty for MONAI.
-
-    The code has `numbers` numbers for each block of `block` × `block` pixels, or for the whole image.
-    """
-
-    words: str
-    goal: str
-    numbers: int
-    block: int | None = None
-    fraction: float = 1.0
-    epochs: int | None = None  # None: as many as fit into the time
-
-    @property
-    def is_monai(self) -> bool:
-        return not self.words
-
-    @property
-    def limit(self) -> str:
-        return f"PCA-{self.numbers}" if self.block is None else f"{self.numbers}-of-{self.block**2} blocks"
-
-    def shape(self, size: int) -> tuple[int, int]:
-        """The number of feature maps of the code and their side, which is 1 for a vector."""
-        if self.block:
-            return self.numbers, size // self.block
-        return (self.numbers // 49, 7) if self.is_monai else (self.numbers, 1)
-
-    def is_possible(self, size: int) -> bool:
-        """Whether the row can be trained at this size, since MONAI can only halve images."""
-        return not self.is_monai or size / self.shape(size)[1] in (2**halvings for halvings in range(1, 9))
-
-
-RESIDUAL = "better than all rows above, and than MONAI with equal code and time"
-ROWS = {
-    "linear-40": Row("--arch linear", "≤ 1.05 ×; ambition ≤ 0.95 ×", 128, fraction=0.4, epochs=1),
-    "linear-100": Row("--arch linear", "≤ 1.02 ×; ambition ≤ 0.95 ×", 128, epochs=1),
-    "conv-15": Row("--arch conv", "MSE ≤ 0.0010; ambition ≤ 1 ×", 4, 4, fraction=0.15, epochs=3),
-    "conv-100": Row("--arch conv", "≤ 1 ×; ambition ≤ 0.7 ×", 4, 4, epochs=10),
-    "deep-100": Row("--arch deep", "≤ 1.1 ×; ambition ≤ 0.8 ×", 256, epochs=15),
-    "vae-100": Row("--arch vae", "≤ 1.5 ×, most dimensions used", 256, epochs=15),
-    "vae-256": Row("--arch vae", "reference for residual-256", 256),
-    "residual-256": Row("--arch residual --set model.latent=256", RESIDUAL, 256),
-    "residual-245": Row("--arch residual --set model.latent=245", RESIDUAL, 245),
-    "monai-5x7x7": Row("", "", 245),
-    "residual-4x28x28": Row("--arch residual --set model.latent=4 --set model.reduction=8", RESIDUAL, 4, 8),
-    "monai-4x28x28": Row("", "", 4, 8),
-}  # rows with equal time are neighbours, so that --pairs runs them together
 
 
 class Images:
@@ -161,51 +111,6 @@ def limits(images: Images, fraction: float, rows: list[Row]) -> dict[str, dict[s
         else:
             codes[row.limit] = block_code(train, row.block, row.numbers)
     return {name: {"train": error(code, train), **clamped_too(code, test)} for name, code in codes.items()}
-
-
-def principal_components(images: Tensor, mean: Tensor, most: int) -> Tensor:
-    """Up to `most` principal directions (K, P) of images (N, 1, H, W), computed from their Gram matrix."""
-    centred = (images - mean).flatten(1)
-    values, vectors = torch.linalg.eigh((centred @ centred.T).double())
-    kept = min(most, len(images) - 1)
-    values, vectors = values.flip(0)[:kept], vectors.flip(1)[:, :kept]
-    return (vectors / values.sqrt()).T.float() @ centred
-
-
-def projection(mean: Tensor, directions: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function that maps images (N, 1, H, W) to their nearest points in an affine space."""
-
-    def project(batch: Tensor) -> Tensor:
-        centred = (batch - mean).flatten(1)
-        return mean + (centred @ directions.T @ directions).view_as(batch)
-
-    return project
-
-
-def block_code(images: Tensor, side: int, numbers: int) -> Callable[[Tensor], Tensor]:
-    """The best linear code of `numbers` numbers per block of `side` × `side` pixels, as a reconstruction function."""
-
-    def blocks(batch: Tensor) -> Tensor:
-        return functional.pixel_unshuffle(batch, side)
-
-    chunks = images.split(256)
-    mean = sum(blocks(chunk).sum((0, 2, 3), dtype=torch.float64) for chunk in chunks)
-    mean /= len(images) * (images.shape[-1] // side) ** 2
-    covariance = torch.zeros(side**2, side**2, dtype=torch.float64)
-    for chunk in chunks:
-        columns = (blocks(chunk) - mean[:, None, None].float()).transpose(0, 1).flatten(1)
-        covariance += (columns @ columns.T).double()
-    directions = torch.linalg.eigh(covariance).eigenvectors[:, -numbers:].float()
-    onto, centre = (directions @ directions.T)[:, :, None, None], mean[:, None, None].float()
-    return lambda batch: functional.pixel_shuffle(functional.conv2d(blocks(batch) - centre, onto) + centre, side)
-
-
-def error(code: Callable[[Tensor], Tensor], images: Tensor) -> float:
-    return sum((code(batch) - batch).square().sum().item() for batch in images.split(256)) / images.numel()
-
-
-def clamped_too(code: Callable[[Tensor], Tensor], test: Tensor) -> dict[str, float]:
-    return {"test": error(code, test), "clamped": error(lambda batch: code(batch).clamp(0, 1), test)}
 
 
 # -------------------------------------------------------------------------------------------------- training

@@ -103,10 +103,12 @@ class Bench:
         """The summary of `cyclic train` with its hardware settings, and its peak memory in MiB."""
         run = self.work / "run"
         shutil.rmtree(run, ignore_errors=True)
-        wanted, there = self.task.images + self.task.batch, len(self.task.samples())  # the first step is not counted
+        wanted = self.task.images + self.task.batch  # the first step is not counted
+        available = len(self.task.samples())
         words = [sys.executable, "-m", "cyclic_cli", "train", self.task.dataset, "--out", str(run), "--json"]
-        words += ["--arch", self.task.arch, "--batch-size", str(self.task.batch), "--epochs", str(-(-wanted // there))]
-        words += ["--fraction", f"{min(1, wanted / there):.4f}", "--device", self.task.device]
+        words += ["--arch", self.task.arch, "--batch-size", str(self.task.batch)]
+        words += ["--epochs", str(-(-wanted // available))]
+        words += ["--fraction", f"{min(1, wanted / available):.4f}", "--device", self.task.device]
         words += [word for assignment in self.task.assignments for word in ("--set", assignment)]
         summary, peak = self._run(words)
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -271,7 +271,7 @@ def curves(task: Task) -> dict[str, Any]:
         return network
 
     training.set_up_network = recording
-    wanted, there = STEPS * task.batch, len(task.samples())
+    wanted, available = STEPS * task.batch, len(task.samples())
 
     def trained(precision: str) -> list[float]:
         losses: list[float] = []
@@ -282,7 +282,7 @@ def curves(task: Task) -> dict[str, Any]:
 
         with tempfile.TemporaryDirectory() as folder:
             config = task.config(
-                epochs=-(-wanted // there), fraction=min(1, wanted / there), augment=0, precision=precision
+                epochs=-(-wanted // available), fraction=min(1, wanted / available), augment=0, precision=precision
             )
             training.train(Path(task.dataset), Path(folder) / "run", config, report=note)
         return losses
@@ -363,8 +363,8 @@ def profile(task: Task) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder, console.reporting(quiet=False) as drawn:
         report = stopwatch.watched("progress", drawn)
-        wanted, there = task.images + WARM_UP * task.batch, len(task.samples())
-        config = task.config(epochs=1, fraction=min(1, wanted / there))
+        wanted, available = task.images + WARM_UP * task.batch, len(task.samples())
+        config = task.config(epochs=1, fraction=min(1, wanted / available))
         training.train(Path(task.dataset), Path(folder) / "run", config, report=note)
     return found
 

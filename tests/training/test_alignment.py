@@ -378,7 +378,7 @@ def test_inactive_objectives_are_named_and_runs_with_no_other_are_refused(paired
         (("--objective", "contrastive", "--batch-size", 1), "batch of one"),
         (("--objective", "cyclic", "--also", "DATASET"), "dataset itself"),
         (("--paired-fraction", 0.5), "--paired-fraction is for joint"),
-        (("--objective", "cyclic", "--set", "objectives={contrastive: true}"), "no weight that is a number"),
+        (("--objective", "cyclic", "--set", "objectives={contrastive: true}"), "contrastive is not a number"),
     ],
 )
 def test_settings_without_a_use_are_refused(
@@ -409,7 +409,7 @@ def test_a_run_may_be_initialised_from_the_weights_of_another(paired_dataset: Pa
         (["--set", "objectives={walk: {weight: heavy}}"], "number"),
         (["--set", "objectives={walk: {sharpness: .nan}}"], "above 0"),
         (["--set", "objectives={walk: {scarce: maybe}}"], "true or false"),
-        (["--set", "objectives={walk: {start: 0.5, full: 0.2}}"], "later"),
+        (["--set", "objectives={walk: {start: 0.5, full: 0.2}}"], "start ≤ full"),
         (["--set", "objectives={wasserstein: {directions: 2.5}}"], "whole number"),
         (["--set", "strategy=fsdp"], "ddp"),
         (["--set", "modalities={image: {}}"], "two modalities"),
