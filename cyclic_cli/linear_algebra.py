@@ -62,7 +62,8 @@ def truncated_svd(matrix: Any, rank: int, iterations: int | str = "auto") -> tup
         iterations: Power iterations; auto: scikit-learn's rule.
 
     Returns:
-        Singular values (K,) in falling order, and vectors (K, P). The same matrix gives the same result.
+        Singular values (K,) in falling order, and vectors (K, P). The same matrix gives the same result. Directions
+        that the matrix does not span are left out: their values are rounding errors, which differ between machines.
 
     Raises:
         CyclicError: The matrix is not finite, or neither driver converges.
@@ -75,7 +76,10 @@ def truncated_svd(matrix: Any, rank: int, iterations: int | str = "auto") -> tup
         )  # fmt: skip
 
     _, values, right = _first_finite(getattr(matrix, "data", matrix), by("gesdd"), by("gesvd"))
-    return values, right
+    rounding = values[:1] * max(matrix.shape) * np.finfo(values.dtype).eps
+    spanned = values > rounding
+    spanned[:1] = True  # of a matrix of zeros, one direction on which all is zero
+    return values[spanned], right[spanned]
 
 
 def eigh_of_tensor(matrix: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":

@@ -122,3 +122,10 @@ def test_tensors_are_decomposed_alike(fails: bool, monkeypatch: pytest.MonkeyPat
     right = linear_algebra.right_singular_vectors(torch.from_numpy(MATRIX), 5, 16, 4)
     exact = scipy.linalg.svdvals(MATRIX)[:5]
     np.testing.assert_allclose(np.linalg.norm(MATRIX @ right.numpy().T, axis=0), exact, rtol=1e-6)
+
+
+def test_directions_that_a_matrix_does_not_span_are_left_out() -> None:
+    rows = np.random.default_rng(2).normal(size=(6, 40)).astype(np.float32)
+    values, right = linear_algebra.truncated_svd(rows - rows.mean(0), 6)
+    assert (values.shape, right.shape) == ((5,), (5, 40))  # centred rows: one direction less than rows
+    assert linear_algebra.truncated_svd(np.zeros((4, 4)), 2)[0].tolist() == [0.0]

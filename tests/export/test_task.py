@@ -26,6 +26,7 @@ from cyclic_cli.inference.onnx_model import OnnxModel
 from cyclic_cli.inference.torch_model import TorchModel
 from cyclic_cli.storage import onnx_file
 from cyclic_cli.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from cyclic_cli.storage.dataset import StoredDataset
 
 Cyclic = Callable[..., Ran]
 SIZE = 32
@@ -245,7 +246,8 @@ def test_fp16_keeps_the_recall(
     assert cyclic(*words[:-1], "--out", "shown").code == 0  # as a table, although not every part has every figure
     ran = cyclic(*words, "--out", "small")
     assert ran.code == 0, ran.err
-    assert abs(ran.json["recall_change"]) <= 0.005
+    pairs = len(StoredDataset(paired_dataset).rows(["has_text"], "val")["has_text"].nonzero()[0])
+    assert abs(ran.json["recall_change"]) <= max(0.005, 1 / pairs)  # rounding may turn the order of two answers
     monkeypatch.setattr(task, "recall_change", lambda *_: (-0.02, 0.0))
     before = {path.name: path.read_bytes() for path in Path("small").iterdir()}
     ran = cyclic(*words, "--out", "small", "--overwrite")
