@@ -39,14 +39,14 @@ class ErrorGroup(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except Terminated:
-            console.say("Ended by SIGTERM. The same command continues the work where that is possible.")
+            console.print_line("Ended by SIGTERM. The same command continues the work where that is possible.")
             raise typer.Exit(143) from None
         except KeyboardInterrupt:
-            console.say("Interrupted. The same command continues the work where that is possible.")
+            console.print_line("Interrupted. The same command continues the work where that is possible.")
             raise typer.Exit(130) from None
         except CyclicError as error:
             if error.everywhere and not environment.is_main_process():
-                raise typer.Exit(0) from error  # the first process reports it, and its exit code counts
+                raise typer.Exit(0) from error  # only rank 0 prints the error
             console.show(error)
             raise typer.Exit(error.exit_code) from error
         except OSError as error:  # such as an unreadable folder or a full disk

@@ -39,7 +39,7 @@ JOINT_RECIPE = {
     "lr": 3e-3, "batch_size": 384, "weight_decay": 0.1, "warmup": 0.1, "augment": 1.0, "fitted_lr": 0.1,
 }  # fmt: skip
 """Training defaults of image–text models, like the `RECIPE` of each architecture for autoencoders."""
-UNIT = 0.02  # tolerance of the norm 1 of an embedding, which low precision changes a little
+NORM_TOLERANCE = 0.02  # accepted deviation of the norm of an embedding from 1, which low precision changes a little
 DIVERSITY = 0.3
 """λ of maximal marginal relevance (MMR): the weight of diverse results against similarity to the query."""
 FLAGS = (
@@ -75,7 +75,7 @@ class PrepareConfig:
 
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)  # fractions of the patients: train, val, test
-    image_column: str | None = None  # of the tables; None: found by common names (also the next two)
+    image_column: str | None = None  # column of the image path; None: recognised by its name (also the next two)
     text_column: str | None = None
     patient_column: str | None = None
     label_columns: tuple[str, ...] = ()  # in addition to label columns of well-known datasets
@@ -90,7 +90,7 @@ class PrepareConfig:
 class Term:
     """One objective of a mixture: its weight, a schedule for the weight, and the settings of its own.
 
-    The weight is 0 for the fraction `start` of the steps, then rises linearly, and is reached at the fraction `full`.
+    The weight is 0 until the fraction `start` of the steps. It then rises linearly until the fraction `full`.
     """
 
     name: str
@@ -150,7 +150,7 @@ class TrainConfig:
     # Fraction of a batch that consists of pairs, if an objective uses unpaired samples and there are enough pairs.
     paired_share: float = 2 / 3
     fraction: float = 1.0  # of the training patients
-    paired_fraction: float = 1.0  # of these patients: their images and reports are used as pairs
+    paired_fraction: float = 1.0  # fraction of these patients whose images and reports are used as pairs
     epochs: int = 10
     batch_size: int | None = None
     lr: float | None = None  # peak learning rate
@@ -163,7 +163,7 @@ class TrainConfig:
     device: str = "auto"  # auto, cpu, cuda
     precision: str = "auto"  # auto, 32, bf16
     micro_batch: int | None = None  # images per pass through the network; gradients are accumulated over a batch
-    parallel: str = "auto"  # how cores divide a step: auto, samples (parts of the batch), operations (each operation)
+    parallel: str = "auto"  # what cores divide: auto, samples (of the batch), operations (of the network)
     memory_format: str = "auto"  # auto, channels_last, contiguous
     fuse: bool = True  # run convolution and pooling as one operation
     keep_memory: bool = True  # the allocator keeps freed memory for reuse

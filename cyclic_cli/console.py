@@ -23,7 +23,7 @@ PLAIN_EVERY = 5.0  # seconds between two progress lines without a terminal
 FIGURES = {"mse": ("MSE", 5), "psnr": ("PSNR dB", 1), "ssim": ("SSIM", 3)}  # column heading and decimals in tables
 
 
-def say(text: str, style: str = "") -> None:
+def print_line(text: str, style: str = "") -> None:
     """Print one line on stderr."""
     from rich.console import Console
 
@@ -32,9 +32,9 @@ def say(text: str, style: str = "") -> None:
 
 def show(error: CyclicError) -> None:
     """Print an error: what happened, and what to do about it."""
-    say(f"Error: {error.message}", "bold red")
+    print_line(f"Error: {error.message}", "bold red")
     if error.hint:
-        say(error.hint)
+        print_line(error.hint)
 
 
 def as_json(value: Any) -> str:
@@ -121,7 +121,7 @@ def _rounded(name: str, value: Any) -> str:
 def reporting(quiet: bool) -> Iterator[Report]:
     """A report function that shows events on stderr while the block runs."""
     if quiet:
-        yield lambda event: say(event.text, "yellow") if isinstance(event, Note) and event.warning else None
+        yield lambda event: print_line(event.text, "yellow") if isinstance(event, Note) and event.warning else None
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         from rich.console import Console, Group
         from rich.live import Live
@@ -217,13 +217,13 @@ class _Lines:
             rate = self.rates.of(event)
             if self._due(event.done == event.total and event.done > 0):
                 total = "" if event.total is None else f" of {event.total}"
-                say(f"{event.unit}: {event.done}{total}{', ' + rate if rate else ''}")
+                print_line(f"{event.unit}: {event.done}{total}{', ' + rate if rate else ''}")
         elif isinstance(event, Step):
             if self._due(False):
                 parts = [f"epoch {event.epoch}/{event.epochs}", f"loss {_losses(event.losses)}", f"lr {event.lr:.1e}"]
-                say(", ".join([f"step {event.step} of {event.steps}", *parts, *_pace(event)]))
+                print_line(", ".join([f"step {event.step} of {event.steps}", *parts, *_pace(event)]))
         else:
-            say(_line(event), "yellow" if isinstance(event, Note) and event.warning else "")
+            print_line(_line(event), "yellow" if isinstance(event, Note) and event.warning else "")
 
     def _due(self, at_end: bool) -> bool:
         now = time.monotonic()

@@ -172,7 +172,7 @@ def _sharded(module: nn.Module, mesh: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, from the view of one of them. With one process, all exchanges return their input."""
+    """This process and its rank among the processes of the run. With one process, all exchanges return their input."""
 
     fabric: Any
     rank: int
@@ -214,7 +214,7 @@ class Ranks:
         return outcome  # type: ignore[return-value]
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def report_lost_peer(self) -> Iterator[None]:
         """Raise a CyclicError when an exchange in the block fails because another process has ended."""
         try:
             yield
@@ -250,7 +250,7 @@ class Ranks:
         whole = iter([self._gathered(leaf, count) for leaf, count in zip(rows, counts.T.tolist(), strict=True)])
         return _map_leaves(tree, lambda leaf: next(whole) if leaf.dim() else leaf)
 
-    def zero_depending_on(self, tree: dict[Any, Any]) -> Tensor | float:
+    def zero_with_gradient(self, tree: dict[Any, Any]) -> Tensor | float:
         """A zero that depends on every tensor of a nested dictionary; 0.0 with one process.
 
         Added to the loss it makes each tensor part of the backward pass, in which all processes have to take part.

@@ -18,6 +18,14 @@ def renamed(table: dict[Any, Any], names: dict[str, str]) -> dict[Any, Any]:
     return {names.get(name, name): value for name, value in table.items()}
 
 
+def upgraded_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
+    """The provenance of a checkpoint or of an exported model, with its settings, under the names of today."""
+    upgraded = renamed(provenance, RENAMED_SOURCES)
+    if isinstance(upgraded.get("settings"), dict):
+        upgraded["settings"] = upgraded_settings(upgraded["settings"])
+    return upgraded
+
+
 def upgraded_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run, with the settings of its modalities under the names of today."""
     tables = settings.get("modalities")

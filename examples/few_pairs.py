@@ -48,7 +48,8 @@ QUANTILES = {
 }  # Student's t, 97.5 %, by number of seeds
 SETTINGS = ("model.width=8", "precision=32")  # half the channels of the default; float32 on every machine
 AUTOENCODERS = "autoencoders"  # runs from which `contrastive` may be initialised
-WITHOUT_CYCLES = "cyclic without returning terms"  # the returning terms are CYCLE_TERMS; the name is that of the runs
+WITHOUT_CYCLES = "cyclic without cycle terms"
+RUN_NAMES = {WITHOUT_CYCLES: "cyclic without returning terms"}  # methods whose runs keep an earlier name on disk
 BASELINES = ("cca", "ridge")
 CHANCE = "random_r10"  # key for the R@10 of a random ranking
 HITS = ("strict", "same_text", "same_study", "same_patient", "same_labels")
@@ -64,7 +65,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.method.replace(' ', '-')}-{self.fraction:g}-seed{self.seed}"
+        method = RUN_NAMES.get(self.method, self.method)
+        return f"{method.replace(' ', '-')}-{self.fraction:g}-seed{self.seed}"
 
 
 def preset_of(method: str) -> str:
@@ -76,7 +78,7 @@ def mixture(method: str) -> dict[str, Any]:
     """The objectives of a method, by its name in the table."""
     without = method.partition(" without ")[2]
     terms = PRESETS[preset_of(method)] if method != AUTOENCODERS else {"reconstruction": 1.0}
-    left_out = CYCLE_TERMS if without == "returning terms" else (without,)
+    left_out = CYCLE_TERMS if without == "cycle terms" else (without,)
     return {name: weight for name, weight in terms.items() if name not in left_out}
 
 

@@ -123,5 +123,5 @@ def test_train_and_reconstruct_work_without_a_dataset_or_a_model(
     monkeypatch.chdir(Path("..").resolve())
     ran = cyclic("reconstruct", "work/scan.dcm")
     assert ran.code == 0
-    assert "comes with the package" in ran.err
+    assert "the packaged model" in ran.err
     assert Path("reconstructions/scan.png").is_file()

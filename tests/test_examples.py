@@ -52,7 +52,7 @@ def test_few_pairs_writes_a_table_and_a_plot_and_reuses_finished_runs(paired_dat
     first = run(*command)
     rows = [line.split("|")[1].strip() for line in first.stdout.splitlines() if line.startswith("| c")]
     assert rows[:5] == [
-        "contrastive", "contrastive from autoencoders", "cyclip", "cyclic", "cyclic without returning terms",
+        "contrastive", "contrastive from autoencoders", "cyclip", "cyclic", "cyclic without cycle terms",
     ]  # fmt: skip
     assert (tmp_path / "few" / "few_pairs.png").stat().st_size > 10_000
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "few").glob("*seed*.json")}

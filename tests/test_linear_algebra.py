@@ -91,7 +91,7 @@ def _whitened(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("decompose", [linear_algebra.svd, linear_algebra.eigh])
-def test_what_cannot_be_decomposed_is_an_error_with_a_way_out(decompose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_decomposed_is_an_error_with_a_hint(decompose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CyclicError, match="not finite"):
         decompose(np.full((3, 3), np.nan))
 

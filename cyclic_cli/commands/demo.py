@@ -36,4 +36,4 @@ def demo(
     values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(summary).items()}
     show("Demo", values, json)
     if not json and not quiet:
-        console.say(f"Next: cyclic prepare {out} --already-deidentified --out dataset")
+        console.print_line(f"Next: cyclic prepare {out} --already-deidentified --out dataset")

@@ -196,8 +196,8 @@ def prepare(
     show("Dataset", asdict(summary), json)
     if not json and not quiet:
         if summary.rejected or summary.skipped:
-            console.say(f"{out / 'rejected.jsonl'} lists the inputs that were not used, with reasons.")
+            console.print_line(f"{out / 'rejected.jsonl'} lists the inputs that were not used, with reasons.")
         if summary.samples > summary.text_only:
-            console.say(f"Next: cyclic train {out}")
+            console.print_line(f"Next: cyclic train {out}")
     if strict and summary.rejected:
         raise typer.Exit(SOME_LEFT_OUT)

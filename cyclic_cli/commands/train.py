@@ -152,4 +152,4 @@ def train(
         show("Run", asdict(summary), json)
         if not json and not quiet:
             next_command = f"evaluate {found}" if run_settings.is_joint else "reconstruct SCAN"
-            console.say(f"Next: cyclic {next_command} --model {summary.run}")
+            console.print_line(f"Next: cyclic {next_command} --model {summary.run}")

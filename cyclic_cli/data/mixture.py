@@ -1,9 +1,10 @@
 """Batches for image–text training that mix paired samples with unpaired images and texts.
 
 An item is what a sample holds of one modality: its image, its text. The items of unpaired samples are drawn in an order
-that depends on the items alone. No batch, no random number and no objective can therefore tell which image belongs to
-an unpaired report: permuting the images of unpaired samples changes no bit of the result. One exception: the text
-encoder's vocabulary keeps only tokens that occur in reports of several patients, so it depends on whose report it is.
+that depends on the items alone. Batches, random numbers and objectives therefore do not depend on which image belongs
+to an unpaired report. Permuting the images of unpaired samples does not change the result. There is one exception: the
+vocabulary of the text encoder keeps only tokens that occur in reports of several patients, so it depends on whose
+report it is.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +23,12 @@ from cyclic_cli.errors import CyclicError
 from cyclic_cli.privacy.keys import paired_place
 from cyclic_cli.storage.dataset import StoredDataset
 
-UNPAIRED = -1  # replaces the number of a sample where an item has no partner, or its partner must stay unknown
+UNPAIRED = -1  # in place of a sample number, for an item that is not paired, or must not be used as paired
 
 
 @dataclass(frozen=True)
 class Modality:
-    """One modality of a run: the file with its name, and its settings in the form which that file takes."""
+    """One modality of a run: the file with its name, and its settings (the `Config` of that file)."""
 
     name: str
     file: ModuleType
@@ -176,10 +177,10 @@ class Mixture:
 
 
 def _drawn(count: int, size: int, step: int, seed: int, purpose: str) -> np.ndarray:
-    """`size` of `count` numbers without repetition: the part of one step in a random order, new in each pass."""
+    """`size` of `count` numbers without repetition: the next part of a random order, which is new in each pass."""
     if not size:
         return np.empty(0, np.int64)
-    steps = count // size  # of a pass; the remainder is left out, and is another one in the next pass
+    steps = count // size  # batches per pass; the samples left over differ from pass to pass
     return EpochOrder(count, seed, step // steps, purpose)[step % steps * size : (step % steps + 1) * size]
 
 

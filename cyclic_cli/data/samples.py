@@ -71,7 +71,7 @@ class EpochOrder:
     """
 
     ROUNDS = 8
-    BLOCK = 16_384  # places computed together: numpy needs about the same time for a few of them
+    BLOCK = 16_384  # places computed at once; for a few places numpy would need about as long
 
     def __init__(self, samples: int, seed: int, epoch: int, purpose: str = "") -> None:
         self.samples = samples

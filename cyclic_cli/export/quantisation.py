@@ -70,7 +70,7 @@ class Quantiser:
         self.operations = [node.name for node in self.model.graph.node if node.op_type in QUANTISED]
 
     def quantised(self, in_float: int) -> onnx.ModelProto:
-        """The model in int8, with the `in_float` operations that lose most left in float32."""
+        """The model in int8, with the `in_float` operations that cause the largest error kept in float32."""
         return self._quantised(self._by_loss[in_float:] if in_float else self.operations, self.inputs)
 
     @cached_property

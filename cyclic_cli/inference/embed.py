@@ -103,7 +103,7 @@ def embed_to_file(
     began, summary.model, summary.output = time.monotonic(), model.fingerprint, str(out)
     digests = write_parts(stream, BatchEncoder(model, batch), draft, request, kinds, summary, report)
     if rank:
-        draft.say_done(rank)
+        draft.mark_done(rank)
         return
     for other in range(1, processes):
         await_process(draft, other)

@@ -59,7 +59,7 @@ class EncoderInput:
 
 @dataclass
 class Chunk:
-    """Some inputs that were read together. A chunk of no inputs asks to embed at once what was read so far."""
+    """Some inputs that were read together. An empty chunk flushes the current batch."""
 
     input_count: int
     encoder_inputs: list[EncoderInput]
@@ -147,8 +147,8 @@ def from_files(
 
     Args:
         paths: Files and folders.
-        out: The output file, for which chunks always have the same size. None: results are wanted as they come, and
-            a chunk does not wait for inputs that arrive late.
+        out: The output file, for which chunks always have the same size. None: results are streamed, and a chunk
+            does not wait for inputs that arrive late.
         model: Its preprocessing is applied.
         keyer: Makes the keys.
         scratch: A folder for the pixels of the chunks that are being read.

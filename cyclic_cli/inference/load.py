@@ -127,5 +127,5 @@ def _find_unnamed(packaged: Path, report: Report) -> Path:
     if latest.is_dir():
         report(Note(f"model: runs/latest, which is {latest.resolve().name}"))
         return find_checkpoint(latest)
-    report(Note("model: the one that comes with the package (trained on chest radiographs, real and synthetic)"))
+    report(Note("model: the packaged model (trained on chest radiographs, real and synthetic)"))
     return packaged

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
-from cyclic_cli.config import UNIT, Preprocessing
+from cyclic_cli.config import NORM_TOLERANCE, Preprocessing
 from cyclic_cli.environment import available_cpus
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.imaging.readers import as_float
@@ -108,7 +108,7 @@ class OnnxModel:
         found = self._run(part, "embedding", values)
         if found.ndim != 2 or len(found) != count or not np.isfinite(found).all():
             raise CyclicError(f"{self._parts[part][0]} does not return embeddings.", "Export it again.")
-        if np.abs(np.linalg.norm(found, axis=1) - 1).max(initial=0) > UNIT:
+        if np.abs(np.linalg.norm(found, axis=1) - 1).max(initial=0) > NORM_TOLERANCE:
             raise CyclicError(f"{self._parts[part][0]} returns vectors that are not L2-normalised.", "Export it again.")
         return found
 

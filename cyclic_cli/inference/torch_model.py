@@ -49,7 +49,7 @@ class TorchModel:
         weights = {name: torch.from_numpy(value) for name, value in self.checkpoint.weights.items()}
         try:
             if any(weights[name].dtype != known.dtype for name, known in module.state_dict().items()):
-                raise ValueError("another data type")  # torch would convert the weights without a word
+                raise ValueError("another data type")  # torch would silently cast the weights
             module.load_state_dict(weights)
         except (RuntimeError, KeyError, ValueError) as error:
             raise CyclicError(f"{path} does not fit the architecture it names.", "Train the model again.") from error

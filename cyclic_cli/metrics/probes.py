@@ -120,7 +120,7 @@ def knn(
 
 
 def zero_shot(images: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """Scores (N,): cosine similarity to the mean positive prompt less that to the mean negative prompt.
+    """Scores (N,): cosine similarity to the mean positive prompt minus that to the mean negative prompt.
 
     Prompts are L2-normalised before the mean, and their mean after it (prompt ensemble, Radford et al., ICML 2021).
 

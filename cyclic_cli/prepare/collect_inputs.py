@@ -14,7 +14,7 @@ from cyclic_cli.prepare.database import LOCATION_COLUMNS, LONGEST_ENDING, RELATI
 from cyclic_cli.prepare.layouts import Layout
 from cyclic_cli.prepare.sources import Input, beside, walk
 from cyclic_cli.prepare.texts import base_name
-from cyclic_cli.privacy.keys import Keyer, names_nobody
+from cyclic_cli.privacy.keys import Keyer, is_placeholder
 
 READERS = 8  # threads that read the ends of files: on a network file system every access waits
 BATCH = 64  # files that a thread takes at once
@@ -48,7 +48,7 @@ def found_files(db: sqlite3.Connection, where: str = "") -> Iterator[Input]:
 
 def key_or_empty(keyer: Keyer, kind: str, identity: str) -> str:
     """The key of an identity; empty where the identity is missing or a placeholder such as `anonymous`."""
-    return "" if names_nobody(identity) else keyer.key(kind, identity)
+    return "" if is_placeholder(identity) else keyer.key(kind, identity)
 
 
 class NewInputs:

@@ -26,7 +26,7 @@ from cyclic_cli.imaging.dicom.header import Identities
 from cyclic_cli.prepare.near_duplicates import perceptual_hash
 from cyclic_cli.prepare.shards import Row, ShardJob, row_without_image
 from cyclic_cli.prepare.sources import Input
-from cyclic_cli.privacy.keys import Keyer, names_nobody
+from cyclic_cli.privacy.keys import Keyer, is_placeholder
 from cyclic_cli.privacy.scrub import fingerprints
 from cyclic_cli.workers import keep_freed_memory
 
@@ -156,7 +156,7 @@ def _header_keys(identities: Identities, keyer: Keyer) -> Row:
     """Keys of the patient, study, instance and accession in a header; an empty string for what is missing."""
 
     def key(kind: str, *parts: str) -> str:
-        return keyer.key(kind, *parts) if parts and not names_nobody(parts[0]) else ""
+        return keyer.key(kind, *parts) if parts and not is_placeholder(parts[0]) else ""
 
     return {
         "patient": key("patient", *identities.patient),

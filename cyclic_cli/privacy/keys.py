@@ -71,7 +71,7 @@ def _short(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
 
 
-def names_nobody(number: str) -> bool:
+def is_placeholder(number: str) -> bool:
     """Whether a patient's or study's number is missing: empty, only zeros and punctuation, or a placeholder."""
     return not number.strip("0 .-_?*") or number.strip().upper() in NOBODY
 

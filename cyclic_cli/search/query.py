@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cyclic_cli.config import UNIT
+from cyclic_cli.config import NORM_TOLERANCE
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Report, silent
 from cyclic_cli.inference.embed import embed_stream
@@ -109,7 +109,7 @@ def query_by_key(key: str, file: EmbeddingFile) -> Query | None:
         return None
     number, row = rows[0]
     (vector,) = file.vectors(np.array([number]))
-    if not abs(float(np.linalg.norm(vector)) - 1) < UNIT:  # written so that NaN is refused too
+    if not abs(float(np.linalg.norm(vector)) - 1) < NORM_TOLERANCE:  # written so that NaN is refused too
         raise CyclicError(f"The vector of that key of {file.path} is not L2-normalised.", REMAKE)
     return Query(name=key, kind=row["kind"], vector=vector, **_case(row, file))
 
@@ -142,7 +142,7 @@ def query_by_image(
         stream = from_files([path], None, model, keyer or Keyer(b""), scratch, allow_burned_in=allow_burned_in)
         embedded = list(embed_stream(stream, model, EmbedSummary(), None, report))
     if not embedded:
-        raise CyclicError("The query image cannot be used.", "The reason stands above.")
+        raise CyclicError("The query image cannot be used.", "See the warning above.")
     first = embedded[0]
     case: dict[str, Any] = {}
     if keyer:

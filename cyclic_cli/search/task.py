@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cyclic_cli.config import DIVERSITY, UNIT
+from cyclic_cli.config import DIVERSITY, NORM_TOLERANCE
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Note, Report, silent
 from cyclic_cli.metrics.generated_text import tfidf
@@ -88,7 +88,7 @@ def search(
     kind, allowed = _searched_rows(query, file, where, kind, same_patient)
     candidates = count * CANDIDATES if diversity else count
     similarity, numbers = _nearest(query, file, candidates, allowed, approximate, report)
-    if np.abs(similarity).max(initial=0) > 1 + UNIT:
+    if np.abs(similarity).max(initial=0) > 1 + NORM_TOLERANCE:
         raise CyclicError(f"{file.path} has vectors that are not L2-normalised.", REMAKE)
     rows = file.rows(numbers)
     texts = _reports(rows, file, dataset)
@@ -107,7 +107,7 @@ def search(
 
 
 def _check_fits(query: Query, file: EmbeddingFile, dataset: Path | None) -> None:
-    """Raise CyclicError if the query has another dimension than the file, or the file is of another dataset."""
+    """Raise CyclicError if the query has another dimension than the file, or the file was made from another dataset."""
     if query.vector.shape != (file.facts.dimensions,):
         raise CyclicError(
             f"The query has {query.vector.shape[0]} dimensions, the vectors of {file.path} have "
@@ -115,7 +115,9 @@ def _check_fits(query: Query, file: EmbeddingFile, dataset: Path | None) -> None
             "Search with the model that made the file.",
         )
     if dataset is not None and StoredDataset(dataset).facts.fingerprint != file.facts.dataset:
-        raise CyclicError(f"{file.path} is of another dataset than {dataset}.", "Name the dataset that was embedded.")
+        raise CyclicError(
+            f"{file.path} was made from another dataset than {dataset}.", "Name the dataset that was embedded."
+        )
 
 
 def _searched_rows(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cyclic_cli.config import Preprocessing, as_plain, build, train_command
-from cyclic_cli.earlier_names import RENAMED_SOURCES, renamed, upgraded_settings
+from cyclic_cli.earlier_names import upgraded_provenance, upgraded_settings
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.files import checksum, read_tensors, refuse_newer, write_tensors
 
@@ -85,15 +85,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _upgraded(checkpoint: Checkpoint) -> Checkpoint:
     """A checkpoint of an earlier format with present names. It keeps its fingerprint, which embeddings refer to."""
-    config, provenance = checkpoint.architecture["config"], checkpoint.provenance
-    provenance = renamed(provenance, RENAMED_SOURCES)
-    if "settings" in provenance:
-        provenance["settings"] = upgraded_settings(provenance["settings"])
+    config = checkpoint.architecture["config"]
     return replace(
         checkpoint,
         weights={_tensor_name(name): value for name, value in checkpoint.weights.items()},
         architecture=checkpoint.architecture | {"config": upgraded_settings(config)},
-        provenance=provenance,
+        provenance=upgraded_provenance(checkpoint.provenance),
     )
 
 

@@ -59,12 +59,12 @@ class Draft:
                 f"Repeat the command that began it, remove {self.folder}, or name another --out.",
             )
 
-    def say_done(self, process: int) -> None:
-        """Tell the first process that this process of the same launch has written its parts."""
+    def mark_done(self, process: int) -> None:
+        """Mark for the first process that this process of the same launch has written its parts."""
         write_text(self.folder / f"done-{process}", launch_identifier())
 
     def has_done(self, process: int) -> bool:
-        """Whether a process of this launch has called `say_done`."""
+        """Whether a process of this launch has called `mark_done`."""
         try:
             return (self.folder / f"done-{process}").read_text(encoding="utf-8") == launch_identifier()
         except (OSError, UnicodeDecodeError):

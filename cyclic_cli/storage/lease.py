@@ -129,7 +129,7 @@ def _observe(path: Path) -> _Observed | None:
 
 
 def _living_holder(seen: _Observed | None, draft: Path) -> str | None:
-    """The living holder of a lease in words, or None. The new file `draft` tells the time of the file system."""
+    """The living holder of a lease in words, or None. The new file `draft` gives the time of the file system."""
     if seen is None:
         return None
     touched, content = seen

@@ -27,7 +27,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from cyclic_cli.config import Preprocessing, as_plain, build
-from cyclic_cli.earlier_names import upgraded_settings
+from cyclic_cli.earlier_names import upgraded_provenance, upgraded_settings
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.files import checksum, refuse_newer, replacing
 
@@ -193,6 +193,7 @@ def _described(model: onnx.ModelProto, path: Path) -> Description:
         if values.pop("format") < 2:
             values["part"] = values["part"].replace("-tower", "-encoder")
             values["architecture"]["config"] = upgraded_settings(values["architecture"]["config"])
+            values["provenance"] = upgraded_provenance(values["provenance"])
         values["preprocessing"] = build(Preprocessing, dict(values["preprocessing"]), str(path))
         description = build(Description, values, str(path))
         texts: dict[str, Any] = {"vocabulary": "", "limit": 1}

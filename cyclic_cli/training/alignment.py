@@ -27,14 +27,14 @@ from cyclic_cli.training.learner import ShowImages, Tick
 from cyclic_cli.training.paired_data import PairedData
 from cyclic_cli.training.validation import validate, validate_retrieval
 
-DECODED_PER_BATCH = 48  # items of each modality, about: decoding costs more than the rest of a step, and few suffice
-STEPS_PER_EPOCH = 4  # at least, unless batches would become smaller than `SMALLEST_BATCH`
+DECODED_PER_BATCH = 48  # approximate number of items per modality that a step decodes; decoding dominates its cost
+STEPS_PER_EPOCH = 4  # at least; a batch is never made smaller than `SMALLEST_BATCH` for it
 SMALLEST_BATCH = 16
 NORMS_EVERY = 50  # steps between two measurements of each objective's gradient norm
 
 
 def filled_in(config: TrainConfig, samples: int) -> TrainConfig:
-    """The settings with open ones taken from the recipe of image–text models and from the preset of objectives.
+    """Fills settings that are None from the recipe of image–text models, and empty `objectives` from the preset.
 
     With few training `samples` the batches are smaller, so that an epoch has several steps.
     """
@@ -42,7 +42,7 @@ def filled_in(config: TrainConfig, samples: int) -> TrainConfig:
     config = with_recipe(config, JOINT_RECIPE | {"batch_size": min(JOINT_RECIPE["batch_size"], largest)})
     config = replace(config, objectives=dict(config.objectives or PRESETS[config.objective]))
     tables = dict(config.modalities)
-    if "image" in tables:  # its settings are --arch and the like, unless its own table overrides them
+    if "image" in tables:  # takes --arch, `model` and `augment`; its own table overrides them
         usual = {"arch": config.arch, "model": config.model, "augment": config.augment}
         tables["image"] = usual | tables["image"]
         config = replace(config, **{name: tables["image"][name] for name in usual})
@@ -56,7 +56,7 @@ class Alignment:
         """
         Args:
             ranks: The processes of the run.
-            datasets: The run's own, then further ones, all of whose samples are unpaired.
+            datasets: The dataset of the run, then further ones, whose samples are all unpaired.
             config: Complete settings, see `filled_in`.
 
         Raises:
@@ -65,7 +65,7 @@ class Alignment:
         """
         self.ranks, self.config = ranks, config
         if config.strategy == "fsdp":
-            raise UsageError("FSDP is for models of one modality.", "Use --strategy ddp.")
+            raise UsageError("Image–text models do not support FSDP.", "Use --strategy ddp.")
         if len(config.modalities) < 2:
             raise UsageError("A joint objective needs two modalities.", "Name more, or use --objective autoencode.")
         self.objectives = JointObjectives(config.terms)
@@ -78,7 +78,7 @@ class Alignment:
             )
         assert config.batch_size is not None
         if config.batch_size < 2:
-            raise UsageError("A batch of one sample has nothing to contrast it with.", "Use a --batch-size from 2.")
+            raise UsageError("A contrastive loss needs at least two samples per batch.", "Use a --batch-size from 2.")
         self.batch_size = config.batch_size
         self.samples, self.patients = self.data.samples, self.data.patients
         self.steps_per_epoch = self.mixture.steps_per_epoch(self.batch_size)
@@ -92,7 +92,7 @@ class Alignment:
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The description of the model that a checkpoint holds beside the weights."""
+        """What a checkpoint stores about the model besides its weights."""
         config = {
             "embedding": self.config.embedding, "private": self.config.private,
             "decoders": self.objectives.train_decoders, **self.portable_settings,
@@ -119,7 +119,7 @@ class Alignment:
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Weights, which decay, apart from biases, norms and the scale of the contrast, which do not.
+        """The parameters in groups. Biases, norms and the temperature of the contrastive loss have no weight decay.
 
         Encoders have a learning rate of their own (`fitted_lr`), because most are initialised from all training data.
         """
@@ -139,7 +139,7 @@ class Alignment:
         self.model, self.memory_format = model, layout(plan)
 
     def close(self) -> None:
-        """There are no threads to end."""
+        """Does nothing."""
 
     # ------------------------------------------------------------------------------------------------- steps
 
@@ -155,7 +155,7 @@ class Alignment:
         return self.objectives.weights(step / self.steps, self.mixture.scarcity)
 
     def losses(self, batch: MixedBatch, step: int) -> dict[str, float]:
-        """The share of this process in each loss of a batch. The gradients are added to those of the parameters."""
+        """This process's contribution to each loss of the batch. Its gradients are added to those of the parameters."""
         weights = self.weights(step)
         outputs, partners = self._outputs(batch.part(self.ranks), step)
         losses = self.objectives.losses(outputs, partners, weights)
@@ -164,19 +164,19 @@ class Alignment:
         # Every process computes the loss of the whole batch; the backward pass collects its gradient from all of them.
         zero = 0 * torch.stack([one.float().sum() for one in outputs["embedding"].values()]).sum()
         total = torch.stack([zero, *(weights[name] * loss for name, loss in losses.items())]).sum()
-        self.ranks.fabric.backward(total + self.ranks.zero_depending_on(outputs))
+        self.ranks.fabric.backward(total + self.ranks.zero_with_gradient(outputs))
         return {
             name: float(losses[name].detach() if name in losses else 0.0) / self.ranks.world
             for name in self.objectives.names
         }
 
     def gradient_norms(self) -> dict[str, float]:
-        """By objective, the gradient norm of its weighted loss, where it was measured since the last call."""
+        """The gradient norm of each weighted loss, if measured since the last call; else empty."""
         norms, self.norms = self.norms, {}
         return norms
 
     def _outputs(self, part: MixedBatch, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The model's outputs for a batch, and its samples and contents for the objectives, of all processes."""
+        """The outputs of all processes for a batch, and its samples, contents and step for the objectives."""
         batch = self.data.load(part, step, self.ranks.fabric.device, self.memory_format)
         outputs = self.model(batch.items, batch.samples, self.objectives.needs, batch.keep)
         whole = self.ranks.gathered_tree({"outputs": outputs, "sample": batch.samples, "content": batch.contents})
@@ -209,7 +209,7 @@ class Alignment:
 
     @staticmethod
     def is_better(val: dict[str, float], best: dict[str, float]) -> bool:
-        """By the geometric mean rank of partners, where equal ranks favour the later checkpoint; else by the MSE.
+        """Compares the geometric mean rank; a tie goes to the later checkpoint. Without ranks, compares the MSE.
 
         With neither metric the later checkpoint wins. The geometric mean weighs all ranks alike. The mean reciprocal
         rank would depend on the first places alone: early in training one report may be the nearest of many images, and

@@ -19,16 +19,16 @@ from cyclic_cli.models._joint import OUTPUTS as JOINT_OUTPUTS
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training.gradients import Batch, Gradients, Plan, make_plan
 from cyclic_cli.training.learner import ShowImages, Tick
-from cyclic_cli.training.sources import nothing_to_train_on
+from cyclic_cli.training.sources import no_training_images
 from cyclic_cli.training.validation import validate
 
 INITIALISATION_BATCH = 32
-INITIALISATION_IMAGES = 10_000  # at most: more hardly change principal components, and would take hours
-BEFORE_TRAINING = -1  # the epoch number whose order the initialisation uses
+INITIALISATION_IMAGES = 10_000  # at most; more images hardly change the principal components
+BEFORE_TRAINING = -1  # epoch number that seeds the order of images during initialisation
 
 
 def filled_in(config: TrainConfig) -> TrainConfig:
-    """The settings with open ones taken from the architecture's file."""
+    """Fills settings that are None, and empty `objectives`, from the architecture's file."""
     architecture = registry.load("models", config.arch, "architecture")
     return replace(
         settings.with_recipe(config, architecture.RECIPE),
@@ -56,7 +56,7 @@ class Autoencoding:
         self.data = Samples.of(dataset, "train", config.fraction)
         self.val_data = Samples.of(dataset, "val")
         if not len(self.data):
-            raise nothing_to_train_on(dataset, config)
+            raise no_training_images(dataset, config)
         assert config.batch_size is not None
         self.samples, self.patients = len(self.data), self.data.patients
         self.batch_size = min(config.batch_size, self.samples)
@@ -64,7 +64,7 @@ class Autoencoding:
         self.steps = self.steps_per_epoch * config.epochs
         self.objectives = _objectives(config, self.file)
         self.module = self._module()
-        self._order: tuple[int, EpochOrder] = (BEFORE_TRAINING, EpochOrder(0, 0, 0))  # of which epoch
+        self._order: tuple[int, EpochOrder] = (BEFORE_TRAINING, EpochOrder(0, 0, 0))  # epoch, its order
 
     def _module(self) -> Any:
         torch.manual_seed(self.config.seed)
@@ -77,13 +77,13 @@ class Autoencoding:
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The description of the model that a checkpoint holds beside the weights."""
+        """What a checkpoint stores about the model besides its weights."""
         shape = list(self.dataset.image_shape)
         return {"name": self.config.arch, "config": self.config.model, "image_shape": shape}
 
     @property
     def portable_settings(self) -> dict[str, Any]:
-        """No setting of an autoencoder names a path."""
+        """Empty: an autoencoder has no setting that is a path."""
         return {}
 
     @property
@@ -106,7 +106,7 @@ class Autoencoding:
         self.module.initialise(images())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The parameters, apart from those initialised in closed form, whose learning rate is times `fitted_lr`."""
+        """The parameters in groups: those initialised in closed form have `fitted_lr` times the learning rate."""
         prefixes = tuple(f"{name}." for name in getattr(self.file, "FITTED", ()))
         groups: dict[bool, list[Any]] = {False: [], True: []}
         for name, parameter in self.module.named_parameters():
@@ -137,7 +137,7 @@ class Autoencoding:
         return dict(self.config.objectives)
 
     def losses(self, batch: np.ndarray, step: int) -> dict[str, float]:
-        """The share of this process in each loss of a batch. The gradients are added to those of the parameters."""
+        """This process's contribution to each loss of the batch. Its gradients are added to those of the parameters."""
         return self.gradients(batch, step // self.steps_per_epoch)
 
     def keys(self, batch: np.ndarray) -> list[str]:
@@ -145,7 +145,7 @@ class Autoencoding:
         return [f"{key:016x}" for key in self.data.keys(batch)]
 
     def gradient_norms(self) -> dict[str, float]:
-        """They are not measured."""
+        """Empty: gradient norms are measured for image–text models only."""
         return {}
 
     def _load(self, chosen: np.ndarray, epoch: int) -> Batch:
@@ -166,7 +166,7 @@ class Autoencoding:
 
     @staticmethod
     def is_better(val: dict[str, float], best: dict[str, float]) -> bool:
-        """By the mean squared error."""
+        """Compares the mean squared error."""
         return val["mse"] < best["mse"]
 
 

@@ -36,7 +36,7 @@ class StateSaver:
         self.writer = Writer()
 
     def save(self, best: bool = False) -> None:
-        """Copy the state as it is now, and begin to write it. A `best` model also becomes the model of the run.
+        """Copy the state as it is now, and start writing it. If `best`, also write `model.safetensors`.
 
         Raises:
             CyclicError: a weight is not finite; or the write before this one failed.
@@ -62,7 +62,7 @@ class StateSaver:
         self.writer.wait()
 
     def finish(self) -> None:
-        """Wait for the last write. Save the last model as the best one where the file of the best one is lost."""
+        """Wait for the last write. Write the current model as the best one if that file is missing."""
         self.ranks.agreed(self.wait)
         if self.ranks.agreed(lambda: not self.folder.best.exists()):
             self.save(best=True)

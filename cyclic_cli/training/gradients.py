@@ -3,7 +3,7 @@
 Each of these measures can be switched off:
 
     micro-batches    a few images at once pass through the network, so that feature maps stay in the processor's caches
-    samples          a thread for each of several micro-batches; further cores split the operations of each thread
+    parallel samples several micro-batches at once, each in a thread; a thread may use several cores
     fusion           convolution and pooling as one convolution (see `models/_layers.py`)
     channels last    the memory format that convolutions of processors and tensor cores prefer
     precision        bfloat16 where the hardware multiplies it
@@ -11,8 +11,8 @@ Each of these measures can be switched off:
 
 The gradient is that of the whole batch: the gradients of micro-batches are summed, weighted by their share of it. Only
 objectives that are a mean over samples (`PER_SAMPLE`) let a batch be divided into micro-batches. Processes also divide
-the batch; objectives of whole batches then see the outputs of all processes. The plan depends on settings, architecture
-and hardware, never on a measured time. The same command on the same machine therefore gives the same bits.
+the batch. Objectives that need whole batches then see the outputs of all processes. The plan depends on settings,
+architecture and hardware, never on a measured time. The same command on the same machine therefore gives the same bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,8 +33,8 @@ from cyclic_cli.errors import UsageError
 from cyclic_cli.models._layers import use_fusion
 from cyclic_cli.workers import keep_freed_memory
 
-MICRO_BATCH_PIXELS = 4 * 224 * 224  # at most, of all images of a micro-batch together
-LIGHT = 5_000_000  # parameters at most, for a gradient buffer (20 MB) for each micro-batch, which are then summed
+MICRO_BATCH_PIXELS = 4 * 224 * 224  # at most, in all images and channels of a micro-batch
+LIGHT = 5_000_000  # parameters; smaller models may have a gradient buffer for each micro-batch (20 MB)
 
 Batch = tuple[dict[str, Tensor], dict[str, Tensor]]  # the inputs of objectives, and noise for the model
 
@@ -75,7 +75,7 @@ class Plan:
 def make_plan(
     config: TrainConfig, ranks: Ranks, model: nn.Module, whole: Sequence[str], batch_size: int, pixels: int
 ) -> Plan:
-    """Choose how steps are computed, where the settings leave it open.
+    """Choose every value that the settings leave at auto or None.
 
     Args:
         config: The settings.
@@ -86,19 +86,23 @@ def make_plan(
         pixels: Of one image, in all channels.
 
     Raises:
-        UsageError: a setting divides the batch but an objective needs it whole; threads are set for a GPU, compilation
-            for a processor, or a setting does not work with divided models.
+        UsageError: a setting does not fit the objectives, the device or FSDP.
     """
     batch_size = ranks.largest_part(batch_size)
     on_cpu, threads = config.device == "cpu", torch.get_num_threads()
     if whole and (config.parallel == "samples" or (config.micro_batch or batch_size) < batch_size):
-        raise UsageError(f"The objective {whole[0]!r} needs whole batches.", "Leave out micro_batch and parallel.")
+        raise UsageError(
+            f"The objective {whole[0]!r} compares all samples of a batch, so the batch cannot be divided.",
+            "Leave out micro_batch and parallel.",
+        )
     if config.parallel == "samples" and not on_cpu:
-        raise UsageError("parallel: samples is for processors.", "Use --set parallel=operations.")
+        raise UsageError("parallel: samples works on CPUs only.", "Use --set parallel=operations.")
     if config.compile and on_cpu:  # torch 2.13: linear takes 2 times as long, residual 10, conv crashes
-        raise UsageError("--compile is for GPUs: on a processor it is slower, and may crash.", "Leave --compile out.")
+        raise UsageError("--compile works on GPUs only.", "Leave --compile out.")
     if config.parallel == "samples" and ranks.sharded:
-        raise UsageError("parallel: samples needs whole models.", "Use --set parallel=operations, or another strategy.")
+        raise UsageError(
+            "parallel: samples cannot be combined with FSDP.", "Use --set parallel=operations, or another strategy."
+        )
     if config.memory_format == "channels_last" and ranks.sharded:
         raise UsageError("FSDP divides contiguous parameters only.", "Leave --set memory_format out.")
     light = sum(parameter.numel() for parameter in model.parameters()) <= LIGHT
@@ -126,7 +130,7 @@ def make_plan(
 
 
 def prepare_model(model: nn.Module, plan: Plan) -> nn.Module:
-    """The model in the form in which the plan computes it; its parameters stay the same objects."""
+    """The model with the fusion, memory format and compilation of the plan. Its parameters stay the same objects."""
     if plan.keep_memory:
         keep_freed_memory()
     use_fusion(model, plan.fuse)
@@ -168,7 +172,7 @@ class Gradients:
             self.threads = ThreadPoolExecutor(plan.side_by_side, initializer=torch.set_num_threads, initargs=cores)
 
     def __call__(self, chosen: np.ndarray, epoch: int) -> dict[str, float]:
-        """The share of this process in each loss of a batch. The gradients are those of the whole batch.
+        """This process's contribution to each loss of the batch. The gradients are those of the whole batch.
 
         `chosen` (N,) are the numbers of the samples of all processes.
         """
@@ -248,9 +252,9 @@ class Gradients:
         return {name: output.to(torch.promote_types(output.dtype, torch.float32)) for name, output in outputs.items()}
 
     def _losses(self, part: np.ndarray, chosen: np.ndarray, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The contribution of some of a batch's samples to its total loss, and to each objective without a gradient.
+        """The contribution of the samples `part` to the total loss of a batch, and, detached, to each single loss.
 
-        A process without samples computes one with the weight 0, because all processes communicate.
+        A process without samples computes one sample with the weight 0, because all processes communicate.
         """
         share = len(part) / len(chosen)
         batch, noise = self.load(part if len(part) else chosen[:1], epoch)

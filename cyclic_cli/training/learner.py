@@ -1,4 +1,4 @@
-"""What the training loop asks of the thing it trains: data, model, losses and validation behind one interface.
+"""The interface between the training loop and a model with its data, losses and validation.
 
 `Autoencoding` (images alone) and `Alignment` (several modalities) implement it.
 """
@@ -26,15 +26,15 @@ class Learner(Protocol):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The description of the model that a checkpoint holds beside the weights."""
+        """What a checkpoint stores about the model besides its weights."""
 
     @property
     def portable_settings(self) -> dict[str, Any]:
-        """Settings in the form for a checkpoint; they replace those that name a path of this machine."""
+        """Settings without paths of this machine. In a checkpoint they replace those of the run."""
 
     @property
     def initialisation(self) -> str:
-        """In words, what is initialised from which data."""
+        """A phrase for messages: what is initialised, and from which data."""
 
     def initialise(self, tick: Tick) -> None:
         """Initialise the model from the training data."""
@@ -52,22 +52,22 @@ class Learner(Protocol):
         """Free the threads."""
 
     def batch(self, step: int) -> Any:
-        """Which samples are in the batch of a step, counted from 0. Its length is the number of images."""
+        """The samples of the batch of a step (steps count from 0). `len` of it is the number of images."""
 
     def weights(self, step: int) -> dict[str, float]:
         """The weight of each objective in a step."""
 
     def losses(self, batch: Any, step: int) -> dict[str, float]:
-        """The share of this process in each loss of a batch. The gradients are added to those of the parameters."""
+        """This process's contribution to each loss of the batch. Its gradients are added to those of the parameters."""
 
     def gradient_norms(self) -> dict[str, float]:
-        """By objective, the gradient norms measured since the last call; empty where none were measured."""
+        """The gradient norm of each objective, if measured since the last call; else empty."""
 
     def keys(self, batch: Any) -> list[str]:
         """The first 16 characters of the index keys of a batch's samples."""
 
     def validate(self, is_stopped: Callable[[], bool], show: ShowImages | None) -> dict[str, float] | None:
-        """The validation metrics; empty without validation data, None when `is_stopped` said so."""
+        """The validation metrics; empty without validation data, None when `is_stopped` returned True."""
 
     def is_better(self, val: dict[str, float], best: dict[str, float]) -> bool:
         """Whether the metrics `val` are better than those of the best checkpoint so far."""

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps with validation, saved states in between, and the end by a signal."""
+"""The training loop: epochs of steps with validation, saved states in between, and stopping by a signal."""
 
 import math
 import signal
@@ -15,7 +15,7 @@ from cyclic_cli.training.not_finite import not_finite
 from cyclic_cli.training.progress import RunProgress
 from cyclic_cli.training.run_log import RunLog
 from cyclic_cli.training.setup import Network
-from cyclic_cli.training.signals import agreed_wishes, stopped
+from cyclic_cli.training.signals import stop_or_save, stopped
 from cyclic_cli.training.steps import Stepper
 
 
@@ -48,7 +48,7 @@ class Loop:
             while self.progress.step < (epoch + 1) * self.learner.steps_per_epoch:
                 self._step(epoch)
                 is_due = time.monotonic() - saved_at >= 60 * self.config.checkpoint_minutes
-                number, is_due = agreed_wishes(self.ranks, self.stop, is_due)
+                number, is_due = stop_or_save(self.ranks, self.stop, is_due)
                 every = self.config.checkpoint_steps or self.learner.steps + 1
                 if number or is_due or self.progress.step % every == 0:
                     self.saver.save()
@@ -99,10 +99,10 @@ class Loop:
         return val
 
     def _received_signal(self) -> signal.Signals | None:
-        """The stopping signal that any process received; all processes must ask together."""
-        return agreed_wishes(self.ranks, self.stop, save=False)[0]
+        """The stopping signal that any process received. All processes must call it."""
+        return stop_or_save(self.ranks, self.stop, save=False)[0]
 
     def _end_by(self, number: signal.Signals) -> NoReturn:
-        """End the run by a signal, once its saved state is written."""
+        """Wait until the saved state is written, then end the run."""
         self.ranks.agreed(self.saver.wait)
         raise stopped(number, self.progress.step, self.learner.steps)

@@ -22,7 +22,7 @@ from cyclic_cli.data.mixture import (
 )
 from cyclic_cli.data.samples import sample_noise
 from cyclic_cli.storage.dataset import StoredDataset
-from cyclic_cli.training.sources import nothing_to_train_on
+from cyclic_cli.training.sources import no_training_images
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PairedData:
     def __init__(self, datasets: Sequence[StoredDataset], config: TrainConfig) -> None:
         """
         Args:
-            datasets: The run's own, then further ones, all of whose samples are unpaired.
+            datasets: The dataset of the run, then further ones, whose samples are all unpaired.
             config: Complete settings.
 
         Raises:
@@ -57,7 +57,7 @@ class PairedData:
         index = sources[0].index
         self.samples, self.patients = len(index["sample"]), len(set(index["patient"].tolist()))
         if not self.samples:
-            raise nothing_to_train_on(self.dataset, config)
+            raise no_training_images(self.dataset, config)
         self.facts = {one.name: fit(sources, one) for one in self.modalities}
         self.mixture = make_mixture(sources, self.modalities, self.facts, config.paired_fraction)
 
@@ -90,7 +90,7 @@ class PairedData:
     def sample_keys(self, batch: MixedBatch) -> list[str]:
         """The first 16 characters of the index keys of a batch's samples.
 
-        The keys of the items would not do: that of a text is a hash of its content.
+        Item keys would not identify samples: the key of a text is a hash of its content.
         """
         keys = [self.mixture.pools[name].sample_keys[numbers] for name, numbers in batch.numbers.items()]
         return [key[:16] for key in dict.fromkeys(np.concatenate(keys).tolist())]

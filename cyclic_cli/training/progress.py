@@ -1,4 +1,4 @@
-"""The part of a run's state besides weights and optimizer: counters, running sums, and the environment of the bits."""
+"""The part of a run's state besides weights and optimizer: counters, running sums, and the environment."""
 
 import platform
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ class RunProgress:
 
 
 def environment(plan: Plan) -> dict[str, Any]:
-    """The versions and the hardware on which the bits of a result depend, besides settings and data."""
+    """The versions and the hardware that the exact bits of a result depend on, besides settings and data."""
     return {
         "cyclic": version("cyclic-cli"), "torch": torch.__version__, "numpy": np.__version__,
         "processor": platform.machine(), "features": torch.backends.cpu.get_cpu_capability(),
@@ -52,6 +52,6 @@ def environment(plan: Plan) -> dict[str, Any]:
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In words, how two environments differ. Empty when they do not."""
+    """The differences between two environments as text; empty if there are none."""
     names = [name for name in now if name in before and before[name] != now[name]]
     return ", ".join(f"{name} {before[name]} → {now[name]}" for name in names)

@@ -35,7 +35,7 @@ class RunLog:
         self.board = TensorBoard(self.folder.folder / "tensorboard", self.progress.step)
 
     def hardware(self, plan: Plan) -> None:
-        """Record how the steps of this attempt are computed."""
+        """Record the plan of this attempt (kind `hardware`)."""
         self._add("hardware", asdict(plan))
 
     def step(self, epoch: int, result: StepResult) -> None:
@@ -60,7 +60,7 @@ class RunLog:
         self._add("epoch", {**row, "seconds": round(self.clock.elapsed, 2)})
 
     def report_epoch(self, val: dict[str, float], best: bool) -> None:
-        """Tell the console about an epoch, after its state is taken."""
+        """Report an epoch to the console, after its state is copied."""
         self.report(Epoch(self.progress.epochs_done, self.epochs, val, best))
 
     def show(self, images: Tensor, reconstructions: Tensor) -> None:
@@ -69,7 +69,7 @@ class RunLog:
         self.board.show(images[:SHOWN], reconstructions[:SHOWN], self.progress.step)
 
     def flush(self) -> None:
-        """Write the curves to disk; a resumed run repeats only those after its saved state."""
+        """Write the curves to disk, so that a resumed run repeats only the points after its saved state."""
         if self.board:
             self.board.flush()
 

@@ -54,13 +54,13 @@ def stop_signals() -> Iterator[list[int]]:
         os.close(writing)
 
 
-def agreed_wishes(ranks: Ranks, received: list[int], save: bool) -> tuple[signal.Signals | None, bool]:
-    """The stopping signal that any process received, and whether the first process wants to save.
+def stop_or_save(ranks: Ranks, received: list[int], save: bool) -> tuple[signal.Signals | None, bool]:
+    """The stopping signal that any process received, and whether a save is due in the first process.
 
     All processes call it together, and get the same answer.
     """
-    wishes = torch.tensor([*(number in received for number in SIGNALS), save and ranks.is_main], dtype=torch.float32)
-    *signals, save = ranks.summed(wishes.to(ranks.fabric.device)).bool().tolist()
+    flags = torch.tensor([*(number in received for number in SIGNALS), save and ranks.is_main], dtype=torch.float32)
+    *signals, save = ranks.summed(flags.to(ranks.fabric.device)).bool().tolist()
     return next((number for number, sent in zip(SIGNALS, signals, strict=True) if sent), None), save
 
 

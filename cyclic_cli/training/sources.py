@@ -29,7 +29,7 @@ class Sources:
         return found
 
 
-def nothing_to_train_on(dataset: StoredDataset, config: TrainConfig) -> CyclicError:
+def no_training_images(dataset: StoredDataset, config: TrainConfig) -> CyclicError:
     """The error of a dataset without a training image, or without one in the requested fraction."""
     if not any(len(dataset.records(split)) for split in SPLITS):
         return CyclicError("The dataset holds no images, only texts.", "Prepare the images together with the texts.")

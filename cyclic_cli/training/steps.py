@@ -14,12 +14,12 @@ from cyclic_cli.training.progress import RunProgress
 from cyclic_cli.training.setup import Network
 
 NAMED = 16  # samples of a batch that an error names
-SKIPS = 20  # consecutive batches without a finite loss; then the weights are at fault, not the samples
+SKIPS = 20  # consecutive batches without a finite loss; after that many, the weights are the likely cause
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gave."""
+    """The result of a step."""
 
     batch: Any  # the samples, as the learner describes them
     losses: dict[str, float]  # of the whole batch, by objective, and their weighted sum `total`

@@ -4,7 +4,7 @@ The phases of a run, as `_attempt` calls them:
 
     setup             settings completed, data loaded, model made                               setup.py
     initialisation    weights from the training data, or from another checkpoint                initialisation.py
-    resuming          instead of these weights the newest saved state, on request               resuming.py
+    resuming          on request, the newest saved state in place of these weights              resuming.py
     loop              epochs of steps; validation after each; states saved in between           loop.py, steps.py
     validation        metrics of the validation split; the best checkpoint is the run's model   validation.py
     saving            state every few minutes, after each epoch, before a signal ends the run   checkpointing.py
@@ -181,7 +181,7 @@ def _attempt(
         stepper=stepper, log=log, saver=saver, stop=stop,
     )  # fmt: skip
     try:
-        with ranks.together():
+        with ranks.report_lost_peer():
             loop.run()
             saver.finish()
     finally:

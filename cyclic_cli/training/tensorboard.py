@@ -28,7 +28,7 @@ class TensorBoard:
         self.writer = require_tensorboard()(str(folder), purge_step=step + 1)
 
     def add(self, kind: str, row: dict[str, Any]) -> None:
-        """Draw the curves of a line of the metrics."""
+        """Add the values of a line of `metrics.jsonl` to the curves."""
         curves: dict[str, float] = {}
         if kind == "step":
             curves |= {f"train/{name}": loss for name, loss in row["losses"].items()}

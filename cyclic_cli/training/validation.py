@@ -65,8 +65,8 @@ def validate(
 def _batches(ranks: Ranks, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """This process's part of `count` samples in batches: their numbers (N,), and the numbers (M,) to load.
 
-    Every process has the same number of batches, because they communicate in each. One without a sample left loads
-    sample 0, and its result is dropped.
+    Every process has the same number of batches, because they communicate in each. A process
+    with no samples left loads sample 0 and discards the result.
     """
     part = ranks.part(np.arange(count))
     for first in range(0, ranks.largest_part(count), BATCH):
@@ -75,7 +75,7 @@ def _batches(ranks: Ranks, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]
 
 
 def joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Group numbers (N,) of samples: equal for samples that share the content `a` (N,) or `b` (N,), also indirectly."""
+    """Group numbers (N,) of samples. Samples with equal `a` (N,) or equal `b` (N,) share a group, also indirectly."""
     contents = [np.unique(keys, return_inverse=True)[1] for keys in (a, b)]
     groups, before = np.arange(len(a)), np.empty(0, int)
     while not np.array_equal(groups, before):

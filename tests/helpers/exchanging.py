@@ -87,11 +87,11 @@ def check_decisions(ranks: Ranks) -> None:
     assert ranks.agreed(lambda: f"of {ranks.rank}") == "of 0"
 
     def refuse() -> None:
-        raise CyclicError("No.", "A way out.")
+        raise CyclicError("No.", "A hint.")
 
     with pytest.raises(CyclicError, match=r"^No\.$") as caught:
         ranks.agreed(refuse)
-    assert caught.value.hint == "A way out."
+    assert caught.value.hint == "A hint."
 
 
 def main() -> None:

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cyclic_cli.storage.checkpoint import read_checkpoint
+from cyclic_cli.storage.files import read_tensors
 
 TIMES = ("seconds", "images_per_second", "attempt")
 
@@ -28,3 +31,21 @@ def step_losses(run: Path) -> list[float]:
 def weights(run: Path) -> dict[str, bytes]:
     """The bytes of the weights, by name."""
     return {name: value.tobytes() for name, value in read_checkpoint(run / "model.safetensors").weights.items()}
+
+
+def gradient_difference(run: Path, other: Path) -> float:
+    """The largest relative difference, over the parameters, of the mean gradients that Adam saw in two runs.
+
+    Its first moments are means of gradients, so their rounding is that of float32. Weights are not compared: Adam
+    divides by the size of a gradient, so that rounding becomes a step of full length where a gradient is near zero. A
+    gradient smaller than a thousandth of the largest is compared with that.
+    """
+    one, two = (_first_moments(folder) for folder in (run, other))
+    assert one.keys() == two.keys()
+    least = 1e-3 * max(float(np.linalg.norm(value)) for value in one.values())
+    return max(float(np.linalg.norm(one[name] - two[name]) / max(np.linalg.norm(one[name]), least)) for name in one)
+
+
+def _first_moments(run: Path) -> dict[str, np.ndarray]:
+    arrays, _ = read_tensors(max((run / "state").iterdir()) / "optimizer.safetensors")
+    return {name: value for name, value in arrays.items() if name.endswith("exp_avg")}

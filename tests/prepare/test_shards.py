@@ -100,7 +100,7 @@ def test_a_file_that_breaks_its_decoder_is_rejected_alone(
         assert words in line["detail"]
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_work_continues_to_the_same_bytes(kills: int, reading: object) -> None:
     """After a kill only the files that were being read are read again."""
     some_files(150)

@@ -11,12 +11,16 @@ import pytest
 import safetensors.numpy
 import yaml
 from helpers.makers import Ran
-from helpers.run_files import weights
+from helpers.run_files import gradient_difference
 
+from cyclic_cli.config import read_run_file
+from cyclic_cli.earlier_names import upgraded_provenance
 from cyclic_cli.inference.onnx_model import OnnxModel
 from cyclic_cli.inference.torch_model import TorchModel
+from cyclic_cli.storage import onnx_file
 from cyclic_cli.storage.checkpoint import read_checkpoint
 from cyclic_cli.storage.dataset import INPUT_COLUMNS, StoredDataset
+from cyclic_cli.storage.dataset_draft import DatasetDraft
 from cyclic_cli.storage.embeddings import EmbeddingFile
 
 STORED = Path(__file__).parents[1] / "stored"
@@ -46,13 +50,14 @@ def test_a_dataset_of_an_earlier_format_is_read(version: int, cyclic: Cyclic) ->
     assert cyclic("info", folder, "--json").json["counts"]["used"] == 44
 
 
-def test_a_dataset_of_an_earlier_format_is_updated(tmp_path: Path, cyclic: Cyclic) -> None:
-    shutil.copytree(STORED / "dataset-format-3", tmp_path / "dataset")
-    cyclic("demo", "--out", "demo", "-n", 60, "--quiet")
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_dataset_of_an_earlier_format_is_updated(version: int, tmp_path: Path, cyclic: Cyclic) -> None:
+    shutil.copytree(STORED / f"dataset-format-{version}", tmp_path / "dataset")
+    cyclic("demo", "--out", "demo", "-n", 46, "--quiet")  # two more than the stored datasets hold
     words = ("prepare", "demo", "--out", tmp_path / "dataset", "--already-deidentified", "--size", 32, "--json")
     updated = cyclic(*words, "--update")
     assert updated.code == 0, updated.err
-    assert (updated.json["inputs"], updated.json["used"]) == (60, 60)
+    assert (updated.json["inputs"], updated.json["used"]) == (46, 46)
     assert StoredDataset(tmp_path / "dataset").facts.format > 3
 
 
@@ -93,7 +98,11 @@ def test_stored_embeddings_are_searched_with_the_checkpoint_that_made_them(cycli
 
 
 def test_a_run_of_an_earlier_format_is_resumed_with_equal_bits(tmp_path: Path, cyclic: Cyclic) -> None:
-    """Resumed as stored, and resumed after this test has renamed its settings, the run ends with equal weights."""
+    """Resumed as stored, and resumed after this test has renamed its settings, the run has equal weights and moments.
+
+    They are also those that the earlier version computed. On another processor they differ by rounding, which three
+    steps enlarge little; state that is not restored changes moments by a tenth and more.
+    """
     settings = yaml.safe_load((STORED / "run" / "config.yaml").read_text())
     settings.pop("dataset")
     Path("settings.yaml").write_text(yaml.safe_dump(settings))
@@ -106,14 +115,38 @@ def test_a_run_of_an_earlier_format_is_resumed_with_equal_bits(tmp_path: Path, c
         ran = cyclic(*words, "--resume", "must", "--json")
         assert ran.code == 0, ran.err
         assert (ran.json["resumed_from_step"], ran.json["steps"]) == (6, 9)
-    assert weights(tmp_path / "stored") == weights(tmp_path / "renamed")
-    before = read_checkpoint(STORED / "run" / "model.safetensors").weights
-    known, found = (
-        read_checkpoint(path).weights
-        for path in (STORED / "image-text.safetensors", tmp_path / "stored" / "model.safetensors")
+    last = "state/step-00000009"
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (tmp_path / "stored" / last / file).read_bytes() == (tmp_path / "renamed" / last / file).read_bytes()
+    assert gradient_difference(tmp_path / "stored", STORED / "resumed") < 2e-3
+    begun, ended, found = (
+        read_checkpoint(path / "model.safetensors").weights
+        for path in (STORED / "run/state/step-00000006", STORED / "resumed" / last, tmp_path / "stored" / last)
     )
-    for name, value in known.items():
-        moved = 3 * 0.003  # Adam moves a weight by about the learning rate per step, and there are three steps
-        np.testing.assert_allclose(found[name], value, atol=2 * moved, err_msg=name)
-        assert np.array_equal(value, before[name]) == np.array_equal(found[name], before[name])
-    assert json.loads((tmp_path / "stored" / "summary.json").read_text())["steps"] == 9
+    for name, value in ended.items():
+        moved = np.linalg.norm(value - begun[name])
+        np.testing.assert_array_less(np.linalg.norm(found[name] - value), 0.05 * moved + 1e-6, err_msg=name)
+
+
+def test_every_earlier_name_is_replaced_where_it_is_read(tmp_path: Path) -> None:
+    settings = {"modalities": {"text": {"tower": "bag"}}}
+    assert upgraded_provenance({"start_from": "abc", "settings": settings}) == {
+        "init_from": "abc", "settings": {"modalities": {"text": {"encoder": "bag"}}},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text("start_from: abc\nmodalities: {text: {tower: bag}}\n")
+    read = read_run_file(tmp_path / "config.yaml")
+    assert read == {"init_from": "abc", "modalities": {"text": {"encoder": "bag"}}}
+    checkpoint = read_checkpoint(STORED / "image-text.safetensors")
+    assert checkpoint.provenance["settings"]["modalities"]["text"]["encoder"] == "bag"
+    assert checkpoint.architecture["config"]["modalities"]["text"]["encoder"] == "bag"
+    _, exported = onnx_file.read(STORED / "onnx" / "text-tower.onnx")
+    assert exported.provenance["settings"]["modalities"]["text"]["encoder"] == "bag"
+    assert exported.architecture["config"]["modalities"]["text"]["encoder"] == "bag"
+
+
+def test_unfinished_work_of_an_earlier_version_is_continued(tmp_path: Path) -> None:
+    draft = DatasetDraft(tmp_path / "dataset")
+    draft.begin({"settings": {}, "secret": "", "inputs": 1, "fingerprint": "", "reports": ""})
+    row = {"input": 0, "images": 0, "rows": [{"look": "0" * 64, "status": "used"}]}
+    (draft.unfinished / "rows-00000.jsonl").write_text(json.dumps(row) + "\n")
+    assert list(draft.rows(0)) == [{"perceptual_hash": "0" * 64, "status": "used"}]

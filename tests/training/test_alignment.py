@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.makers import Ran
-from helpers.run_files import rows, weights
+from helpers.run_files import gradient_difference, rows, weights
 
 import cyclic_cli.modalities
 from cyclic_cli.config import PRESETS, TrainConfig, train_settings
@@ -264,21 +264,12 @@ def _run_until(step: int) -> str:
 def test_two_processes_learn_what_one_does(paired_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
     every = ("--batch-size", 96, "--epochs", 25, "--lr", 1e-5, "--precision", 32, "--set", f"objectives={EVERY}")
     assert cyclic(*words(paired_dataset, *every, "--out", tmp_path / "one")).code == 0
-    assert cyclic(*words(paired_dataset, *every, "--lr", 0, "--epochs", 1, "--out", tmp_path / "start")).code == 0
     several = words(paired_dataset, *every, "--out", tmp_path / "two", "--devices", 2)
     command = [sys.executable, "-m", "cyclic_cli", *map(str, several)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
-    start, one, two = (
-        read_checkpoint(max((tmp_path / name / "state").iterdir()) / "model.safetensors").weights
-        for name in ("start", "one", "two")
-    )
-
-    def distance(some: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> float:
-        return float(np.sqrt(sum(np.square(some[name] - others[name], dtype=np.float64).sum() for name in some)))
-
-    assert distance(one, two) < 1e-3 * distance(one, start)
+    assert gradient_difference(tmp_path / "one", tmp_path / "two") < 1e-2  # rounding is a thousandth of that
     steps = [rows(tmp_path / name, "step") for name in ("one", "two")]
     for first, second in zip(*steps, strict=True):
         assert first["losses"] == pytest.approx(second["losses"], rel=1e-4)
@@ -558,6 +549,7 @@ def test_a_checkpoint_rebuilds_its_model_and_a_tampered_one_is_refused(paired_da
             rebuild({**checkpoint.architecture, **change}, "here")
 
 
+@pytest.mark.slow
 def test_info_gives_the_command_that_reproduces_a_model_and_omits_the_vocabulary(
     paired_dataset: Path, cyclic: Cyclic
 ) -> None:

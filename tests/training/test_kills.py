@@ -84,7 +84,7 @@ def newest_state(run: Path) -> int:
 @pytest.mark.parametrize(
     ("kills", "arch"),
     [
-        (10, ("linear", "--lr", 1e-3)),
+        (8, ("linear", "--lr", 1e-3)),
         pytest.param(24, ("linear", "--lr", 1e-3), marks=pytest.mark.slow),
         pytest.param(24, ("vae", "--set", "model.latent=16"), marks=pytest.mark.slow),
         pytest.param(24, ("conv", "--lr", 1e-4), marks=pytest.mark.slow),
