@@ -76,7 +76,7 @@ def truncated_svd(matrix: Any, rank: int, iterations: int | str = "auto") -> tup
         )  # fmt: skip
 
     _, values, right = _first_finite(getattr(matrix, "data", matrix), by("gesdd"), by("gesvd"))
-    rounding = values[:1] * max(matrix.shape) * np.finfo(values.dtype).eps
+    rounding = values[:1] * 10 * max(matrix.shape) ** 0.5 * np.finfo(values.dtype).eps
     spanned = values > rounding
     spanned[:1] = True  # of a matrix of zeros, one direction on which all is zero
     return values[spanned], right[spanned]

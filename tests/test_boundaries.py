@@ -127,7 +127,9 @@ def test_libraries_stay_where_they_are_known() -> None:
             assert any(file == place or file.startswith(f"{place}/") for place in places), f"{file} imports {name}"
 
 
-@pytest.mark.parametrize("words", ["", "demo", "prepare", "train", "reconstruct", "embed", "search", "export", "info"])
+@pytest.mark.parametrize(
+    "words", ["", "demo", "prepare", "train", "reconstruct", "embed", "search", "evaluate", "export", "info"]
+)
 def test_help_loads_nothing_heavy_and_lists_the_architectures(words: str) -> None:
     code = (
         "import sys\n"

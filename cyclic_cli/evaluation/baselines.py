@@ -58,6 +58,7 @@ class PrincipalComponents:
         flat = values.reshape(len(values), -1)
         self._mean = flat.mean(axis=0)
         spread, self._directions = truncated_svd(flat - self._mean, min(self.dims, *flat.shape))
+        self.dims = len(spread)
         variance = float(np.square(spread).sum()) / max(1, len(flat) - 1)
         self._scale = float(np.sqrt(max(variance, 1e-12)))
         return self

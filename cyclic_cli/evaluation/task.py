@@ -25,8 +25,8 @@ from cyclic_cli.evaluation.embeddings import (
     retrieval,
     zero_shot,
 )
-from cyclic_cli.evaluation.fitted_baselines import fitted_baselines
 from cyclic_cli.evaluation.generated_text import generated_text
+from cyclic_cli.evaluation.measure_baselines import measure_baselines
 from cyclic_cli.evaluation.reconstruction import reconstruction
 from cyclic_cli.evaluation.split import EmbeddedSplit, read_split, read_training_split, training_setting
 from cyclic_cli.events import Note, Report, silent
@@ -116,7 +116,7 @@ def evaluate(
         **(label_probes(train, samples) if train else {}),
         zero_shot=zero_shot(model, samples, prompts_by_label),
         generated_text=generated_text(model, samples, training_dataset, report),
-        baselines=fitted_baselines(train, samples, groups, paired_fraction) if baselines and train else {},
+        baselines=measure_baselines(train, samples, groups, paired_fraction) if baselines and train else {},
     )
 
 

@@ -18,10 +18,10 @@ from cyclic_cli.distributed import Ranks
 from cyclic_cli.storage.checkpoint import Checkpoint, write_checkpoint
 from cyclic_cli.storage.run import RunFolder
 from cyclic_cli.training.learner import Learner
-from cyclic_cli.training.not_finite import not_finite
 from cyclic_cli.training.progress import RunProgress
 from cyclic_cli.training.run_log import RunLog
 from cyclic_cli.training.sources import Sources
+from cyclic_cli.training.steps import not_finite
 
 
 class StateSaver:

@@ -11,12 +11,11 @@ from cyclic_cli.distributed import Ranks
 from cyclic_cli.training.checkpointing import StateSaver
 from cyclic_cli.training.clock import Clock
 from cyclic_cli.training.learner import Learner
-from cyclic_cli.training.not_finite import not_finite
 from cyclic_cli.training.progress import RunProgress
 from cyclic_cli.training.run_log import RunLog
 from cyclic_cli.training.setup import Network
 from cyclic_cli.training.signals import stop_or_save, stopped
-from cyclic_cli.training.steps import Stepper
+from cyclic_cli.training.steps import Stepper, not_finite
 
 
 @dataclass(frozen=True, kw_only=True)

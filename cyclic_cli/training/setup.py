@@ -1,5 +1,6 @@
-"""Sets a run up: completes its settings, loads its data and model, and prepares the model for the hardware."""
+"""Sets a run up: completes its settings, loads its data, and makes, initialises and prepares its model."""
 
+import signal
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,13 +9,16 @@ import torch
 from cyclic_cli import distributed
 from cyclic_cli.config import TrainConfig
 from cyclic_cli.distributed import Ranks
-from cyclic_cli.errors import UsageError
+from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.events import Note, Progress, Report
+from cyclic_cli.storage.checkpoint import Checkpoint
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training import alignment, autoencoding
 from cyclic_cli.training.alignment import Alignment
 from cyclic_cli.training.autoencoding import Autoencoding
 from cyclic_cli.training.gradients import Plan, prepare_model
 from cyclic_cli.training.learner import Learner
+from cyclic_cli.training.signals import stopped
 from cyclic_cli.training.sources import Sources
 
 
@@ -28,7 +32,7 @@ class Network:
 
 
 def complete_settings(config: TrainConfig, dataset: StoredDataset) -> TrainConfig:
-    """The settings with every open one filled in: from the recipe, and by resolving `auto`."""
+    """All settings: None is replaced by the value of the recipe, and `auto` is resolved."""
     device, precision = distributed.resolve(config.device, config.precision)
     samples = int(dataset.facts.counts.get("splits", {}).get("train", 0) * config.fraction)
     completed = alignment.filled_in(config, samples) if config.is_joint else autoencoding.filled_in(config)
@@ -59,3 +63,34 @@ def set_up_network(ranks: Ranks, learner: Learner, config: TrainConfig) -> Netwo
     )
     learner.set_up(model, plan)
     return Network(plan, model, optimizer)
+
+
+def initialise(learner: Learner, initial: Checkpoint | None, report: Report, stop: list[int]) -> None:
+    """Initialise the model from the weights `initial`, or without them from the training data.
+
+    Raises:
+        CyclicError: the weights do not fit the model.
+        Stopped: a signal arrived in `stop` meanwhile.
+    """
+    if initial is not None:
+        _load_weights(learner, initial)
+        report(Note(f"initialising from the weights {initial.fingerprint}"))
+        return
+    report(Note(f"initialising {learner.initialisation}"))
+
+    def tick(done: int, total: int, unit: str) -> None:
+        if stop:
+            raise stopped(signal.Signals(stop[0]), 0, learner.steps)
+        report(Progress(done, total, unit))
+
+    learner.initialise(tick)
+
+
+def _load_weights(learner: Learner, checkpoint: Checkpoint) -> None:
+    try:
+        learner.module.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
+    except RuntimeError as error:
+        raise CyclicError(
+            "The checkpoint of --init-from holds another model: its parts, or their sizes, differ.",
+            "Use one that was trained with the same --arch, modalities and settings.",
+        ) from error

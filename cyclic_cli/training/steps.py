@@ -8,8 +8,8 @@ import torch
 
 from cyclic_cli.config import TrainConfig
 from cyclic_cli.distributed import Ranks
+from cyclic_cli.errors import CyclicError
 from cyclic_cli.training.learner import Learner
-from cyclic_cli.training.not_finite import not_finite
 from cyclic_cli.training.progress import RunProgress
 from cyclic_cli.training.setup import Network
 
@@ -104,3 +104,14 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
 def named_samples(keys: list[str]) -> str:
     """Some samples of a batch in words, by the first characters of their index keys."""
     return f"the samples {', '.join(keys[:NAMED])}{' ...' if len(keys) > NAMED else ''}"
+
+
+def not_finite(what: str, step: int, config: TrainConfig, where: str = "") -> CyclicError:
+    """The error that ends such a run. `what` and `where` complete the sentence; `step` counts from 1."""
+    skip = "" if config.not_finite == "skip" else ", or leave such batches out with --set not_finite=skip"
+    error = CyclicError(
+        f"{what} is not finite at step {step}{where}.",
+        f"Lower --lr, use --precision 32, or inspect the samples{skip}.",
+    )
+    error.everywhere = True
+    return error

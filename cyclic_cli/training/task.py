@@ -33,7 +33,6 @@ from cyclic_cli.storage.files import write_yaml
 from cyclic_cli.storage.run import RunFolder
 from cyclic_cli.training.checkpointing import StateSaver
 from cyclic_cli.training.clock import Clock
-from cyclic_cli.training.initialisation import initialise
 from cyclic_cli.training.learner import Learner
 from cyclic_cli.training.loop import Loop
 from cyclic_cli.training.progress import RunProgress, environment
@@ -46,7 +45,7 @@ from cyclic_cli.training.resuming import (
     resume_state,
 )
 from cyclic_cli.training.run_log import RunLog
-from cyclic_cli.training.setup import complete_settings, make_learner, set_up_network
+from cyclic_cli.training.setup import complete_settings, initialise, make_learner, set_up_network
 from cyclic_cli.training.signals import stop_signals
 from cyclic_cli.training.sources import Sources
 from cyclic_cli.training.steps import Stepper

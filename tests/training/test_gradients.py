@@ -285,7 +285,7 @@ def test_a_gpu_takes_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_networks_are_compiled_on_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of("conv", monkeypatch, device="cuda", compile=True)
     assert (plan.parallel, plan.compile) == ("operations", True)
-    with pytest.raises(UsageError, match="--compile is for GPUs"):
+    with pytest.raises(UsageError, match="--compile works on GPUs only"):
         plan_of("conv", monkeypatch, device="cpu", compile=True)
 
 
@@ -306,7 +306,7 @@ def test_a_batch_is_not_divided_for_an_objective_of_whole_batches(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(import_module("cyclic_cli.objectives.similarity"), "PER_SAMPLE", False)
-    with pytest.raises(UsageError, match="'similarity' needs whole batches"):
+    with pytest.raises(UsageError, match="'similarity' compares all samples of a batch"):
         plan_of("conv", monkeypatch, **settings)
     plan = plan_of("conv", monkeypatch)
     assert (plan.parallel, plan.micro_batch) == ("operations", 64)

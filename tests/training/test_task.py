@@ -215,7 +215,7 @@ def test_a_compiled_network_trains_to_the_same_losses(
 def test_compilation_for_a_processor_is_refused(tiny_dataset: Path, cyclic: Cyclic) -> None:
     ran = cyclic("train", tiny_dataset, "--arch", "linear", "--compile", "--device", "cpu")
     assert ran.code == 2
-    assert "--compile is for GPUs" in ran.err
+    assert "--compile works on GPUs only" in ran.err
 
 
 def test_augmentation_has_the_strength_of_the_settings(

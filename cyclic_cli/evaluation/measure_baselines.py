@@ -17,7 +17,7 @@ DIMS = 128  # components of a code
 Embeddings = tuple[np.ndarray, np.ndarray]  # of images and of texts, for the same samples
 
 
-def fitted_baselines(
+def measure_baselines(
     train: EmbeddedSplit, split: EmbeddedSplit, groups: Mapping[str, np.ndarray], paired_fraction: float
 ) -> dict[str, Any]:
     """Figures of the baselines, see `baselines`.
@@ -40,7 +40,7 @@ def fitted_baselines(
     train_images, images = _all_images(train), _all_images(split)
     found["mean_image"] = {"mse": closed_form.mean_image_mse(train_images, images)}
     pca = closed_form.PrincipalComponents(DIMS).fit(train_images)
-    found["pca"] = {"mse": pca.mse(images), "dims": DIMS}
+    found["pca"] = {"mse": pca.mse(images), "dims": pca.dims}
     if split.labels:
         found["pca"] |= label_probes(
             replace(train, embeddings={"image": pca.transform(train_images)}),
