@@ -163,6 +163,18 @@ def test_every_command_has_help_and_stands_in_the_readme() -> None:
         assert f"cyclic {name}" in readme
 
 
+def test_the_paths_through_the_code_name_functions_that_exist() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"^    ([\w/]+\.py): ([\w.]+)", guide, re.MULTILINE)
+    assert len(named) > 25
+    for file, name in named:
+        body: list[ast.stmt] = ast.parse((PACKAGE / file).read_text(encoding="utf-8")).body
+        for part in name.split("."):
+            found = [node for node in body if getattr(node, "name", "") == part]
+            assert found, f"{file} has no {name}"
+            body = getattr(found[0], "body", [])
+
+
 def test_changelog_and_package_have_one_version() -> None:
     newest = re.search(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest is not None
