@@ -366,7 +366,7 @@ def test_inactive_objectives_are_named_and_runs_with_no_other_are_refused(paired
 @pytest.mark.parametrize(
     ("asked", "error"),
     [
-        (("--objective", "contrastive", "--batch-size", 1), "batch of one"),
+        (("--objective", "contrastive", "--batch-size", 1), "two samples per batch"),
         (("--objective", "cyclic", "--also", "DATASET"), "dataset itself"),
         (("--paired-fraction", 0.5), "--paired-fraction is for joint"),
         (("--objective", "cyclic", "--set", "objectives={contrastive: true}"), "contrastive is not a number"),
