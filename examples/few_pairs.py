@@ -49,7 +49,6 @@ QUANTILES = {
 SETTINGS = ("model.width=8", "precision=32")  # half the channels of the default; float32 on every machine
 AUTOENCODERS = "autoencoders"  # runs from which `contrastive` may be initialised
 WITHOUT_CYCLES = "cyclic without cycle terms"
-RUN_NAMES = {WITHOUT_CYCLES: "cyclic without returning terms"}  # methods whose runs keep an earlier name on disk
 BASELINES = ("cca", "ridge")
 CHANCE = "random_r10"  # key for the R@10 of a random ranking
 HITS = ("strict", "same_text", "same_study", "same_patient", "same_labels")
@@ -65,8 +64,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        method = RUN_NAMES.get(self.method, self.method)
-        return f"{method.replace(' ', '-')}-{self.fraction:g}-seed{self.seed}"
+        return f"{self.method.replace(' ', '-')}-{self.fraction:g}-seed{self.seed}"
 
 
 def preset_of(method: str) -> str:

@@ -67,7 +67,7 @@ def _recall(recall: dict[str, Any]) -> dict[str, str]:
     """The columns of a recall. The interval and the chance level are those of R@10."""
     return {
         "R@1 %": _percent(recall["r1"]), "R@5 %": _percent(recall["r5"]), "R@10 %": _percent(recall["r10"]),
-        "95 % interval": _interval(recall["ci95_r10"]), "chance %": _percent(recall["random_r10"]),
+        "95 % of R@10": _interval(recall["ci95_r10"]), "chance R@10": _percent(recall["random_r10"]),
         "median rank": f"{recall['median_rank']:g}", "pool": str(recall["pool"]),
     }  # fmt: skip
 

@@ -24,7 +24,7 @@ def prepare(
     reports: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Table of reports or labels (CSV or JSON Lines); may be repeated.",
+            help="Table of reports or labels (CSV, TSV or JSON Lines, also gzipped); may be repeated.",
             show_default=False,
             rich_help_panel=REPORTS,
         ),

@@ -67,7 +67,7 @@ class Alignment:
         if config.strategy == "fsdp":
             raise UsageError("Image–text models do not support FSDP.", "Use --strategy ddp.")
         if len(config.modalities) < 2:
-            raise UsageError("A joint objective needs two modalities.", "Name more, or use --objective autoencode.")
+            raise UsageError("An image–text model needs two modalities.", "Name more, or use --objective autoencode.")
         self.objectives = JointObjectives(config.terms)
         self.data = PairedData(datasets, config)
         self.mixture = self.data.mixture

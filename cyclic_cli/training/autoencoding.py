@@ -187,6 +187,6 @@ def _objectives(config: TrainConfig, architecture: ModuleType) -> dict[str, Modu
     scheduled = [term.name for term in config.terms if term.full or term.settings]
     if scheduled:
         raise UsageError(
-            f"The weight of {scheduled[0]!r} is a table.", "Give a number: schedules are for joint objectives."
+            f"The weight of {scheduled[0]!r} is a table.", "Give a number: schedules are for image–text models."
         )
     return objectives

@@ -47,7 +47,7 @@ def make_learner(ranks: Ranks, sources: Sources, config: TrainConfig) -> Learner
         return Alignment(ranks, [sources.dataset, *sources.also], config)
     for is_given, flag in ((sources.also, "--also"), (config.paired_fraction < 1, "--paired-fraction")):
         if is_given:
-            raise UsageError(f"{flag} is for joint objectives.", "Add --objective, such as --objective cyclic.")
+            raise UsageError(f"{flag} is for image–text models.", "Add --objective, such as --objective cyclic.")
     return Autoencoding(ranks, sources.dataset, config)
 
 

@@ -368,7 +368,7 @@ def test_inactive_objectives_are_named_and_runs_with_no_other_are_refused(paired
     [
         (("--objective", "contrastive", "--batch-size", 1), "two samples per batch"),
         (("--objective", "cyclic", "--also", "DATASET"), "dataset itself"),
-        (("--paired-fraction", 0.5), "--paired-fraction is for joint"),
+        (("--paired-fraction", 0.5), "--paired-fraction is for image–text models"),
         (("--objective", "cyclic", "--set", "objectives={contrastive: true}"), "contrastive is not a number"),
     ],
 )
