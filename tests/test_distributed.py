@@ -20,6 +20,7 @@ from cyclic_cli import distributed
 from cyclic_cli.config import TrainConfig
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import UsageError
+from cyclic_cli.storage.checkpoint import read_checkpoint
 
 Cyclic = Callable[..., Ran]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node")
@@ -37,13 +38,21 @@ def ran(words: list[str], **environment: str) -> Ran:
     return Ran(result.returncode, result.stdout, result.stderr)
 
 
+def difference(run: Path, other: Path) -> float:
+    """The norm of the difference between the weights of two runs, relative to the norm of the weights."""
+    one, two = (read_checkpoint(folder / "model.safetensors").weights for folder in (run, other))
+    assert one.keys() == two.keys()
+    squares = sum(np.square(one[name] - two[name], dtype=np.float64).sum() for name in one)
+    return float(np.sqrt(squares / sum(np.square(value, dtype=np.float64).sum() for value in one.values())))
+
+
 def train_words(dataset: Path, *words: object) -> list[object]:
     return ["train", dataset, "--precision", 32, "--device", "cpu", "--json", *words]
 
 
-# Of gradients: rounding gives about 1e-5, at rates so small that rounding of the weights adds little. Parts of 4 and 3
-# images that count alike, instead of 4 to 3, give about 1e-1.
-SAME_GRADIENT = 1e-2
+# Of gradients: rounding gives 1e-6 to 1e-3, the latter where errors are near zero. Parts of 4 and 3 images that count
+# alike, instead of 4 to 3, give about 1e-1.
+SAME_GRADIENT = 3e-2
 ALL = "objectives={reconstruction: 1, absolute: 0.2, similarity: 0.1}"
 CASES = {
     # 24 training images in batches of 7: the last batch has 3, so that the two parts are uneven
@@ -59,7 +68,7 @@ CASES = {
         ["--devices", 3, "--set", "parallel=operations"], None,
     ),
     "fsdp": (
-        ["--arch", "deep", "--batch-size", 5, "--epochs", 4, "--lr", 1e-7],
+        ["--arch", "deep", "--batch-size", 5, "--epochs", 4, "--lr", 1e-5],
         ["--devices", 2, "--strategy", "fsdp"], None,
     ),
 }  # fmt: skip
@@ -88,9 +97,8 @@ def test_several_processes_train_the_same_weights_as_one(
 def test_a_stopped_run_continues_with_another_number_of_processes(
     tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic
 ) -> None:
-    # A code of 2 numbers leaves errors, and so gradients, that are far larger than their rounding.
-    words = train_words(tiny_dataset, "--arch", "linear", "--set", "model.latent=2", "--batch-size", 3)
-    words += ["--epochs", 100, "--resume", "auto", "--set", "checkpoint_steps=10", "--lr", 1e-5]
+    words = train_words(tiny_dataset, "--arch", "linear", "--batch-size", 3, "--epochs", 100, "--resume", "auto")
+    words += ["--set", "checkpoint_steps=10", "--lr", 1e-5]
     run = tmp_path / "run"
     process = subprocess.Popen(
         command(*words, "--devices", 2, "--out", run), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -112,7 +120,7 @@ def test_a_stopped_run_continues_with_another_number_of_processes(
         assert cyclic("info", last, "--json").json["reproduces_bit_for_bit"] is same
     assert rest.json["steps_executed"] + rest.json["resumed_from_step"] == whole.json["steps"]
     assert rest.json["val"]["psnr"] == pytest.approx(whole.json["val"]["psnr"], rel=1e-4)
-    assert gradient_difference(run, tmp_path / "whole") < SAME_GRADIENT
+    assert difference(run, tmp_path / "whole") < 1e-4
 
 
 def test_when_a_process_dies_the_others_end_with_an_error(tiny_dataset: Path, tmp_path: Path) -> None:

@@ -33,19 +33,22 @@ def weights(run: Path) -> dict[str, bytes]:
     return {name: value.tobytes() for name, value in read_checkpoint(run / "model.safetensors").weights.items()}
 
 
-def gradient_difference(run: Path, other: Path) -> float:
-    """The largest relative difference, over the parameters, of the mean gradients that Adam saw in two runs.
+def gradient_difference(run: Path, other: Path, moment: str = "exp_avg_sq") -> float:
+    """The largest relative difference, over the parameters, of the gradients that Adam saw in two runs.
 
-    Its first moments are means of gradients, so their rounding is that of float32. Weights are not compared: Adam
-    divides by the size of a gradient, so that rounding becomes a step of full length where a gradient is near zero. A
-    gradient smaller than a thousandth of the largest is compared with that.
+    By default of their root mean squares, Adam's second moments; with `exp_avg` of their means. Near an optimum the mean
+    over an epoch is zero but for rounding; the mean square is not. Weights are not compared: Adam divides by the size of a
+    gradient, so that rounding becomes a step of full length where a gradient is near zero. A gradient smaller than a
+    thousandth of the largest is compared with that.
     """
-    one, two = (_first_moments(folder) for folder in (run, other))
+    one, two = (_moments(folder, moment) for folder in (run, other))
     assert one.keys() == two.keys()
     least = 1e-3 * max(float(np.linalg.norm(value)) for value in one.values())
     return max(float(np.linalg.norm(one[name] - two[name]) / max(np.linalg.norm(one[name]), least)) for name in one)
 
 
-def _first_moments(run: Path) -> dict[str, np.ndarray]:
+def _moments(run: Path, moment: str) -> dict[str, np.ndarray]:
     arrays, _ = read_tensors(max((run / "state").iterdir()) / "optimizer.safetensors")
-    return {name: value for name, value in arrays.items() if name.endswith("exp_avg")}
+    wanted = {name: value for name, value in arrays.items() if name.endswith(f".{moment}")}
+    assert wanted
+    return {name: np.sqrt(value) for name, value in wanted.items()} if moment == "exp_avg_sq" else wanted

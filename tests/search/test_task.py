@@ -207,7 +207,7 @@ def test_other_models_other_datasets_and_damaged_files_are_refused(
     assert (ran.code, "made by another model" in ran.err) == (1, True)
     key = pq.read_table(embedded)["key"].to_pylist()[0]
     ran = cyclic("search", key, "--in", embedded, "--dataset", tiny_dataset)
-    assert (ran.code, "of another dataset" in ran.err) == (1, True)
+    assert (ran.code, "from another dataset" in ran.err) == (1, True)
     for query in ("gone.png", "no/such", "abcdef0123456789", "", " ", str(tmp_path)):
         ran = cyclic("search", query, "--in", embedded, "--model", tmp_path / "other")
         assert (ran.code, "or a text" in ran.err) == (2, True)
