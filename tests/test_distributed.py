@@ -75,7 +75,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(name, marks=pytest.mark.slow) if name == "operations" else name for name in CASES]
+    "case", [pytest.param(name, marks=pytest.mark.slow) if name in ("operations", "fsdp") else name for name in CASES]
 )
 def test_several_processes_train_the_same_weights_as_one(
     case: str, tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic
@@ -145,6 +145,7 @@ def test_when_a_process_dies_the_others_end_with_an_error(tiny_dataset: Path, tm
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_an_error_of_all_processes_is_printed_once(tiny_dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("arch: conv\n")

@@ -36,10 +36,10 @@ def weights(run: Path) -> dict[str, bytes]:
 def gradient_difference(run: Path, other: Path, moment: str = "exp_avg_sq") -> float:
     """The largest relative difference, over the parameters, of the gradients that Adam saw in two runs.
 
-    By default of their root mean squares, Adam's second moments; with `exp_avg` of their means. Near an optimum the mean
-    over an epoch is zero but for rounding; the mean square is not. Weights are not compared: Adam divides by the size of a
-    gradient, so that rounding becomes a step of full length where a gradient is near zero. A gradient smaller than a
-    thousandth of the largest is compared with that.
+    By default of their root mean squares, Adam's second moments; with `exp_avg` of their means. Near an optimum the
+    mean over an epoch is zero but for rounding; the mean square is not. Weights are not compared: Adam divides by the
+    size of a gradient, so that rounding becomes a step of full length where a gradient is near zero. A gradient smaller
+    than a thousandth of the largest is compared with that.
     """
     one, two = (_moments(folder, moment) for folder in (run, other))
     assert one.keys() == two.keys()

@@ -50,6 +50,7 @@ def on_a_terminal(command: list[str]) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_losses_rate_pace_and_the_last_validation(tiny_dataset: Path, tmp_path: Path) -> None:
     words = [*VAE, "--epochs", "3", "--batch-size", "2", "--out", str(tmp_path / "run")]
     said = on_a_terminal([sys.executable, "-m", "cyclic_cli", "train", str(tiny_dataset), *words])
