@@ -82,7 +82,7 @@ def test_fractions_train_on_nested_samples(tiny_dataset: Path) -> None:
         ("linear", signal.SIGUSR1),
         ("linear", signal.SIGINT),
         pytest.param("vae", signal.SIGTERM, marks=pytest.mark.slow),
-    ],  # fmt: skip
+    ],
 )
 def test_a_run_stopped_in_mid_epoch_ends_with_the_bits_of_one_never_stopped(
     arch: str, number: signal.Signals, tiny_dataset: Path, tmp_path: Path, cyclic: Cyclic
