@@ -15,12 +15,14 @@ from typing import Any, ClassVar, TypeVar
 
 import yaml
 
-from cyclic_cli.earlier_names import RENAMED_SOURCES, renamed, upgraded_settings
+from cyclic_cli.earlier_names import RENAMED_SOURCES, renamed, upgraded_name, upgraded_settings
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.registry import check
 
 PRESETS: dict[str, dict[str, Any]] = {
     "autoencode": {},
+    "views": {"simclr": 1.0},
+    "aligned": {},
     "contrastive": {"contrastive": 1.0},
     "cyclip": {"contrastive": 1.0, "geometry": 0.25},
     "cyclic": {
@@ -32,7 +34,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "walk": {"weight": 1.0, "start": 0.2, "full": 0.5, "scarce": True},
     },
 }
-"""Weights of the objectives by the presets of `--objective`; each architecture has its own weights for `autoencode`."""
+"""Weights of the objectives by the presets of `--objective`. `aligned` has none: it is the closed form alone. Each
+architecture has its own weights for `autoencode`."""
+STARTS = ("auto", "closed_form", "data")
+"""How an image–text model begins: with heads in closed form on fixed codes, or with encoders initialised from the data
+and random heads. auto: data where an architecture of its encoders is named, else closed_form."""
 JOINT_ARCH = "deep"
 """Architecture for the images of an image–text model when none is named."""
 JOINT_RECIPE = {
@@ -145,7 +151,8 @@ class TrainConfig:
     objectives: dict[str, Any] = field(default_factory=dict)
     # Settings of each modality, by its name.
     modalities: dict[str, dict[str, Any]] = field(default_factory=lambda: {"image": {}, "text": {}})
-    embedding: int = 64  # dimensions of the embedding space that the modalities share
+    start: str = "auto"  # of an image–text model, one of STARTS
+    embedding: int = 64  # dimensions of the embedding space that the modalities share; the closed form has its own
     private: int = 32  # dimensions of a code that belong to one modality alone
     # Fraction of a batch that consists of pairs, if an objective uses unpaired samples and there are enough pairs.
     paired_share: float = 2 / 3
@@ -186,7 +193,7 @@ class TrainConfig:
             "paired_share": (0 < self.paired_share <= 1, "above 0 and at most 1"),
             "embedding": (self.embedding >= 1, positive),
             "private": (self.private >= 0, "a whole number from 0"),
-            "epochs": (self.epochs >= 1, positive),
+            "epochs": (self.epochs >= (0 if self.objective == "aligned" else 1), positive),
             "batch_size": (self.batch_size is None or self.batch_size >= 1, positive),
             "lr": (self.lr is None or 0 <= self.lr < math.inf, not_negative),
             "weight_decay": (self.weight_decay is None or 0 <= self.weight_decay < math.inf, not_negative),
@@ -206,6 +213,7 @@ class TrainConfig:
         if self.objectives and not any(term.weight for term in terms):
             raise UsageError("No objective has a weight above 0.", "Give one of them a weight.")
         check(self.objective, PRESETS, "objective preset")
+        check(self.start, STARTS, "start")
         check(self.device, ("auto", "cpu", "cuda"), "device")
         check(self.precision, ("auto", "32", "bf16"), "precision")
         check(self.strategy, ("auto", "ddp", "fsdp"), "strategy")
@@ -220,8 +228,8 @@ class TrainConfig:
 
     @property
     def is_joint(self) -> bool:
-        """Whether the run trains an image–text model rather than an autoencoder of images."""
-        return self.objective != "autoencode"
+        """Whether the run trains an image–text model, rather than an autoencoder or an encoder of images alone."""
+        return self.objective not in ("autoencode", "views")
 
 
 OPERATION = (
@@ -282,8 +290,28 @@ def build(kind: type[Settings], values: dict[str, Any], where: str) -> Settings:
 
 def train_settings(values: dict[str, Any]) -> TrainConfig:
     """The settings of a training run from plain values. Raises UsageError as `build` does."""
-    joint = values.get("objective", TrainConfig.objective) != TrainConfig.objective
-    return build(TrainConfig, ({"arch": JOINT_ARCH} if joint else {}) | values, "the run")
+    run = build(TrainConfig, values, "the run")
+    if not run.is_joint:
+        return run
+    if run.start == "auto":
+        is_usual = set(run.modalities) == {"image", "text"} and not _names_architectures(values)
+        run = dataclasses.replace(run, start="closed_form" if is_usual else "data")
+    return run if "arch" in values else dataclasses.replace(run, arch=JOINT_ARCH)
+
+
+def with_encoders(values: dict[str, Any], modality: str, paths: list[str]) -> dict[str, Any]:
+    """A copy of the values of a run in which a modality has the pretrained encoders at `paths`, if there are any."""
+    if not paths:
+        return values
+    tables = copy.deepcopy(dict(values.get("modalities") or TrainConfig().modalities))
+    tables[modality] = dict(tables.get(modality) or {}) | {"encoder": paths}
+    return values | {"modalities": tables}
+
+
+def _names_architectures(values: dict[str, Any]) -> bool:
+    """Whether settings of an image–text run name encoders that are trained from scratch, or their settings."""
+    tables = [table for table in dict(values.get("modalities") or {}).values() if isinstance(table, dict)]
+    return any("arch" in table or "model" in table for table in (values, *tables))
 
 
 def with_recipe(config: TrainConfig, recipe: dict[str, Any]) -> TrainConfig:
@@ -313,7 +341,7 @@ def read_run_file(path: Path) -> dict[str, Any]:
 def assign(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """Apply `--set name=value` assignments, with values in YAML, to the `values` of a run. Returns a changed copy.
 
-    Dots reach into tables, as in `modalities.text.encoder=bag`. A table that is missing is first filled with its
+    Dots reach into tables, as in `modalities.text.arch=bag`. A table that is missing is first filled with its
     defaults.
 
     Raises:
@@ -329,7 +357,7 @@ def assign(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UsageError(f"--set {assignment!r}: the value is not valid YAML.", "Quote it.") from None
-        *tables, last = name.split(".")
+        *tables, last = upgraded_name(name, value).split(".")
         inner, default = merged, defaults
         for table in tables:
             known = default.get(table)
@@ -338,7 +366,7 @@ def assign(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
             if not isinstance(inner, dict):
                 raise UsageError(f"--set {name}: {table!r} is not a table.", "Leave the part after the dot out.")
         inner[last] = value
-    return merged
+    return upgraded_settings(merged)
 
 
 def train_command(values: dict[str, Any], threads: int, processes: int, strategy: str) -> str:

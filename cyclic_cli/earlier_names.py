@@ -7,8 +7,10 @@ from typing import Any
 
 RENAMED_SOURCES = {"start_from": "init_from"}
 """Keys of the model that a run was initialised from, in `config.yaml` and checkpoints: earlier name → name today."""
-RENAMED_SETTINGS = {"tower": "encoder"}
+RENAMED_SETTINGS = {"tower": "arch"}
 """Settings of a modality: earlier name → name today."""
+EARLIER_ENCODERS = ("bag", "hub", "transformer")
+"""Values of the setting `encoder` of the texts that are values of `arch` today. `encoder` now names paths."""
 RENAMED_COLUMNS = {"look": "perceptual_hash"}
 """Columns of a dataset's `inputs.parquet` before format 4: earlier name → name today."""
 
@@ -32,6 +34,20 @@ def upgraded_settings(settings: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(tables, dict):
         return settings
     upgraded = {
-        name: renamed(table, RENAMED_SETTINGS) if isinstance(table, dict) else table for name, table in tables.items()
+        name: _upgraded_modality(name, table) if isinstance(table, dict) else table for name, table in tables.items()
     }
     return settings | {"modalities": upgraded}
+
+
+def _upgraded_modality(name: str, table: dict[Any, Any]) -> dict[Any, Any]:
+    upgraded = renamed(table, RENAMED_SETTINGS)
+    if name == "text" and upgraded.get("encoder") in EARLIER_ENCODERS and "arch" not in upgraded:
+        return renamed(upgraded, {"encoder": "arch"})
+    return upgraded
+
+
+def upgraded_name(name: str, value: Any) -> str:
+    """The name of a setting that a user gives a value, such as `modalities.text.arch` of `modalities.text.encoder`."""
+    if name == "modalities.text.encoder" and value in EARLIER_ENCODERS:
+        return "modalities.text.arch"
+    return name

@@ -23,7 +23,9 @@ FLOORS = """
     storage distributed
     imaging
     phantom data
-    prepare metrics models modalities
+    pretrained
+    codes prepare metrics
+    models modalities alignment
     objectives training inference
     search export
     evaluation
@@ -53,18 +55,19 @@ KNOWS = {  # who may import a library: a room, or a file of one
     "typer": "cli.py commands",
     "rich": "console.py",
     "pyarrow": "storage",
-    "onnx": "storage/onnx_file.py export",
-    "onnxruntime": "inference/onnx_model.py export/quantisation.py",
-    "tokenizers": "text_encoders",
-    "transformers": "text_encoders",
+    "onnx": "storage/onnx_file.py export pretrained/onnx_graph.py pretrained/onnx_inputs.py",
+    "onnxruntime": "inference/onnx_model.py export/quantisation.py pretrained/onnx_graph.py",
+    "tokenizers": "text_encoders pretrained",
+    "transformers": "text_encoders pretrained",
     "scipy": "linear_algebra.py",
-    "sklearn": "linear_algebra.py metrics evaluation/baselines.py",
+    "sklearn": "linear_algebra.py metrics evaluation/baselines.py codes/terms.py",
     "jinja2": "search/page.py",
     "faiss": "search/faiss_index.py",
     "sacrebleu": "metrics",
     "rouge_score": "metrics",
     "torch": (
-        "linear_algebra.py distributed.py data models modalities objectives text_encoders training evaluation export "
+        "linear_algebra.py distributed.py data pretrained codes models modalities objectives text_encoders training "
+        "evaluation export "
         "inference/torch_model.py inference/translate.py"
     ),
 }

@@ -1,6 +1,7 @@
 """Settings: how they are read, and the error messages for wrong ones."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,22 @@ def test_a_run_file_and_assignments_become_settings(tmp_path: Path) -> None:
     config = build(TrainConfig, values, "run.yaml")
     assert (config.arch, config.epochs, config.model, config.lr) == ("vae", 5, {"latent": 64, "width": 8}, 1e-4)
     assert config.precision == "32"
+
+
+@pytest.mark.parametrize(
+    ("assignments", "text"),
+    [
+        (["modalities.text.arch=hub", "modalities.text.encoder=bag"], {"arch": "bag"}),
+        (["modalities.text={encoder: hub, length: 8}"], {"arch": "hub", "length": 8}),
+        (["modalities.text={tower: bag}"], {"arch": "bag"}),
+        (["modalities.text.encoder=./bag"], {"encoder": "./bag"}),
+        (["modalities.text.encoder=[bag]"], {"encoder": ["bag"]}),
+        (["modalities.text.arch=hub", "modalities.text.encoder=minilm"], {"arch": "hub", "encoder": "minilm"}),
+    ],
+)
+def test_encoders_of_earlier_versions_are_architectures_today(assignments: list[str], text: dict[str, Any]) -> None:
+    assert assign({}, assignments)["modalities"]["text"] == text
+    assert assign({}, ["modalities.image.encoder=bag"])["modalities"]["image"] == {"encoder": "bag"}
 
 
 @pytest.mark.parametrize(

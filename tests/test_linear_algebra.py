@@ -9,8 +9,10 @@ import scipy.sparse
 import torch
 
 from cyclic_cli import linear_algebra
+from cyclic_cli.alignment.maps import Factors, Setting, embed
+from cyclic_cli.alignment.moments import Moments
 from cyclic_cli.errors import CyclicError
-from cyclic_cli.evaluation.baselines import PrincipalComponents, RegularisedCCA, TextCodes
+from cyclic_cli.evaluation.baselines import PrincipalComponents, TextCodes
 
 MATRIX = np.random.default_rng(0).normal(size=(30, 12)) * np.geomspace(1, 1e-3, 12)
 SYMMETRIC = MATRIX.T @ MATRIX
@@ -70,12 +72,14 @@ def test_baselines_are_the_same_when_the_fast_driver_fails(fast_driver: str) -> 
     images, texts = (
         np.concatenate([shared, generator.normal(size=(80, more))], 1).astype(np.float32) for more in (4, 2)
     )
-    fitted = RegularisedCCA(3, 0.1).fit(images, texts)
-    assert fitted.correlations == pytest.approx(scipy.linalg.svdvals(_whitened(images, texts))[:3], abs=1e-9)
-    likeness = fitted.images(images) @ fitted.texts(texts).T
+    fitted = Factors(Moments.of(images, texts))
+    assert fitted.variates(0.1)[2][:3] == pytest.approx(scipy.linalg.svdvals(_whitened(images, texts))[:3], abs=1e-8)
+    blocks = fitted.blocks(Setting((0.1, 3)))
+    likeness = embed(blocks, "image", images) @ embed(blocks, "text", texts).T
     assert (likeness.diagonal() > np.median(likeness, axis=1)).mean() > 0.9
     assert PrincipalComponents(9).fit(images).mse(images) == pytest.approx(0, abs=1e-9)
-    codes = TextCodes(2).fit(["left effusion", "left effusion", "right mass", "right mass"]).transform(["left", "mass"])
+    reports, patients = ["left effusion", "right mass"] * 10, [str(number) for number in range(20)]
+    codes = TextCodes(2).fit(reports, patients).transform(["left", "mass"])
     assert abs(codes[0] @ codes[1]) < 1e-6 < codes[0] @ codes[0]
 
 

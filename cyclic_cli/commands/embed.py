@@ -104,8 +104,11 @@ def embed(
         )
         from cyclic_cli.inference.embed_summary import EmbedSummary
         from cyclic_cli.inference.load import load_model
+        from cyclic_cli.inference.typed_texts import checked_words
 
         loaded = load_model(model, device, report)
+        for number, one in enumerate(text or [], 1):
+            checked_words(loaded, one, f"text {number}", report)
         summary = EmbedSummary()
         with scratch_folder() as scratch:
             dataset = _dataset_among(sources or [], text or [], texts or [])

@@ -5,29 +5,54 @@ from typing import Annotated, Any
 
 import typer
 
+from cyclic_cli import console
 from cyclic_cli.commands._options import Json, Quiet, show
-from cyclic_cli.errors import CyclicError
+from cyclic_cli.errors import CyclicError, UsageError
 
 
 def info(
     path: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            help="Dataset folder, run folder, .safetensors file, .onnx file, or .parquet file of embeddings."
+            help="Dataset folder, run folder, .safetensors file, .onnx file, .parquet file of embeddings, or folder or "
+            ".onnx file of a pretrained encoder.",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Describe the cache of features that encoders gave: sizes and last use.")
+    ] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="With --cache: remove it, except what another process uses.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Describe a dataset, a run, a checkpoint, an exported model or a file of embeddings."""
-    described = _describe(path)
+    """Describe a dataset, a run, a checkpoint, an exported model, embeddings, an encoder; or the cache of features."""
+    if cache == (path is not None) or (remove and not cache):
+        raise UsageError(
+            "Either a path or --cache must be given, and --remove only with --cache.",
+            "Try: cyclic info PATH, or: cyclic info --cache",
+        )
+    if path is None:
+        from cyclic_cli.codes import cache_size
+
+        described = cache_size.remove() if remove else cache_size.describe()
+        path = Path(described["path"])
+        if described.get("kept"):
+            console.print_line(f"{described['kept']} of the encoders are in use and stay: repeat this later.", "yellow")
+    else:
+        described = _describe(path)
     kind = described["kind"]
     show(f"{kind[0].upper()}{kind[1:]} {path}", described, json)
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    """The description of a stored file or folder. Raises CyclicError if no command of this program wrote it."""
-    if path.suffix == ".onnx":
+    """The description of a file or folder that this program wrote, or of an encoder. Raises CyclicError of others."""
+    from cyclic_cli.pretrained import description
+
+    is_encoder = description.is_encoder(path)
+    if path.suffix == ".onnx" and not is_encoder:
         from cyclic_cli.storage import onnx_file
 
         return onnx_file.describe(path)
@@ -44,8 +69,10 @@ def _describe(path: Path) -> dict[str, Any]:
         return run.describe(path)
     if (path / ".unfinished").is_dir():
         raise CyclicError(f"{path} is an unfinished dataset.", "Repeat the `cyclic prepare` command that started it.")
+    if is_encoder:
+        return description.describe(path)
     if path.is_dir() and not (path / "model.safetensors").exists():
         raise CyclicError(
-            f"{path} is neither a dataset nor a run.", "Give a dataset, a run folder or a .safetensors file."
+            f"{path} is neither a dataset nor a run.", "Give a dataset, a run, an encoder or a .safetensors file."
         )
     return checkpoint.describe(checkpoint.find_checkpoint(path))

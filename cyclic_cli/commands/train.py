@@ -40,6 +40,24 @@ def train(
             show_default=str(TrainConfig.paired_fraction),
         ),
     ] = None,
+    image_encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Pretrained image encoder: a folder of transformers or open_clip, an .onnx file (PATH#OUTPUT,... names "
+            "its outputs), or a run; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    text_encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Pretrained text encoder: a folder of transformers, sentence-transformers or open_clip, an .onnx file, "
+            "or a run; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     also: Annotated[
         list[Path] | None,
         typer.Option(
@@ -139,6 +157,8 @@ def train(
     }  # fmt: skip
     values = settings.assign(settings.read_run_file(config) if config else {}, assign or [])
     values |= {name: value for name, value in flags.items() if value is not None}
+    for modality, paths in (("image", image_encoder), ("text", text_encoder)):
+        values = settings.with_encoders(values, modality, paths or [])
     run_settings = settings.train_settings(values)
     registry.check_file("models", run_settings.arch, "architecture")
     registry.check(resume, ("never", "auto", "must"), "choice of --resume")

@@ -9,6 +9,7 @@ report it is.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -91,11 +92,45 @@ class Pool:
         loaded: Tensor = samples.load(chosen - (self.ends[part] - len(samples)))
         return samples.augmented(loaded, self.keys[chosen], *variation) if variation else loaded
 
+    def digests(self) -> list[bytes]:
+        """Digests of all items, see `codes.contents`. Needs a modality whose code may be fixed."""
+        return [digest for part in self.parts for digest in part.digests()]
+
+    def texts(self, chosen: np.ndarray) -> list[str]:
+        """The texts with the numbers `chosen` (M,), of a pool of texts."""
+        texts: list[str] = self._texts[chosen].tolist()
+        return texts
+
+    @cached_property
+    def _texts(self) -> np.ndarray:
+        return np.concatenate([part.texts for part in self.parts])
+
     def shuffled(self, seed: int, size: int, most: int) -> Iterator[Tensor]:
         """At most `most` items in random order, in batches of at most `size`."""
         order = EpochOrder(len(self), seed, -1, "start")[:most]
         for first in range(0, len(order), size):
             yield self.load(self.by_key[order[first : first + size]])
+
+
+class Subset:
+    """Some items of a pool, with its methods to read them."""
+
+    def __init__(self, pool: Pool, numbers: np.ndarray) -> None:
+        """`numbers` (M,) are those of the items in the pool."""
+        self._pool, self._numbers = pool, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def load(self, chosen: np.ndarray) -> Tensor:
+        return self._pool.load(self._numbers[chosen])
+
+    def digests(self) -> list[bytes]:
+        every = self._pool.digests()
+        return [every[number] for number in self._numbers]
+
+    def texts(self, chosen: np.ndarray) -> list[str]:
+        return self._pool.texts(self._numbers[chosen])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ import numpy as np
 
 from cyclic_cli.errors import UsageError
 from cyclic_cli.evaluation.split import EmbeddedSplit
+from cyclic_cli.events import Report
 from cyclic_cli.inference.torch_model import TorchModel
+from cyclic_cli.inference.typed_texts import unknown_words, warn_of
 from cyclic_cli.metrics import probes
 from cyclic_cli.metrics.generated_text import tfidf
 from cyclic_cli.metrics.retrieval import cross_modal_consistency, recall_at_k
@@ -115,6 +117,22 @@ def check_prompts(prompts: Mapping[str, Any], stored: StoredDataset) -> None:
                 f"{label!r} is a text column; prompts need a column with values 0 and 1.",
                 "Prepare one column for each of its classes.",
             )
+
+
+def check_words(prompts: Mapping[str, Mapping[str, list[str]]], model: TorchModel, report: Report) -> None:
+    """Warn of words of the prompts that an image–text model does not know, once for each label.
+
+    Raises:
+        UsageError: the model knows no word of a prompt.
+    """
+    for label, kinds in prompts.items():
+        unknown = [
+            word
+            for kind, texts in kinds.items()
+            for text in texts
+            for word in unknown_words(model, text, f"a {kind} prompt of {label!r}")
+        ]
+        warn_of(list(dict.fromkeys(unknown)), f"the prompts of {label!r}", report)
 
 
 def zero_shot(

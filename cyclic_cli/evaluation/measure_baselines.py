@@ -66,20 +66,24 @@ def _maps(
     pairs, test_pairs = train.with_both("image", "text"), split.with_both("image", "text")
     pairs = pairs[may_be_paired(train.index["patient"][pairs], paired_fraction)]
     patients = train.index["patient"][pairs]
-    if len(set(patients.tolist())) < closed_form.FOLDS or not len(test_pairs):
+    if len(set(patients.tolist())) < closed_form.PATIENTS or not len(test_pairs):
         return {}
     image_codes = closed_form.ImageCodes(DIMS).fit(train_images)
-    text_codes = closed_form.TextCodes(DIMS).fit(train.values["text"].texts.tolist())
+    with_text = train.with_modality("text")
+    text_codes = closed_form.TextCodes(DIMS).fit(
+        train.index["text"][with_text].tolist(), train.index["patient"][with_text].tolist()
+    )
 
     def codes(of: EmbeddedSplit, all_images: np.ndarray, samples: np.ndarray) -> Embeddings:
         texts = of.index["text"][samples].tolist()
         return image_codes.transform(all_images[of.numbers["image"][samples]]), text_codes.transform(texts)
 
     learned, tested = codes(train, train_images, pairs), codes(split, images, test_pairs)
+    same_text = np.unique(train.index["text"][pairs].astype(str), return_inverse=True)[1]
     found = {}
     for name in closed_form.MAPS:
-        fitted = closed_form.fit_map(name, *learned, patients)
-        embeddings = {"image": fitted.images(tested[0]), "text": fitted.texts(tested[1])}
+        fitted = closed_form.fit_map(name, *learned, patients, same_text)
+        embeddings = {"image": fitted.embed("image", tested[0]), "text": fitted.embed("text", tested[1])}
         found[name] = {
             f"{a}_to_{b}": recall_by_protocol(embeddings[a], embeddings[b], test_pairs, split, groups)
             for a, b in permutations(embeddings, 2)

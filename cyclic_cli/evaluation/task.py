@@ -19,6 +19,7 @@ from cyclic_cli import registry
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.evaluation.embeddings import (
     check_prompts,
+    check_words,
     consistency,
     label_probes,
     neighbours,
@@ -84,7 +85,8 @@ def evaluate(
         report: Gets Progress and Note events.
 
     Raises:
-        UsageError: The split or a label of the prompts does not exist, or the prompts cannot be read.
+        UsageError: The split or a label of the prompts does not exist, the prompts cannot be read, or the model knows
+            no word of one.
         CyclicError: The split is empty, or the model does not fit the dataset.
     """
     registry.check(split, SPLITS, "split")
@@ -93,11 +95,12 @@ def evaluate(
     training_dataset = StoredDataset(trained_on) if trained_on else stored
     check_fits(stored, model, report)
     check_prompts(prompts_by_label, stored)
+    if prompts_by_label:
+        model.require("image", "text")
+        check_words(prompts_by_label, model, report)
     if trained_on:
         check_fits(training_dataset, model, report)
     samples = _read_samples(stored, model, split, report)
-    if prompts_by_label:
-        model.require("image", "text")
     groups = samples.hit_groups()
     train = _read_training_samples(training_dataset, model, report) if samples.labels or baselines else None
     if paired_fraction is None:

@@ -47,7 +47,7 @@ class ImageEncoder(nn.Module):
             shared, private = self.model.parts("image", image)
             return torch.cat([shared, private], 1), shared
         code = self.model.encode(image)
-        return code, embedding_of(code)
+        return code, embedding_of(self.model, image, code)
 
 
 class Decoder(nn.Module):
@@ -88,7 +88,7 @@ class ModalityEncoder(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         value = self.value_of(*inputs)
-        return self.model.embed(self.name, value) if self.is_joint else embedding_of(self.model.encode(value))
+        return self.model.embed(self.name, value) if self.is_joint else embedding_of(self.model, value)
 
 
 def part_names(model: TorchModel) -> list[str]:

@@ -126,7 +126,7 @@ def _description(name: str, model: TorchModel, preprocessing: bool, precision: s
         architecture=architecture,
         preprocessing=model.preprocessing,
         rendered=preprocessing and name in IMAGE_PARTS,
-        tokenizer=_tokenizer(text_facts["tokenizer"], text_facts["limit"]) if text_facts else {},
+        tokenizer=_tokenizer(text_facts) if text_facts else {},
         precision=precision,
         fingerprint=model.fingerprint,
         licence=licence,
@@ -134,9 +134,15 @@ def _description(name: str, model: TorchModel, preprocessing: bool, precision: s
     )
 
 
-def _tokenizer(vocabulary: str, limit: int) -> dict[str, Any]:
-    """A vocabulary in the format of this program and in that of the library `tokenizers`."""
-    return {"vocabulary": vocabulary, "limit": limit, "library": Vocabulary.from_json(vocabulary).to_library()}
+def _tokenizer(facts: dict[str, Any]) -> dict[str, Any]:
+    """The vocabulary, in the format of this program and in that of the library `tokenizers`, and the known words."""
+    vocabulary = facts["tokenizer"]
+    return {
+        "vocabulary": vocabulary,
+        "limit": facts["limit"],
+        "library": Vocabulary.from_json(vocabulary).to_library(),
+        "words": facts.get("words", []),
+    }
 
 
 def _write_part(part: Part, description: Description, draft: Path) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def embed_stream(
                     "source": encoder_input.source, "key": encoder_input.key, "kind": encoder_input.kind,
                     "patient": encoder_input.patient, "vector": vector.tolist(),
                 }  # fmt: skip
+    summary.warn(report)
 
 
 def embed_to_file(
@@ -108,4 +109,5 @@ def embed_to_file(
     for other in range(1, processes):
         await_process(draft, other)
     merge_parts(draft, digests, model, stream, kinds, summary, report)
+    summary.warn(report)
     summary.measure_time(began)

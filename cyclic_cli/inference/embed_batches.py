@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cyclic_cli.inference.embed_inputs import Chunk
+from cyclic_cli.inference.typed_texts import is_unread
 
 if TYPE_CHECKING:
     from cyclic_cli.inference.load import Model
@@ -22,7 +23,7 @@ class BatchEncoder:
         self.model, self.size, self._may_shrink = model, size or model.batch, size is None
 
     def encode(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, np.ndarray]]:
-        """Each chunk with its embeddings (N, D) float32, in order.
+        """Each chunk with its embeddings (N, D) float32, in order. Sets the `unread_texts` of the chunk.
 
         A chunk of no inputs closes the current batch.
         """
@@ -44,6 +45,8 @@ class BatchEncoder:
         first = 0
         for chunk in chunks:
             own = [embeddings[place] for place in range(first, first + len(chunk.encoder_inputs))]
+            texts = [encoder_input.value for encoder_input in chunk.encoder_inputs if encoder_input.kind == "text"]
+            chunk.unread_texts = sum(is_unread(self.model, text) for text in texts)
             yield chunk, np.stack(own) if own else np.empty((0, 0), np.float32)
             first += len(chunk.encoder_inputs)
 

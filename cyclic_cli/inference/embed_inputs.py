@@ -65,6 +65,7 @@ class Chunk:
     encoder_inputs: list[EncoderInput]
     left_out: list[dict[str, str]] = field(default_factory=list)  # source, status, reason, detail
     without_encoder: int = 0  # inputs of modalities that the model does not encode
+    unread_texts: int = 0  # texts of which the model knows no word; set when the chunk is embedded
 
 
 @dataclass(frozen=True)

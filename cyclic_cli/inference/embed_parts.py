@@ -66,7 +66,7 @@ def write_parts(
                 rows.append(_rows(chunk, vectors, kinds))
                 left_out += chunk.left_out
                 part.count(chunk)
-            counts = {"inputs": part.inputs, "skipped": part.skipped, "images": part.images}
+            counts = {name: getattr(part, name) for name in ("inputs", "skipped", "images", "unread_texts")}
             draft.write_part(number, rows, kinds, {"digest": digests[number], "counts": counts, "left_out": left_out})
     return digests
 

@@ -29,6 +29,7 @@ class EmbedSummary:
     vectors: int = 0
     images: int = 0
     texts: int = 0
+    unread_texts: int = 0  # of which the model knows no word: their embeddings mean nothing
     seconds: float = 0.0
     vectors_per_second: float = 0.0
 
@@ -45,20 +46,28 @@ class EmbedSummary:
         self.used = self.inputs - self.skipped - self.rejected
         self.images += sum(encoder_input.kind == "image" for encoder_input in chunk.encoder_inputs)
         self.texts += sum(encoder_input.kind == "text" for encoder_input in chunk.encoder_inputs)
+        self.unread_texts += chunk.unread_texts
         self.vectors = self.images + self.texts
 
     def replace_counts(self, totals: Counter[str], left_out: list[dict[str, str]]) -> None:
         """Replace the counts of this process by those of all parts of a file; no vector is written yet.
 
         Args:
-            totals: `inputs`, `skipped` and `images`.
+            totals: `inputs`, `skipped`, `images` and `unread_texts`.
             left_out: Inputs that are not used, with `status` and `reason`.
         """
         reasons = Counter(one["reason"] for one in left_out if one["status"] == "rejected")
         self.inputs, self.skipped, self.images = (totals[name] for name in ("inputs", "skipped", "images"))
+        self.unread_texts = totals["unread_texts"]
         self.rejected, self.rejected_by_reason = reasons.total(), dict(sorted(reasons.items()))
         self.used = self.inputs - self.skipped - self.rejected
         self.vectors = self.texts = 0
+
+    def warn(self, report: Report) -> None:
+        """Warn of texts of which the model knows no word. The words are not named: the texts may be reports."""
+        if self.unread_texts:
+            texts = f"{self.unread_texts} of {self.texts} texts"
+            report(Note(f"the model knows no word of {texts}: their embeddings mean nothing", warning=True))
 
     def measure_time(self, began: float) -> None:
         """Set the duration and the throughput; `began` is a time of `time.monotonic`."""

@@ -84,6 +84,13 @@ class OnnxModel:
         values = {"input_ids": tokens, "attention_mask": (tokens != 0) * 1}
         return self._embeddings("text-encoder", values, len(texts))
 
+    def unknown_words(self, text: str) -> list[str]:
+        """The different words of a text that the model does not know, in order, see `text_encoders._known_words`."""
+        from cyclic_cli.text_encoders._known_words import unknown_to
+
+        self.require("text")
+        return unknown_to(self._vocabulary, text, self._words)
+
     def reconstruct(self, fitted: np.ndarray) -> np.ndarray:
         """Images (N, C, H, W) uint8 or uint16 → reconstructions (N, C, H, W) float32 in [0, 1]."""
         self.require("image", decoders=True)
@@ -95,6 +102,10 @@ class OnnxModel:
         from cyclic_cli.text_encoders._vocabulary import Vocabulary
 
         return Vocabulary.from_json(self._parts["text-encoder"][1].tokenizer["vocabulary"])
+
+    @cached_property
+    def _words(self) -> frozenset[str]:
+        return frozenset(self._parts["text-encoder"][1].tokenizer.get("words", ()))
 
     def _images(self, part: str, fitted: np.ndarray) -> np.ndarray:
         return fitted if self._parts[part][1].rendered else as_float(fitted)

@@ -3,6 +3,7 @@
 `onnx_model.py` does the same without torch, for models that `cyclic export` made.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from cyclic_cli.config import Preprocessing, build
 from cyclic_cli.distributed import resolve, use_available_threads, use_whole_float32
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.imaging.readers import as_float
-from cyclic_cli.models._joint import Reconstructing, rebuild
+from cyclic_cli.models._embedding import embed
+from cyclic_cli.models._joint import Reconstructing
+from cyclic_cli.models._rebuilding import attach_frozen, rebuild
+from cyclic_cli.pretrained.stored import read_encoder
 from cyclic_cli.storage.checkpoint import read_checkpoint
-from cyclic_cli.text_encoders._vocabulary import padded
+from cyclic_cli.storage.run import encoders_of
 
 BATCHES = {"cpu": 16, "cuda": 256}  # batch sizes with nearly the highest throughput, by device
-CELLS = 4  # side of the grid that a spatial code is averaged over
 
 
 class TorchModel:
@@ -53,6 +56,8 @@ class TorchModel:
             module.load_state_dict(weights)
         except (RuntimeError, KeyError, ValueError) as error:
             raise CyclicError(f"{path} does not fit the architecture it names.", "Train the model again.") from error
+        if self.is_joint:
+            attach_frozen(module, self.checkpoint.architecture, lambda name: read_encoder(encoders_of(path), name))
         self.module = module.to(self._device).eval()
         self.batch = BATCHES[self._device.type]
 
@@ -82,7 +87,8 @@ class TorchModel:
     @property
     def has_decoders(self) -> bool:
         """Whether the model was trained with decoders."""
-        return not self.is_joint or bool(self.checkpoint.architecture["config"].get("decoders"))
+        description = self.checkpoint.architecture
+        return bool(description["config"].get("decoders") if self.is_joint else description.get("decoders", True))
 
     def require(self, *modalities: str, decoders: bool = False) -> None:
         """Raise CyclicError when the model does not encode a modality, or was trained without decoders."""
@@ -92,6 +98,10 @@ class TorchModel:
                     f"{self.path} has no {name} encoder.",
                     "Take an image–text model, trained with an --objective such as cyclic.",
                 )
+        if decoders and not self.has_decoders and not self.is_joint:
+            raise CyclicError(
+                f"{self.path} was trained without a decoder.", "Train an autoencoder: --objective autoencode."
+            )
         if decoders and not self.has_decoders:
             raise CyclicError(
                 f"{self.path} was trained without decoders.",
@@ -107,21 +117,20 @@ class TorchModel:
         return self.placed(torch.from_numpy(as_float(fitted)))
 
     def texts(self, texts: list[str]) -> Tensor:
-        """N texts as the input of the model: tokens (N, L)."""
-        encoder = self.module.encoders["text"]
-        tokens = encoder.vocabulary.encode(texts, encoder.limit)
-        return self.placed(torch.from_numpy(padded(tokens, encoder.limit)))
+        """N texts as the input of the model: tokens."""
+        return self.placed(self.module.encoders["text"].read(texts))
 
     def embed(self, name: str, value: Tensor) -> np.ndarray:
         """L2-normalised embeddings (N, D) float32 of one modality's inputs, as its `Samples` load them.
 
-        The embedding of an autoencoder is its code; a spatial code is averaged over a grid of 4×4 cells.
+        The embedding of an autoencoder is that of its embedding network if it has one, else its code; a spatial code
+        is averaged over a grid of 4×4 cells.
         """
         with torch.inference_mode():
             if self.is_joint:
                 embeddings = self.module.embed(name, self.placed(value))
             else:
-                embeddings = embedding_of(self.module.encode(self.placed(value)))
+                embeddings = embedding_of(self.module, self.placed(value))
             found: np.ndarray = embeddings.float().cpu().numpy()
         return found
 
@@ -134,6 +143,16 @@ class TorchModel:
         self.require("text")
         return self.embed("text", self.texts(texts))
 
+    def unknown_words(self, text: str) -> list[str]:
+        """The different words of a text that the model does not know, in order, see `text_encoders._known_words`."""
+        self.require("text")
+        unknown: list[str] = self.module.encoders["text"].unknown_words(text, self._words)
+        return unknown
+
+    @cached_property
+    def _words(self) -> frozenset[str]:
+        return frozenset(self.checkpoint.architecture["facts"]["text"].get("words", ()))
+
     def reconstruct(self, fitted: np.ndarray) -> np.ndarray:
         """Images (N, C, H, W) uint8 or uint16 → reconstructions (N, C, H, W) float32 in [0, 1]."""
         with torch.inference_mode():
@@ -142,7 +161,6 @@ class TorchModel:
         return output
 
 
-def embedding_of(code: Tensor) -> Tensor:
-    """L2-normalised embeddings (N, D) of an autoencoder's codes (N, D) or (N, C, h, w)."""
-    pooled = functional.adaptive_avg_pool2d(code, CELLS) if code.dim() == 4 else code
-    return functional.normalize(pooled.flatten(1), dim=1)
+def embedding_of(module: Any, image: Tensor, code: Tensor | None = None) -> Tensor:
+    """L2-normalised embeddings (N, D) of images (N, C, H, W) by an autoencoder. `code` may hold their codes if known."""
+    return functional.normalize(embed(module, image, code), dim=1)

@@ -15,6 +15,7 @@ from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.imaging import figures
 from cyclic_cli.inference.reconstruct import BATCH, ReconstructSummary, read_scans
 from cyclic_cli.inference.torch_model import TorchModel
+from cyclic_cli.inference.typed_texts import checked_words
 from cyclic_cli.prepare.sources import expand, printable
 from cyclic_cli.storage.files import write_bytes
 
@@ -68,7 +69,7 @@ def generate_texts(
     if not encoder.generates:
         raise CyclicError(
             f"The text encoder of {model.path} cannot generate text.",
-            "Train with --set modalities.text.encoder=transformer.",
+            "Train with --set modalities.text.arch=transformer.",
         )
     report(Note(f"each text is an {REMARK}"))
     inputs = expand(sources, Path("reconstructions"))
@@ -100,7 +101,7 @@ def generate_images(
         report: Gets Note events.
 
     Raises:
-        UsageError: a text is empty.
+        UsageError: a text is empty, or the model knows none of its words.
         CyclicError: the model has no text encoder or no decoders; a picture exists, or cannot be written.
     """
     import torch
@@ -108,6 +109,8 @@ def generate_images(
     if not all(text.strip() for text in texts):
         raise UsageError("A text is empty.", "Describe what the image is to show.")
     model.require("image", "text", decoders=True)
+    for number, text in enumerate(texts, 1):
+        checked_words(model, text, f"text {number}", report)
     outputs = [out / f"drawing-{number}.png" for number in range(1, len(texts) + 1)]
     taken = [path for path in outputs if path.exists()]
     if taken and not overwrite:

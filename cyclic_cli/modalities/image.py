@@ -1,13 +1,13 @@
-"""The modality of images, encoded and decoded by an architecture of `models/`.
+"""The modality of images, encoded by an architecture of `models/`, or into fixed codes.
 
-The code is that of the architecture. It is flattened and standardised: the mean over the training images is subtracted,
-and all dimensions are divided by one common standard deviation.
+The code of an architecture is flattened and standardised: the mean over the training images is subtracted, and all
+dimensions are divided by one common standard deviation. Fixed codes are those of `codes/`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from cyclic_cli import registry
+from cyclic_cli.codes.contents import stored_image_digests
+from cyclic_cli.codes.image_codes import CodedImages
 from cyclic_cli.config import JOINT_ARCH, JOINT_RECIPE, build
 from cyclic_cli.data.samples import moved
 from cyclic_cli.errors import UsageError
 from cyclic_cli.imaging.readers import as_float
 from cyclic_cli.storage.dataset import StoredDataset
 
-COLUMNS = ("has_image", "shard", "row")
+COLUMNS = ("has_image", "shard", "row", "content")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,11 @@ class Config:
     arch: str = JOINT_ARCH
     model: dict[str, Any] = field(default_factory=dict)  # settings of the architecture
     augment: float = JOINT_RECIPE["augment"]  # strength of the random displacements and changes of contrast
+    coded: bool = False  # encode into fixed codes, in place of an architecture; set by the `start` of the run
+    encoder: str | tuple[str, ...] = ()  # paths of pretrained encoders
+    frozen: bool = True  # whether the weights of pretrained encoders stay fixed
+    mean: float | tuple[float, ...] | None = None  # of the pixels, where a pretrained encoder does not state it
+    std: float | tuple[float, ...] | None = None
 
 
 def present(index: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -37,6 +44,11 @@ def present(index: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def fit(dataset: StoredDataset, index: Mapping[str, np.ndarray], config: Config) -> dict[str, Any]:
     return {"image_shape": list(dataset.image_shape)}
+
+
+def portable(config: Config) -> Config:
+    """Return the settings as a checkpoint stores them: it knows encoders by their fingerprints."""
+    return replace(config, encoder=())
 
 
 class Samples:
@@ -55,9 +67,15 @@ class Samples:
         self.dataset, self.config = dataset, config
         self.shards, self.places = index["shard"].astype(np.int64), index["row"].astype(np.int64)
         self.keys = np.array([int(sample[:16], 16) for sample in index["sample"]], np.uint64)
+        self._contents = index["content"]
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def digests(self) -> list[bytes]:
+        """Digests of the stored pixels, see `codes.contents`."""
+        places = np.stack([self.shards, self.places], axis=1)
+        return stored_image_digests(self.dataset, self._contents.tolist(), places)
 
     def load(self, chosen: np.ndarray) -> Tensor:
         return torch.from_numpy(as_float(self.dataset.images(self.shards[chosen], self.places[chosen])))
@@ -68,7 +86,12 @@ class Samples:
         return moved(images, keys, self.config.augment, seed, epoch)
 
 
-class Encoder(nn.Module):
+def Encoder(config: Config, facts: dict[str, Any]) -> nn.Module:
+    """Return the encoder that the settings name. Raises as its class does."""
+    return CodedImages(facts) if config.coded else ArchitectureEncoder(config, facts)
+
+
+class ArchitectureEncoder(nn.Module):
     """Encodes and decodes images with an architecture of `models/`."""
 
     fitted = True

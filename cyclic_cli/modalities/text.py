@@ -1,4 +1,4 @@
-"""The modality of texts (reports), as tokens, encoded and decoded by one of `text_encoders/`.
+"""The modality of texts (reports), as tokens, encoded by one of `text_encoders/`, or into fixed codes (`codes/`).
 
 The random numbers and the order of a text come from a hash of its words, not of the sample that it belongs to. Equal
 texts are therefore the same content, and permuting the texts among unpaired samples does not change training.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from types import ModuleType
@@ -25,10 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from cyclic_cli import registry
+from cyclic_cli.codes.text_codes import CodedTexts
 from cyclic_cli.config import build
 from cyclic_cli.data.samples import sample_noise
 from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.modalities._fixed_texts import FixedTextSamples, fixed_facts
 from cyclic_cli.storage.dataset import StoredDataset
+from cyclic_cli.text_encoders import _known_words
 from cyclic_cli.text_encoders._vocabulary import END, PADDING, PATIENTS, Vocabulary, padded
 
 COLUMNS = ("text", "has_text")
@@ -37,11 +40,14 @@ INPUTS = {"input_ids": {0: "batch", 1: "length"}, "attention_mask": {0: "batch",
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    encoder: str = "bag"
+    arch: str = "bag"  # one of `text_encoders/`
     model: dict[str, Any] = field(default_factory=dict)  # settings of the text encoder
     vocabulary: int = 2048  # maximum number of different tokens
     length: int = 128  # maximum number of tokens in a text; longer texts are truncated
     dropout: float = 0.1  # fraction of the tokens that training hides from the encoder
+    coded: bool = False  # encode into fixed codes, in place of a text encoder; set by the `start` of the run
+    encoder: str | tuple[str, ...] = ()  # paths of pretrained encoders
+    frozen: bool = True  # whether the weights of pretrained encoders stay fixed
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -68,8 +74,13 @@ def fit(dataset: StoredDataset, index: Mapping[str, np.ndarray], config: Config)
             texts. This is the error of the mean predictor.
         length: Mean number of tokens in a text.
         limit: Maximum number of tokens in a text.
+        words: The words that a message about a query counts as known, see `_known_words.of_many_patients`.
         further: Facts that the `fit` of the text encoder returned.
+
+        For fixed codes, see `_fixed_texts.fixed_facts` instead.
     """
+    if config.coded:
+        return fixed_facts(index["text"].tolist(), index["patient"].tolist())
     file, settings = _encoder_file(config)
     order = np.argsort(index["text"], kind="stable")  # a fixed order of summation gives the same bits for any order
     texts, patients = index["text"][order].tolist(), index["patient"][order].tolist()
@@ -79,6 +90,7 @@ def fit(dataset: StoredDataset, index: Mapping[str, np.ndarray], config: Config)
         "tokenizer": vocabulary.to_json(),
         **_statistics(vocabulary.encode(texts, config.length), patients, vocabulary.size),
         "limit": config.length,
+        "words": _known_words.of_many_patients(texts, patients),
         "further": further,
     }
 
@@ -104,13 +116,20 @@ def _statistics(encoded: list[np.ndarray], patients: list[str], size: int) -> di
     }
 
 
-class Samples:
+def Samples(
+    dataset: StoredDataset, index: Mapping[str, np.ndarray], config: Config, facts: dict[str, Any]
+) -> TokenSamples | FixedTextSamples:
+    """Return the texts as the encoder takes them."""
+    if not config.coded:
+        return TokenSamples(index["text"], config, facts)
+    return FixedTextSamples(index["text"], _keys(index["text"]), facts)
+
+
+class TokenSamples:
     """Texts as tokens (N, L), int64, with PADDING after their end. Equal texts are stored once."""
 
-    def __init__(
-        self, dataset: StoredDataset, index: Mapping[str, np.ndarray], config: Config, facts: dict[str, Any]
-    ) -> None:
-        self.texts, self.config = index["text"], config  # (N,) str
+    def __init__(self, texts: np.ndarray, config: Config, facts: dict[str, Any]) -> None:
+        self.texts, self.config = texts, config  # (N,) str
         unique, self._numbers = np.unique(self.texts, return_inverse=True)
         vocabulary = Vocabulary.from_json(facts["tokenizer"])
         encoded = vocabulary.encode(unique.tolist(), config.length)
@@ -118,7 +137,7 @@ class Samples:
         self._tokens = np.concatenate([np.empty(0, np.uint32), *encoded])
         if vocabulary.size <= 2**16:
             self._tokens = self._tokens.astype(np.uint16)
-        self.keys = np.array([_key(text) for text in unique.tolist()], np.uint64)[self._numbers]
+        self.keys = _keys(self.texts)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -136,7 +155,12 @@ class Samples:
         return torch.where(hidden, -tokens, tokens)
 
 
-class Encoder(nn.Module):
+def Encoder(config: Config, facts: dict[str, Any]) -> nn.Module:
+    """Return the encoder that the settings name. Raises as its class does."""
+    return CodedTexts(facts) if config.coded else TextEncoder(config, facts)
+
+
+class TextEncoder(nn.Module):
     """Encodes and decodes texts with one of `text_encoders/`."""
 
     mean: Tensor  # (code,), mean code of the training texts
@@ -174,6 +198,14 @@ class Encoder(nn.Module):
         codes = torch.cat([self.encoder.encode(batch) for batch in kept])
         self.mean.copy_(codes.mean(0))
         self.spread.copy_((codes - self.mean).square().mean().sqrt().clamp(min=1e-6))
+
+    def read(self, texts: Sequence[str]) -> Tensor:
+        """Return texts (N,) as `encode` takes them: tokens (N, L)."""
+        return torch.from_numpy(padded(self.vocabulary.encode(texts, self.limit), self.limit))
+
+    def unknown_words(self, text: str, words: Collection[str]) -> list[str]:
+        """Return the different words of a text that are not known, see `_known_words.unknown_to`."""
+        return _known_words.unknown_to(self.vocabulary, text, words)
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Return the codes (N, code) of tokens (N, L), or of what `soft_decode` returned."""
@@ -217,11 +249,12 @@ def value_of(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
 def portable(config: Config) -> Config:
     """Return the settings as a checkpoint stores them, without those that name a place on this machine."""
     local = getattr(_file(config), "LOCAL", ())
-    return replace(config, model={name: value for name, value in config.model.items() if name not in local})
+    model = {name: value for name, value in config.model.items() if name not in local}
+    return replace(config, model=model, encoder=())  # a checkpoint knows pretrained encoders by their fingerprints
 
 
 def _file(config: Config) -> ModuleType:
-    return registry.load("text_encoders", config.encoder, "text encoder")
+    return registry.load("text_encoders", config.arch, "text encoder")
 
 
 def _encoder_file(config: Config) -> tuple[ModuleType, Any]:
@@ -239,6 +272,7 @@ def _check_facts(facts: Mapping[str, Any], size: int) -> None:
         fractions = np.array([facts["frequencies"], facts["documents"]], float)
         positive = np.array([facts["nats"], facts["length"], facts["limit"]], float)
         types = isinstance(facts["further"], dict) and isinstance(facts["limit"], int)
+        types = types and _known_words.are_words(facts.get("words", []))  # earlier versions stored none
         ranges = fractions.shape == (2, size) and fractions.min() > 0 and fractions.max() <= 1 and positive.min() > 0
         if not (types and ranges and np.isfinite(positive).all() and facts["limit"] <= LONGEST):
             raise ValueError("not the facts that `fit` returns")
@@ -248,8 +282,11 @@ def _check_facts(facts: Mapping[str, Any], size: int) -> None:
         ) from None
 
 
-def _key(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+def _keys(texts: np.ndarray) -> np.ndarray:
+    """A number (N,) uint64 for each text, equal for equal texts."""
+    unique, numbers = np.unique(texts, return_inverse=True)
+    digests = [hashlib.sha256(text.encode()).digest()[:8] for text in unique.tolist()]
+    return np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)[numbers]
 
 
 SAMPLE = 1024  # texts on which the mean and spread of the codes are measured

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cyclic_cli.data.mixture import UNPAIRED, Modality, Pool
-from cyclic_cli.errors import CyclicError
 
 OUTPUTS = (
     "embedding", "scale", "bias", "reconstruction", "translation", "code_cycle", "latent_cycle", "half_latent_cycle",
@@ -109,6 +108,14 @@ class JointModel(nn.Module):
             private = embedding.new_zeros(len(embedding), self.private)
         code: Tensor = self.expansions[name](torch.cat([embedding, private], 1))
         return code
+
+    def latent(self, name: str, content: Tensor) -> Tensor:
+        """Return all that the decoder of a modality gets from its own content: embedding and private part, (N, L)."""
+        return torch.cat(self.parts(name, content), 1)
+
+    def code_of_latent(self, name: str, latent: Tensor) -> Tensor:
+        """Return the codes (N, code) of what `latent` returned."""
+        return self.code(name, *latent.split([self.embedding, self.private], 1))
 
     # ---------------------------------------------------------------------------------------------- a batch
 
@@ -272,8 +279,8 @@ class Reconstructing(nn.Module):
         self.joint = joint
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the reconstruction (N, C, H, W) of images (N, C, H, W) from embedding and private part."""
-        code = self.joint.code("image", *self.joint.parts("image", image))
+        """Return the reconstruction (N, C, H, W) of images (N, C, H, W) from their latent."""
+        code = self.joint.code_of_latent("image", self.joint.latent("image", image))
         return {"reconstruction": self.joint.encoders["image"].decode(code)}
 
 
@@ -291,19 +298,3 @@ def make_joint(modalities: Iterable[Modality], facts: Mapping[str, Any], embeddi
     """Return an image–text model before its initialisation. Raises UsageError when an encoder cannot be made."""
     encoders = {one.name: one.file.Encoder(one.config, facts[one.name]) for one in modalities}
     return JointModel(encoders, embedding, private)
-
-
-def rebuild(architecture: Mapping[str, Any], where: str) -> JointModel:
-    """Return the image–text model that a checkpoint describes, without its weights.
-
-    Raises:
-        CyclicError: The description is damaged. `where` names the file in the message.
-    """
-    try:
-        config, facts = architecture["config"], architecture["facts"]
-        modalities = [Modality.of(str(name), dict(table)) for name, table in config["modalities"].items()]
-        return make_joint(modalities, facts, int(config["embedding"]), int(config["private"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CyclicError(
-            f"{where} describes a model that cannot be built.", "Copy the file again, or train a new model."
-        ) from error

@@ -152,6 +152,18 @@ def residual_branch(channels: int) -> nn.Sequential:
     )  # fmt: skip
 
 
+class Residual(nn.Module):
+    """A residual block of maps (N, C, H, W) that keeps their shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branch = residual_branch(channels)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        result: Tensor = maps + self.branch(maps)
+        return result
+
+
 def pad_replicate(maps: Tensor, margin: int) -> Tensor:
     """Return maps (N, C, H, W) padded by `margin` pixels on every side with their border values."""
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cyclic_cli.models._components import patch_components, take_sample
+from cyclic_cli.models._embedding import EmbeddingNetwork
 from cyclic_cli.models._layers import (
     Enlargement,
     PooledConvolution,
@@ -38,6 +39,7 @@ from cyclic_cli.models._spectrum import covariance_roots, minimise, periodic
 class Config:
     width: int = 16  # hidden maps, at half the sides of the image; even, because they are initialised as pairs
     latent: int = 4  # maps in the code, at a quarter of the sides
+    embedding: int = 0  # dimensions of the embedding of a separate network; 0: the embedding is the code
 
 
 OUTPUTS = ("reconstruction", "code")
@@ -66,6 +68,7 @@ class Model(nn.Module):
             PooledConvolution(channels, width, KERNEL), nn.ReLU(), PooledConvolution(width, latent, KERNEL), nn.ReLU()
         )
         self.decoder = nn.Sequential(Enlargement(latent, width), nn.ReLU(), Enlargement(width, channels))
+        self.embedding = EmbeddingNetwork(channels, config.embedding) if config.embedding else None
 
     def initialise(self, images: Iterable[Tensor]) -> None:
         """Fit every layer to a sample of batches of images (N, C, H, W). Raises ValueError when there are no images."""

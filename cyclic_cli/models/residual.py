@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cyclic_cli.models._components import image_components, patch_components, take_sample
-from cyclic_cli.models._layers import GROUPS, JITTER, check_image_shape, residual_branch, set_layer
+from cyclic_cli.models._layers import GROUPS, JITTER, Residual, check_image_shape, set_layer
 from cyclic_cli.models._spectrum import covariance_roots, minimise, periodic
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -100,18 +100,6 @@ class Model(nn.Module):
         """Return the code of images (N, C, H, W) and their reconstruction from it."""
         code = self.encode(image)
         return {"reconstruction": self.decode(code), "code": code}
-
-
-class Residual(nn.Module):
-    """A residual block of maps (N, C, H, W) that keeps their shape."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.branch = residual_branch(channels)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        result: Tensor = maps + self.branch(maps)
-        return result
 
 
 class Refinement(nn.Module):

@@ -16,6 +16,7 @@ from cyclic_cli.events import Note, Report, silent
 from cyclic_cli.inference.embed import embed_stream
 from cyclic_cli.inference.embed_inputs import from_files, scratch_folder
 from cyclic_cli.inference.embed_summary import EmbedSummary
+from cyclic_cli.inference.typed_texts import checked_words
 from cyclic_cli.privacy.keys import Keyer, find_secret
 from cyclic_cli.storage.embeddings import EmbeddingFile
 
@@ -38,6 +39,7 @@ class Query:
     source: str = ""
     text: str | None = None
     labels: dict[str, Any] = field(default_factory=dict)
+    unknown_words: list[str] = field(default_factory=list)  # of a text: the words that the model does not know
 
 
 def resolve_query(
@@ -58,7 +60,7 @@ def resolve_query(
 
     Raises:
         UsageError: the query looks like a path or a key, but does not exist; it begins several keys; or it is a text,
-            and the model has no text encoder.
+            and the model has no text encoder or knows none of its words.
         CyclicError: another model made the file; the image cannot be used.
     """
     case = query_by_key(words, file)
@@ -78,7 +80,9 @@ def resolve_query(
             "Name an image, or a key of the file.",
         )
     report(Note("the query is taken as a text: it is neither a file nor a key"))
-    return Query(name="text", kind="text", vector=model.embed_texts([words])[0], text=words)
+    unknown = checked_words(model, words, "the query", report)
+    vector = model.embed_texts([words])[0]
+    return Query(name="text", kind="text", vector=vector, text=words, unknown_words=unknown)
 
 
 def _is_text(query: str) -> bool:

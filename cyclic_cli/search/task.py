@@ -46,6 +46,7 @@ class SearchSummary:
     """The result of `cyclic search`."""
 
     query: str
+    unknown_words: list[str]  # of a query that is a text: the words that the model does not know
     results: list[Answer]
     among: int  # number of rows that were searched
     diversity: float  # λ of maximal marginal relevance; 0: the results are the nearest cases
@@ -101,8 +102,8 @@ def search(
         order = np.sort(maximal_marginal_relevance(similarity, vectors, count, diversity))
     results = [_answer(rows[place], kind, float(similarity[place]), texts[place], file) for place in order.tolist()]
     return SearchSummary(
-        query=query.name, results=results, among=int(allowed.sum()), diversity=diversity, model=file.facts.model,
-        index=str(file.path),
+        query=query.name, unknown_words=query.unknown_words, results=results, among=int(allowed.sum()),
+        diversity=diversity, model=file.facts.model, index=str(file.path),
     )  # fmt: skip
 
 

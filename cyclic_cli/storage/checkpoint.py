@@ -14,7 +14,7 @@ from cyclic_cli.earlier_names import upgraded_provenance, upgraded_settings
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.files import checksum, read_tensors, refuse_newer, write_tensors
 
-CHECKPOINT_FORMAT = 4  # format 2 had no image–text models, format 3 other names of tensors and settings
+CHECKPOINT_FORMAT = 5  # format 2 had no image–text models; 3 other names of tensors and settings, 4 of settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             provenance=dict(description["provenance"]),
             fingerprint=str(description["fingerprint"]),
         )
-        return checkpoint if version >= 4 else _upgraded(checkpoint)
+        return checkpoint if version >= 5 else _upgraded(checkpoint)
     except (KeyError, ValueError, TypeError) as error:
         raise CyclicError(
             f"{path} is not a checkpoint of cyclic.", "Give a run folder or its model.safetensors."

@@ -17,6 +17,7 @@ Reconstructions are (N, C, S, S) float32, nominally in [0, 1]. Embeddings are (N
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,12 +32,13 @@ from cyclic_cli.earlier_names import upgraded_provenance, upgraded_settings
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.files import checksum, refuse_newer, replacing
 
-FORMAT = 2  # format 1 had other names of parts and settings
+FORMAT = 3  # format 1 had other names of parts and settings, format 2 of settings
 KEY = "cyclic"  # of the metadata entry
 OPSETS = ("", "ai.onnx", "ai.onnx.ml")  # domains of the standard operators of ONNX
 LARGEST = 2**31 - 2**20  # bytes of a file that includes its weights: the limit of protobuf, less some space
 FAILED = ".failed.onnx"  # suffix of a part that did not pass the check after its export
 FOREIGN = "Give a file that `cyclic export` made."
+STANDARD = "Export the network again, with the standard operators of ONNX and its weights in the same folder."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Description:
     architecture: dict[str, Any]  # name, config, image_shape
     preprocessing: Preprocessing
     rendered: bool = False  # includes the preprocessing: takes images of any size in display values
-    tokenizer: dict[str, Any] = field(default_factory=dict)  # of a text encoder: vocabulary, and limit in tokens
+    tokenizer: dict[str, Any] = field(default_factory=dict)  # of a text encoder: vocabulary, limit in tokens, words
     precision: str = "float32"  # float32, fp16 or int8
     fingerprint: str  # of the checkpoint
     licence: str = ""  # of the weights, as given by the user
@@ -150,6 +152,60 @@ def read(path: Path) -> tuple[onnx.ModelProto, Description]:
         CyclicError: the file is not an ONNX file of `cyclic`, is damaged, has non-standard operators, or refers to
             weights outside its folder.
     """
+    model = _loaded(path, FOREIGN)
+    return model, _described(model, path)
+
+
+def read_network(path: Path) -> onnx.ModelProto:
+    """Read and check a model of any program. Its weights are included, those from files beside it too.
+
+    Raises:
+        CyclicError: the file is not an ONNX file, is damaged, has non-standard operators, refers to weights outside its
+            folder, or has 2 GiB of weights.
+    """
+    folder = path.resolve().parent
+    too_large = CyclicError(f"{path} has more than 2 GiB of weights.", "Convert it to fp16, or take a smaller network.")
+    if path.is_file() and path.stat().st_size > LARGEST:
+        raise too_large
+    model = _loaded(path, STANDARD)
+    beside = {entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"}
+    if path.stat().st_size + sum((folder / name).stat().st_size for name in beside) > LARGEST:
+        raise too_large
+    onnx.load_external_data_for_model(model, str(folder))
+    return model
+
+
+def is_described(path: Path) -> bool:
+    """Whether a file has metadata of `cyclic export`, or is no ONNX file at all: then `read` tells what is wrong."""
+    try:
+        return any(entry.key == KEY for entry in _loaded(path, FOREIGN).metadata_props)
+    except CyclicError:
+        return True
+
+
+def count_weights(content: bytes) -> int:
+    """The number of weights of a model, which is the content of a file that includes them."""
+    tensors = _initial(onnx.load_model_from_string(content).graph)
+    return sum(math.prod(tensor.dims) for tensor in tensors if tensor.data_type != onnx.TensorProto.INT64)
+
+
+def content_of(model: onnx.ModelProto) -> bytes:
+    """A model that includes its weights as the bytes of a file, without metadata and traces of its maker's machine."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.metadata_props[:], copy.training_info[:], copy.opset_import[:]
+    used = {node.domain for node in _nodes(model.graph)} | {""}
+    copy.opset_import.extend(entry for entry in model.opset_import if entry.domain in used)
+    copy.doc_string = ""
+    _remove_traces(copy.graph)
+    for tensor in _tensors(copy):
+        tensor.ClearField("data_location")  # so that weights from a file beside it leave no mark
+    content: bytes = copy.SerializeToString(deterministic=True)
+    return content
+
+
+def _loaded(path: Path, hint: str) -> onnx.ModelProto:
+    """A checked model without the weights in files beside it. `hint` tells what else to give."""
     try:
         model = onnx.load(path, load_external_data=False)
     except FileNotFoundError:
@@ -158,9 +214,9 @@ def read(path: Path) -> tuple[onnx.ModelProto, Description]:
         raise CyclicError(f"{path} cannot be read: {error.strerror}.", "Check the path and its permissions.") from error
     except (DecodeError, ValueError) as error:
         raise CyclicError(f"{path} is not a complete ONNX file.", "Copy or export it again.") from error
-    _check_operators(model, path)
-    _check_external_data(model, path)
-    return model, _described(model, path)
+    _check_operators(model, path, hint)
+    _check_external_data(model, path, hint)
+    return model
 
 
 def _weights_checksum(model: onnx.ModelProto, folder: Path) -> str:
@@ -190,7 +246,7 @@ def _described(model: onnx.ModelProto, path: Path) -> Description:
             raise CyclicError(f"{path} is damaged: the checksum of its metadata does not match.", "Export it again.")
         if values.pop("weights") != _weights_checksum(model, path.parent):
             raise CyclicError(f"{path} is damaged: the checksum of its weights does not match.", "Copy it again.")
-        if values.pop("format") < 2:
+        if values.pop("format") < 3:
             values["part"] = values["part"].replace("-tower", "-encoder")
             values["architecture"]["config"] = upgraded_settings(values["architecture"]["config"])
             values["provenance"] = upgraded_provenance(values["provenance"])
@@ -201,6 +257,8 @@ def _described(model: onnx.ModelProto, path: Path) -> Description:
             texts = description.tokenizer
         if not isinstance(description.architecture["name"], str) or not isinstance(texts["vocabulary"], str):
             raise ValueError("a value has the wrong type")
+        if not all(isinstance(word, str) for word in texts.get("words", [])):
+            raise ValueError("a known word is not text")
         if int(texts["limit"]) < 1:
             raise ValueError("the largest number of tokens is below 1")
         return description
@@ -208,16 +266,15 @@ def _described(model: onnx.ModelProto, path: Path) -> Description:
         raise CyclicError(f"{path} lacks the metadata of cyclic, or they are not valid.", FOREIGN) from error
 
 
-def _check_operators(model: onnx.ModelProto, path: Path) -> None:
+def _check_operators(model: onnx.ModelProto, path: Path, hint: str) -> None:
     """Raise CyclicError unless all operators are standard ones of ONNX: others could run any code."""
-    domains = {entry.domain for entry in model.opset_import} | {node.domain for node in _nodes(model.graph)}
-    foreign = sorted(domains - set(OPSETS))
+    foreign = sorted({node.domain for node in _nodes(model.graph)} - set(OPSETS))
     if foreign or len(model.functions):
         named = f" of {foreign[0]!r}" if foreign else ""
-        raise CyclicError(f"{path} has operators{named} that are not part of ONNX; they are not run.", FOREIGN)
+        raise CyclicError(f"{path} has operators{named} that are not part of ONNX; they are not run.", hint)
 
 
-def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
+def _check_external_data(model: onnx.ModelProto, path: Path, hint: str) -> None:
     """Raise CyclicError when weights refer to a file outside the folder of the model, or beyond the end of a file."""
     folder = path.resolve().parent
     for tensor in _tensors(model):
@@ -227,10 +284,11 @@ def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
         location = entries.get("location", "")
         file = folder / location
         if os.path.basename(location) != location or location in ("", ".", "..") or file.is_symlink():
-            raise CyclicError(f"{path} has weights outside its own folder; they are not read.", FOREIGN)
+            raise CyclicError(f"{path} has weights outside its own folder; they are not read.", hint)
         try:
-            offset, length, size = int(entries.get("offset", 0)), int(entries["length"]), file.stat().st_size
-        except (OSError, KeyError, ValueError) as error:
+            offset, size = int(entries.get("offset", 0)), file.stat().st_size
+            length = int(entries.get("length", size - offset))
+        except (OSError, ValueError) as error:
             raise CyclicError(f"The weights of {path} are not beside it.", "Copy both files.") from error
         if not (0 <= offset <= size and 0 <= length <= size - offset):
             raise CyclicError(f"The weights beside {path} are cut short.", "Copy both files again.")

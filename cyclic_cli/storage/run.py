@@ -4,6 +4,7 @@ model.safetensors          the checkpoint with the best validation
 config.yaml                all settings
 metrics.jsonl              one line every few steps and after every epoch
 summary.json               the results; exists when the run is finished
+encoders/                  frozen pretrained encoders, by fingerprint (see `pretrained/stored.py`)
 state/step-00000120/       model.safetensors (latest weights), optimizer.safetensors, progress.json
 """
 
@@ -49,6 +50,7 @@ class RunFolder:
         self.config = folder / "config.yaml"
         self.metrics = folder / "metrics.jsonl"
         self.summary = folder / "summary.json"
+        self.encoders = folder / "encoders"
 
     def exists(self) -> bool:
         """Whether the path exists and is more than an empty folder. A lease does not count."""
@@ -164,6 +166,12 @@ class RunFolder:
         draft.unlink(missing_ok=True)
         draft.symlink_to(self.folder.name)
         os.replace(draft, link)
+
+
+def encoders_of(checkpoint: Path) -> Path:
+    """The folder of the pretrained encoders of a checkpoint: that of its run, also for one of a saved state."""
+    in_state = checkpoint.parent.parent.name == "state"
+    return (checkpoint.parent.parent.parent if in_state else checkpoint.parent) / "encoders"
 
 
 def describe(path: Path) -> dict[str, Any]:

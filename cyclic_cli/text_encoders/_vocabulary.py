@@ -148,6 +148,20 @@ class Vocabulary:
         """Return the text of tokens, in lower case and Unicode normal form NFKC. Incomplete characters become �."""
         return self._tokenizer.decode([int(token) - SPECIAL for token in tokens if token >= SPECIAL])
 
+    def first_piece(self, word: str) -> str:
+        """The first token of a word, as text; empty if it is only the space before the word."""
+        return self.decode(self.encode([word], 2)[0][:1].tolist())
+
+    def reads_as_bytes(self, word: str) -> bool:
+        """Whether a learned vocabulary splits a word into single bytes. False if it has no other tokens."""
+        learned = self.size > SPECIAL + len(BYTES)
+        return learned and max(self._tokenizer.encode(word, add_special_tokens=False).ids, default=0) < len(BYTES)
+
+    @property
+    def pretrained_tokenizer(self) -> str:
+        """The text of the file tokenizer.json of a pretrained model; empty for a learned vocabulary."""
+        return str(self._description.get("pretrained", ""))
+
     @property
     def frame(self) -> tuple[list[int], list[int]]:
         """The special tokens that a pretrained model expects before and after a text."""

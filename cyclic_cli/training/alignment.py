@@ -7,8 +7,9 @@
 Objectives compare all samples of a batch, so the outputs of all processes are gathered before the losses.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from cyclic_cli.data.mixture import MixedBatch, Modality
 from cyclic_cli.data.samples import Samples
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import UsageError
+from cyclic_cli.events import Report
 from cyclic_cli.models._joint import Reconstructing, make_joint
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training.gradients import Plan, layout, make_plan
@@ -41,7 +43,17 @@ def filled_in(config: TrainConfig, samples: int) -> TrainConfig:
     largest = max(SMALLEST_BATCH, samples // STEPS_PER_EPOCH)
     config = with_recipe(config, JOINT_RECIPE | {"batch_size": min(JOINT_RECIPE["batch_size"], largest)})
     config = replace(config, objectives=dict(config.objectives or PRESETS[config.objective]))
-    tables = dict(config.modalities)
+    tables = {name: dict(table) for name, table in config.modalities.items()}
+    if config.start == "closed_form":
+        tables = {name: table | {"coded": True} for name, table in tables.items()}
+        config = replace(config, epochs=0 if config.objective == "aligned" else config.epochs)
+    elif any(table.get("encoder") for table in tables.values()):
+        raise UsageError(
+            "Pretrained encoders start at the closed form, and named architectures start from the data.",
+            "Leave out --arch and the architectures of modalities, or the encoders.",
+        )
+    elif config.objective == "aligned":
+        raise UsageError("--objective aligned is the closed form itself.", "Leave out --arch and start=data.")
     if "image" in tables:  # takes --arch, `model` and `augment`; its own table overrides them
         usual = {"arch": config.arch, "model": config.model, "augment": config.augment}
         tables["image"] = usual | tables["image"]
@@ -51,6 +63,10 @@ def filled_in(config: TrainConfig, samples: int) -> TrainConfig:
 
 class Alignment:
     """Learns one embedding space for several modalities, from paired and unpaired samples."""
+
+    kept = ""
+    has_solution = False
+    closed_form: Mapping[str, Any] = {}
 
     def __init__(self, ranks: Ranks, datasets: Sequence[StoredDataset], config: TrainConfig) -> None:
         """
@@ -71,11 +87,7 @@ class Alignment:
         self.objectives = JointObjectives(config.terms)
         self.data = PairedData(datasets, config)
         self.mixture = self.data.mixture
-        if not len(self.mixture.paired) and len(self.objectives.inactive_without_pairs) == len(self.objectives.names):
-            raise UsageError(
-                f"There are no paired samples, and every objective needs them: {', '.join(self.objectives.names)}.",
-                "Use a larger --paired-fraction, data with pairs, or an objective that needs none.",
-            )
+        self._check_pairs()
         assert config.batch_size is not None
         if config.batch_size < 2:
             raise UsageError("A contrastive loss needs at least two samples per batch.", "Use a --batch-size from 2.")
@@ -83,10 +95,21 @@ class Alignment:
         self.samples, self.patients = self.data.samples, self.data.patients
         self.steps_per_epoch = self.mixture.steps_per_epoch(self.batch_size)
         self.steps = self.steps_per_epoch * config.epochs
-        torch.manual_seed(config.seed)
-        self.module = make_joint(self.data.modalities, self.data.facts, config.embedding, config.private)
-        self.module.decoded_share = min(1.0, DECODED_PER_BATCH / self.batch_size)
+        self.module = self._module()
         self.norms: dict[str, float] = {}
+
+    def _check_pairs(self) -> None:
+        if not len(self.mixture.paired) and len(self.objectives.inactive_without_pairs) == len(self.objectives.names):
+            raise UsageError(
+                f"There are no paired samples, and every objective needs them: {', '.join(self.objectives.names)}.",
+                "Use a larger --paired-fraction, data with pairs, or an objective that needs none.",
+            )
+
+    def _module(self) -> Any:
+        torch.manual_seed(self.config.seed)
+        module = make_joint(self.data.modalities, self.data.facts, self.config.embedding, self.config.private)
+        module.decoded_share = min(1.0, DECODED_PER_BATCH / self.batch_size)
+        return module
 
     # ------------------------------------------------------------------------------------------------- setup
 
@@ -110,13 +133,19 @@ class Alignment:
         note = f"; inactive objectives, which need pairs: {', '.join(inactive)}" if inactive and not paired else ""
         return f"the encoders from {self.data.counts}; {paired} samples are paired{note}"
 
-    def initialise(self, tick: Tick) -> None:
+    def initialise(self, tick: Tick, report: Report) -> None:
         """Initialise the encoders from the training data."""
-        self.module.initialise(
-            self.mixture.pools,
-            self.config.seed,
-            lambda name, done, total: tick(done, total, f"{name}s for initialisation"),
-        )
+
+        def tick_of(name: str, done: int, total: int) -> None:
+            tick(done, total, f"{name}s for initialisation")
+
+        self.ranks.agreed(lambda: self.module.initialise(self.mixture.pools, self.config.seed, tick_of))
+
+    def restore(self, architecture: dict[str, Any], encoders: Path, tick: Tick, report: Report) -> None:
+        """Does nothing: the settings and the data determine the module."""
+
+    def write_encoders(self, folder: Path) -> None:
+        """Does nothing: the encoders are part of the checkpoint."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The parameters in groups. Biases, norms and the temperature of the contrastive loss have no weight decay.

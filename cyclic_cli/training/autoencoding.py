@@ -1,8 +1,9 @@
 """Trains an autoencoder of images: joins its data, its model, its losses and its validation as a `Learner`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ from cyclic_cli.config import TrainConfig
 from cyclic_cli.data.samples import EpochOrder, Samples, moved, sample_noise
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import UsageError
+from cyclic_cli.events import Report
 from cyclic_cli.models._joint import OUTPUTS as JOINT_OUTPUTS
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training.gradients import Batch, Gradients, Plan, make_plan
@@ -40,6 +42,10 @@ def filled_in(config: TrainConfig) -> TrainConfig:
 class Autoencoding:
     """Learns to reconstruct the images of a dataset."""
 
+    kept = ""
+    has_solution = False
+    closed_form: Mapping[str, Any] = {}
+
     def __init__(self, ranks: Ranks, dataset: StoredDataset, config: TrainConfig) -> None:
         """
         Args:
@@ -62,9 +68,12 @@ class Autoencoding:
         self.batch_size = min(config.batch_size, self.samples)
         self.steps_per_epoch = math.ceil(self.samples / self.batch_size)
         self.steps = self.steps_per_epoch * config.epochs
-        self.objectives = _objectives(config, self.file)
+        self.objectives = self._objectives()
         self.module = self._module()
         self._order: tuple[int, EpochOrder] = (BEFORE_TRAINING, EpochOrder(0, 0, 0))  # epoch, its order
+
+    def _objectives(self) -> dict[str, ModuleType]:
+        return _objectives(self.config, self.file)
 
     def _module(self) -> Any:
         torch.manual_seed(self.config.seed)
@@ -91,8 +100,17 @@ class Autoencoding:
         the = "the " if self.samples <= INITIALISATION_IMAGES else ""
         return f"{self.config.arch} from {the}{min(self.samples, INITIALISATION_IMAGES)} training images"
 
-    def initialise(self, tick: Tick) -> None:
+    def initialise(self, tick: Tick, report: Report) -> None:
         """Initialise the model from the training images."""
+        self.ranks.agreed(lambda: self._initialise(tick))
+
+    def restore(self, architecture: dict[str, Any], encoders: Path, tick: Tick, report: Report) -> None:
+        """Does nothing: the settings determine the module."""
+
+    def write_encoders(self, folder: Path) -> None:
+        """Does nothing: there are none."""
+
+    def _initialise(self, tick: Tick) -> None:
         order = EpochOrder(self.samples, self.config.seed, BEFORE_TRAINING)[:INITIALISATION_IMAGES]
 
         def images() -> Any:
@@ -103,7 +121,7 @@ class Autoencoding:
                 done += len(batch)
             tick(done, len(order), unit)
 
-        self.module.initialise(images())
+        self.module.get_submodule(self.kept).initialise(images())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The parameters in groups: those initialised in closed form have `fitted_lr` times the learning rate."""

@@ -6,7 +6,7 @@ the run, waits for the last one.
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class StateSaver:
 
         def write() -> None:
             if best:
-                write_checkpoint(self.folder.best, checkpoint)
+                write_checkpoint(self.folder.best, _kept(checkpoint, self.learner.kept))
                 self.folder.point_latest()
             self.folder.save_state(progress["step"], checkpoint, arrays, progress)
 
@@ -94,6 +94,13 @@ class StateSaver:
                 "val": self.progress.val,
             },
         )
+
+
+def _kept(checkpoint: Checkpoint, submodule: str) -> Checkpoint:
+    """The checkpoint of a submodule of a model; of the whole model if the name is empty."""
+    prefix = f"{submodule}." if submodule else ""
+    kept = {name.removeprefix(prefix): value for name, value in checkpoint.weights.items() if name.startswith(prefix)}
+    return replace(checkpoint, weights=kept)
 
 
 class Writer:

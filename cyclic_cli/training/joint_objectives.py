@@ -80,6 +80,12 @@ def _load(term: Term) -> Any:
             f"The objective {term.name!r} needs {', '.join(missing or ['pixels'])}, which no image–text model gives.",
             "Leave it out, or use --objective autoencode.",
         )
+    check_settings(term, file)
+    return file
+
+
+def check_settings(term: Term, file: Any) -> None:
+    """Raise UsageError unless the settings of a term are keyword arguments of its file's `loss`, with values above 0."""
     parameters = inspect.signature(file.loss).parameters.items()
     defaults = {name: one.default for name, one in parameters if one.kind is one.KEYWORD_ONLY}
     for name, value in term.settings.items():
@@ -89,4 +95,3 @@ def _load(term: Term) -> Any:
         if not (is_number and 0 < value < math.inf):
             wanted = "a whole number from 1" if is_whole else "a number above 0"
             raise UsageError(f"objectives.{term.name}.{name} cannot be {value!r}.", f"Give {wanted}.")
-    return file

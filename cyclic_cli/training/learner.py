@@ -3,11 +3,13 @@
 `Autoencoding` (images alone) and `Alignment` (several modalities) implement it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from cyclic_cli.events import Report
 from cyclic_cli.training.gradients import Plan
 
 Tick = Callable[[int, int, str], None]  # called with the units done, the units in total and their name; may raise
@@ -23,6 +25,7 @@ class Learner(Protocol):
     steps_per_epoch: int
     steps: int  # of the whole run
     module: Any  # the model as plain torch module
+    kept: str  # the submodule of `module` that a checkpoint holds; empty: the whole module
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -32,12 +35,24 @@ class Learner(Protocol):
     def portable_settings(self) -> dict[str, Any]:
         """Settings without paths of this machine. In a checkpoint they replace those of the run."""
 
+    closed_form: Mapping[str, Any]  # what was chosen for the closed form; empty without one
+    has_solution: bool  # whether the initial model is a solution, which later epochs must beat
+
     @property
     def initialisation(self) -> str:
         """A phrase for messages: what is initialised, and from which data."""
 
-    def initialise(self, tick: Tick) -> None:
-        """Initialise the model from the training data."""
+    def initialise(self, tick: Tick, report: Report) -> None:
+        """Initialise the model from the training data; only the first process needs to have its weights then."""
+
+    def restore(self, architecture: dict[str, Any], encoders: Path, tick: Tick, report: Report) -> None:
+        """Make the module that a saved state describes, before its weights are loaded.
+
+        `encoders` is the folder of the pretrained encoders of the run.
+        """
+
+    def write_encoders(self, folder: Path) -> None:
+        """Write frozen pretrained encoders into the folder of the run."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The parameters for the optimizer. The entry `share` multiplies the learning rate of a group."""

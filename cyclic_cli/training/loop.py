@@ -40,6 +40,8 @@ class Loop:
             Stopped: a signal ended the run; its state is saved.
             CyclicError: a loss, a validation metric or a weight is not finite; or a state cannot be written.
         """
+        if self.learner.has_solution and self.progress.best_epoch is None:
+            self._keep(self._validate(), is_best=True)
         saved_at = time.monotonic()
         for epoch in range(self.progress.epochs_done, self.config.epochs):
             self.clock.start()
@@ -74,13 +76,22 @@ class Loop:
         self.clock.stop()
         val = self._validate()
         self.clock.start()
-        is_best = not val or not self.progress.val or self.learner.is_better(val, self.progress.val)
-        if is_best:
-            self.progress.val = val
         means = self.progress.end_epoch()
-        self.log.epoch(means, val, is_best)
-        self.saver.save(is_best)
+        self._keep(val, self._is_best(val), means)
         self.clock.stop()
+
+    def _is_best(self, val: dict[str, float]) -> bool:
+        """Whether the model is better than the best one so far. Without metrics, a solution is kept, else the last."""
+        if not val or not self.progress.val:
+            return not self.learner.has_solution
+        return self.learner.is_better(val, self.progress.val)
+
+    def _keep(self, val: dict[str, float], is_best: bool, means: dict[str, float] | None = None) -> None:
+        """Log an epoch, or the initial solution if `means` is None, and save its state."""
+        if is_best:
+            self.progress.val, self.progress.best_epoch = val, self.progress.epochs_done
+        self.log.epoch(means or {}, val, is_best)
+        self.saver.save(is_best)
         self.log.report_epoch(val, is_best)
 
     def _validate(self) -> dict[str, float]:

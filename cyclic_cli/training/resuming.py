@@ -1,6 +1,6 @@
 """Decides whether a run may begin or continue in a folder, and restores its saved state."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cyclic_cli import registry
 from cyclic_cli.config import OPERATION, TrainConfig, as_plain, read_run_file
+from cyclic_cli.data.mixture import Modality
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Note, Report
@@ -52,7 +53,7 @@ def as_before(config: TrainConfig, folder: RunFolder) -> TrainConfig:
 
 def refuse_other_run(folder: RunFolder, config: TrainConfig, fingerprints: dict[str, Any]) -> None:
     """Raise CyclicError, naming the differences, when a folder holds a run of other settings or data."""
-    before = read_run_file(folder.config)
+    before = _completed(read_run_file(folder.config))
     now = described(config, fingerprints)
     names = [*now, *(name for name in SOURCES if name in before and name not in now)]
     different = [name for name in names if before.get(name) != now.get(name) and name not in OPERATION]
@@ -63,6 +64,14 @@ def refuse_other_run(folder: RunFolder, config: TrainConfig, fingerprints: dict[
         )
         hint = "The length of a run cannot be changed; name" if different == ["epochs"] else "Name"
         raise CyclicError(f"The folder {folder.folder} holds another run ({shown}).", f"{hint} another one with --out.")
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `config.yaml`, with the defaults of those that an earlier version did not have."""
+    if settings.get("objective", TrainConfig.objective) == TrainConfig.objective:
+        return {"start": TrainConfig.start} | settings
+    tables = {name: asdict(Modality.of(name, table).config) for name, table in settings["modalities"].items()}
+    return {"start": "data"} | settings | {"modalities": tables}
 
 
 def _shown(name: str, value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import signal
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report
 from cyclic_cli.storage.checkpoint import Checkpoint
 from cyclic_cli.storage.dataset import StoredDataset
-from cyclic_cli.training import alignment, autoencoding
+from cyclic_cli.training import alignment, autoencoding, self_supervised
 from cyclic_cli.training.alignment import Alignment
 from cyclic_cli.training.autoencoding import Autoencoding
 from cyclic_cli.training.gradients import Plan, prepare_model
-from cyclic_cli.training.learner import Learner
+from cyclic_cli.training.closed_form import ClosedFormAlignment
+from cyclic_cli.training.learner import Learner, Tick
+from cyclic_cli.training.self_supervised import SelfSupervised
 from cyclic_cli.training.signals import stopped
 from cyclic_cli.training.sources import Sources
 
@@ -35,7 +38,12 @@ def complete_settings(config: TrainConfig, dataset: StoredDataset) -> TrainConfi
     """All settings: None is replaced by the value of the recipe, and `auto` is resolved."""
     device, precision = distributed.resolve(config.device, config.precision)
     samples = int(dataset.facts.counts.get("splits", {}).get("train", 0) * config.fraction)
-    completed = alignment.filled_in(config, samples) if config.is_joint else autoencoding.filled_in(config)
+    if config.is_joint:
+        completed = alignment.filled_in(config, samples)
+    elif config.objective == "views":
+        completed = self_supervised.filled_in(config, samples)
+    else:
+        completed = autoencoding.filled_in(config)
     return replace(completed, device=device, precision=precision)
 
 
@@ -44,10 +52,20 @@ def make_learner(ranks: Ranks, sources: Sources, config: TrainConfig) -> Learner
     if config.is_joint:
         if sources.dataset.facts.fingerprint in {one.facts.fingerprint for one in sources.also}:
             raise UsageError("--also names the training dataset itself.", "Leave it out, or name another dataset.")
-        return Alignment(ranks, [sources.dataset, *sources.also], config)
+        learner = ClosedFormAlignment if config.start == "closed_form" else Alignment
+        if sources.initial and learner is ClosedFormAlignment:
+            raise UsageError("--init-from is for encoders trained from scratch.", "Name their --arch, or leave it out.")
+        return learner(ranks, [sources.dataset, *sources.also], config)
     for is_given, flag in ((sources.also, "--also"), (config.paired_fraction < 1, "--paired-fraction")):
         if is_given:
             raise UsageError(f"{flag} is for image–text models.", "Add --objective, such as --objective cyclic.")
+    if config.objective == "views":
+        return SelfSupervised(ranks, sources.dataset, config)
+    if config.model.get("embedding") and not sources.initial:
+        raise UsageError(
+            "An autoencoder does not train the embedding network of model.embedding.",
+            "Train it with --objective views, then add --init-from RUN.",
+        )
     return Autoencoding(ranks, sources.dataset, config)
 
 
@@ -65,7 +83,9 @@ def set_up_network(ranks: Ranks, learner: Learner, config: TrainConfig) -> Netwo
     return Network(plan, model, optimizer)
 
 
-def initialise(learner: Learner, initial: Checkpoint | None, report: Report, stop: list[int]) -> None:
+def initialise(
+    ranks: Ranks, learner: Learner, initial: Checkpoint | None, report: Report, stop: list[int]
+) -> None:
     """Initialise the model from the weights `initial`, or without them from the training data.
 
     Raises:
@@ -73,22 +93,32 @@ def initialise(learner: Learner, initial: Checkpoint | None, report: Report, sto
         Stopped: a signal arrived in `stop` meanwhile.
     """
     if initial is not None:
-        _load_weights(learner, initial)
+        ranks.agreed(lambda: _load_weights(learner, initial))
         report(Note(f"initialising from the weights {initial.fingerprint}"))
         return
     report(Note(f"initialising {learner.initialisation}"))
 
+    learner.initialise(_tick(learner, report, stop), report)
+
+
+def restore(learner: Learner, architecture: dict[str, Any], encoders: Path, report: Report, stop: list[int]) -> None:
+    """Make the module that a saved state describes. Raises Stopped as `initialise` does."""
+    learner.restore(architecture, encoders, _tick(learner, report, stop), report)
+
+
+def _tick(learner: Learner, report: Report, stop: list[int]) -> Tick:
     def tick(done: int, total: int, unit: str) -> None:
         if stop:
             raise stopped(signal.Signals(stop[0]), 0, learner.steps)
         report(Progress(done, total, unit))
 
-    learner.initialise(tick)
+    return tick
 
 
 def _load_weights(learner: Learner, checkpoint: Checkpoint) -> None:
     try:
-        learner.module.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
+        weights = {name: torch.from_numpy(value) for name, value in checkpoint.weights.items()}
+        learner.module.get_submodule(learner.kept).load_state_dict(weights)
     except RuntimeError as error:
         raise CyclicError(
             "The checkpoint of --init-from holds another model: its parts, or their sizes, differ.",

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cyclic_cli import distributed
 from cyclic_cli.config import TrainConfig
@@ -45,7 +46,7 @@ from cyclic_cli.training.resuming import (
     resume_state,
 )
 from cyclic_cli.training.run_log import RunLog
-from cyclic_cli.training.setup import complete_settings, initialise, make_learner, set_up_network
+from cyclic_cli.training.setup import complete_settings, initialise, make_learner, restore, set_up_network
 from cyclic_cli.training.signals import stop_signals
 from cyclic_cli.training.sources import Sources
 from cyclic_cli.training.steps import Stepper
@@ -68,6 +69,8 @@ class TrainSummary:
     seed: int
     train_samples: int
     val: dict[str, float]  # metrics of the best checkpoint; empty without validation data
+    best_epoch: int | None  # after which the best checkpoint was saved; 0: the closed form was kept
+    alignment: dict[str, Any]  # of the closed form: maps, parts, settings and scores on folds; else empty
     images_per_second: float
     seconds: float
     resumed: bool
@@ -154,7 +157,9 @@ def _attempt(
         require_tensorboard()
     state = ranks.agreed(lambda: newest_whole_state(folder, report))
     if state is None:  # a resumed run takes its weights from the state
-        ranks.agreed(lambda: initialise(learner, sources.initial, report, stop))
+        initialise(ranks, learner, sources.initial, report, stop)
+    else:
+        restore(learner, folder.load_state(state)[0].architecture, folder.encoders, report, stop)
     network = set_up_network(ranks, learner, config)
     progress, is_new_environment = RunProgress(environment=environment(network.plan)), True
     if state is not None:
@@ -168,6 +173,7 @@ def _attempt(
             log.open_board()
         if state is None:
             write_yaml(folder.config, described(config, sources.fingerprints))
+            learner.write_encoders(folder.encoders)
             folder.metrics.unlink(missing_ok=True)
         if is_new_environment:
             log.hardware(network.plan)
@@ -203,6 +209,7 @@ def _summary(
         fraction=config.fraction, paired_fraction=config.paired_fraction if config.is_joint else None,
         epochs=config.epochs, steps=learner.steps, steps_executed=progress.step - (resumed_from or 0),
         seed=config.seed, train_samples=learner.samples, val=progress.val,
+        best_epoch=progress.best_epoch, alignment=dict(learner.closed_form),
         images_per_second=round(clock.rate(), 1), seconds=round(clock.elapsed, 2),
         resumed=resumed_from is not None, resumed_from_step=resumed_from,
     )  # fmt: skip

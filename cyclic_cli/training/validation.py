@@ -1,7 +1,7 @@
 """Measures how well a model reconstructs and aligns images and reports of patients it was not trained on."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -43,7 +43,7 @@ def validate(
     module.eval()
     count, device = len(data), ranks.fabric.device
     errors: list[float] = []
-    for numbers, loaded in _batches(ranks, count):
+    for numbers, loaded in in_batches(ranks, count):
         if is_stopped():
             return None
         image = data.images(loaded).to(device)
@@ -57,12 +57,33 @@ def validate(
     module.train()
     if not count:
         return {}
-    errors = ranks.gathered(torch.tensor(errors, dtype=torch.float64, device=device), count).tolist()
+    return _means(ranks.gathered(torch.tensor(errors, dtype=torch.float64, device=device), count).tolist())
+
+
+@torch.no_grad()
+def errors_of_drawings(
+    decode: Callable[[Tensor], Tensor], codes: np.ndarray, data: Samples, device: torch.device
+) -> dict[str, float]:
+    """`mse` and `psnr` as in `validate`, of images that are decoded from codes (N, code) of the samples."""
+    errors: list[float] = []
+    for first in range(0, len(data), BATCH):
+        numbers = np.arange(first, min(first + BATCH, len(data)))
+        decoded = decode(torch.from_numpy(np.asarray(codes[numbers])).to(device)).clamp(0, 1).cpu()
+        for square, number in zip((decoded - data.images(numbers)).square(), numbers, strict=True):
+            rows, columns = data.area(int(number))
+            errors.append(float(square[:, rows, columns].mean()))
+    return _means(errors)
+
+
+def _means(errors: Sequence[float]) -> dict[str, float]:
+    """The mean of mean squared errors, and of their PSNR in dB; empty without errors."""
+    if not errors:
+        return {}
     decibels = [-10 * math.log10(max(error, 1e-12)) for error in errors]
     return {"mse": sum(errors) / len(errors), "psnr": sum(decibels) / len(decibels)}
 
 
-def _batches(ranks: Ranks, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def in_batches(ranks: Ranks, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """This process's part of `count` samples in batches: their numbers (N,), and the numbers (M,) to load.
 
     Every process has the same number of batches, because they communicate in each. A process
@@ -107,7 +128,7 @@ def validate_retrieval(
     embeddings: dict[str, np.ndarray] = {}
     for name, (items, _) in samples.items():
         parts: list[Tensor] = []
-        for numbers, loaded in _batches(ranks, len(items)):
+        for numbers, loaded in in_batches(ranks, len(items)):
             if is_stopped():
                 return None
             item = items.load(loaded).to(ranks.fabric.device)

@@ -35,7 +35,7 @@ def run(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = [
         *JOINT, paired_dataset, "--epochs", 80, "--out", out, "--set", f"objectives={WRITING}", "--set", "fitted_lr=1",
         "--set", "precision=32",
-        "--set", "modalities={image: {}, text: {encoder: transformer, model: {width: 64, layers: 1}, vocabulary: 400}}",
+        "--set", "modalities={image: {}, text: {arch: transformer, model: {width: 64, layers: 1}, vocabulary: 400}}",
     ]  # fmt: skip
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.stderr
@@ -125,6 +125,12 @@ def test_zero_shot_from_prompts(run: Path, paired_dataset: Path, cyclic: Cyclic)
     refused = cyclic("evaluate", paired_dataset, "--model", run, "--prompts", "wrong.yaml")
     assert refused.code == 2
     assert "not a label" in refused.err
+    Path("unread.yaml").write_text("prompts:\n  disc:\n    positive: [left disc, xyzzy]\n    negative: [no disc]\n")
+    refused = cyclic("evaluate", paired_dataset, "--model", run, "--prompts", "unread.yaml")
+    assert (refused.code, "no word of a positive prompt of 'disc': xyzzy." in refused.err) == (2, True)
+    Path("partly.yaml").write_text("prompts:\n  disc:\n    positive: [left xyzzy disc]\n    negative: [no plugh]\n")
+    said = cyclic("evaluate", paired_dataset, "--model", run, "--prompts", "partly.yaml", "--json")
+    assert (said.code, "these words of the prompts of 'disc': xyzzy, plugh\n" in said.err) == (0, True)
 
 
 def test_a_copy_that_is_cut_at_the_maximum_length_counts_as_copied(
@@ -213,6 +219,8 @@ def test_generated_images_show_the_disc_at_the_position_in_the_text(run: Path, c
     assert difference[:, : width // 2].mean() > 3 > -3 > difference[:, width // 2 :].mean()
     assert cyclic("reconstruct", "--text", "Left disc.", "--model", run).code == 1  # the output exists already
     assert cyclic("reconstruct", "--text", "Left disc.", "--model", run, "--overwrite").code == 0
+    refused = cyclic("reconstruct", "--text", "Left disc.", "--text", "xyzzy", "--model", run, "--overwrite")
+    assert (refused.code, "no word of text 2: xyzzy." in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize(

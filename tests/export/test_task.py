@@ -138,6 +138,7 @@ def test_all_parts_of_an_image_text_model_equal_the_checkpoint(
     texts = ["There is left disc.", "Lungs clear. Disc: no.", "What nobody ever wrote!"]
     np.testing.assert_allclose(exported.embed_images(pixels), model.embed_images(pixels), atol=1e-5)
     np.testing.assert_allclose(exported.embed_texts(texts), model.embed_texts(texts), atol=1e-5)
+    assert exported.unknown_words(texts[2]) == model.unknown_words(texts[2]) == ["what", "nobody", "ever", "wrote"]
     np.testing.assert_allclose(exported.reconstruct(pixels), model.reconstruct(pixels), atol=1e-5)
     assert exported.fingerprint == model.fingerprint
     assert exported.modalities == ["image", "text"]
@@ -152,7 +153,7 @@ def test_a_text_encoder_can_be_used_without_this_program(joint: Path, paired_dat
     metadata = {entry.key: entry.value for entry in onnx.load("text-encoder.onnx").metadata_props}
     tokenizer = json.loads(metadata["cyclic"])["tokenizer"]
     library = tokenizers.Tokenizer.from_str(tokenizer["library"])
-    texts = ["There IS left disc.", "What nobody ever wrote, é!"]
+    texts = ["There IS left disc.", "There is what nobody ever wrote, é!"]
     wanted = [line["vector"] for text in texts for line in cyclic("embed", "--text", text, "--model", joint).lines]
     session = onnxruntime.InferenceSession("text-encoder.onnx")
     for text, vector in zip(texts, wanted, strict=True):  # the steps that README describes
@@ -173,9 +174,9 @@ def test_masked_tokens_do_not_change_the_embedding(joint: Path, paired_dataset: 
     assert np.abs(masked - whole).max() > 1e-3
 
 
-@pytest.mark.parametrize("encoder", ["bag", pytest.param("transformer", marks=pytest.mark.slow)])
-def test_every_text_encoder_is_exported(encoder: str, paired_dataset: Path, cyclic: Cyclic) -> None:
-    settings = (f"modalities.text.encoder={encoder}", "model.latent=32", "embedding=16")
+@pytest.mark.parametrize("arch", ["bag", pytest.param("transformer", marks=pytest.mark.slow)])
+def test_every_text_encoder_is_exported(arch: str, paired_dataset: Path, cyclic: Cyclic) -> None:
+    settings = (f"modalities.text.arch={arch}", "model.latent=32", "embedding=16")
     words = ["train", paired_dataset, "--objective", "contrastive", "--arch", "linear", "--epochs", 1, "-q"]
     assert cyclic(*words, "--out", "run", *(word for one in settings for word in ("--set", one))).code == 0
     ran = cyclic("export", "--model", "run", "--part", "all", "--dataset", paired_dataset, "--json")
@@ -378,6 +379,22 @@ def test_an_exported_model_needs_no_torch(
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_exported_encoders_search_for_a_text_without_torch(joint: Path, paired_dataset: Path, cyclic: Cyclic) -> None:
+    assert cyclic("export", "--model", joint, "--part", "all", "--dataset", paired_dataset, "-q").code == 0
+    assert cyclic("embed", paired_dataset, "--model", "exported", "--out", "e.parquet", "-q").code == 0
+    code = (
+        "import sys\n"
+        "from cyclic_cli.__main__ import main\n"
+        "sys.argv = ['cyclic', 'search', 'Left xyzzy.', '--model', 'exported', '--in', 'e.parquet']\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert "xyzzy" in done.stderr
 
 
 def test_messages_name_what_a_model_lacks(

@@ -379,6 +379,25 @@ def test_texts_from_options_and_files(joint_run: Path, model: Path, cyclic: Cycl
     assert cyclic("embed", "--model", joint_run).code == 2
 
 
+def test_texts_of_which_no_word_is_known_are_counted(
+    small_parts: None, joint_run: Path, paired_dataset: Path, cyclic: Cyclic
+) -> None:
+    Path("texts.txt").write_text("Left disc.\n" * 40 + "xyzzy\nNo plugh.\n12\n")
+    ran = cyclic("embed", "--texts", "texts.txt", "--model", joint_run, "--out", "e.parquet", "--json")
+    assert ran.code == 0, ran.err
+    assert (ran.json["texts"], ran.json["unread_texts"]) == (43, 2)
+    assert "no word of 2 of 43 texts" in ran.err
+    assert "xyzzy" not in ran.err  # lines of a file may be reports
+    ran = cyclic("embed", "--texts", "texts.txt", "--model", joint_run)
+    assert (len(ran.lines), "no word of 2 of 43 texts" in ran.err) == (43, True)
+    ran = cyclic("embed", "--text", "Left disc.", "--text", "xyzzy", "--model", joint_run)
+    assert (ran.code, "no word of text 2: xyzzy" in ran.err, ran.out) == (2, True, "")
+    ran = cyclic("embed", "--text", "Left xyzzy.", "--model", joint_run)
+    assert (ran.code, "these words of text 1: xyzzy\n" in ran.err) == (0, True)
+    ran = cyclic("embed", paired_dataset, "--model", joint_run, "--out", "d.parquet", "--json")
+    assert (ran.json["unread_texts"], "no word" in ran.err) == (0, False)
+
+
 def test_a_dataset_of_another_image_size_is_refused(
     model: Path, paired_dataset: Path, tiny_files: Path, cyclic: Cyclic
 ) -> None:

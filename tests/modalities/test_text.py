@@ -65,6 +65,17 @@ def test_frequencies_by_hand(index: Index, facts: dict[str, Any]) -> None:
         assert facts["documents"][token] == pytest.approx(sum(token in count for count in counts) / 45)
 
 
+def test_words_of_ten_patients_are_stored(index: Index, facts: dict[str, Any]) -> None:
+    texts = zip(index["text"].tolist(), index["patient"].tolist(), strict=True)
+    users: dict[str, set[str]] = {}
+    for text, patient in texts:
+        for word in text.lower().replace(".", "").split():
+            users.setdefault(word, set()).add(patient)
+    assert facts["words"] == sorted(word for word, who in users.items() if len(who) >= PATIENTS)
+    assert "heart" in facts["words"]
+    assert "zebra" not in facts["words"]
+
+
 def test_words_of_few_patients_do_not_change_the_facts(index: Index, facts: dict[str, Any]) -> None:
     other = {**index, "text": np.where(index["text"] == "Zebra.", "Jazzy.", index["text"])}
     assert len({facts["frequencies"][token] for token in map(ord, "zqZ\x07")}) == 1
@@ -122,11 +133,11 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
         Config(**settings)
 
 
-@pytest.mark.parametrize("encoder", ["bag", "transformer"])
-def test_initial_codes_have_mean_0_and_spread_1(encoder: str, index: Index, facts: dict[str, Any]) -> None:
+@pytest.mark.parametrize("arch", ["bag", "transformer"])
+def test_initial_codes_have_mean_0_and_spread_1(arch: str, index: Index, facts: dict[str, Any]) -> None:
     torch.manual_seed(0)
     texts = samples_of(index, facts)
-    model = Encoder(Config(encoder=encoder), facts)
+    model = Encoder(Config(arch=arch), facts)
     model.initialise(texts.load(some) for some in np.split(np.arange(45), 3))
     with torch.no_grad():
         codes = model.encode(texts.load(np.arange(45)))
@@ -141,6 +152,7 @@ def test_initial_codes_have_mean_0_and_spread_1(encoder: str, index: Index, fact
 DAMAGE: list[dict[str, Any]] = [
     {"tokenizer": "{}"}, {"frequencies": [0.1]}, {"frequencies": None}, {"documents": []}, {"nats": 0.0},
     {"nats": float("nan")}, {"limit": 2**40}, {"limit": "x"}, {"length": None}, {"further": []},
+    {"words": "heart"}, {"words": [1]}, {"words": None},
 ]  # fmt: skip
 
 
@@ -151,7 +163,7 @@ def test_damaged_facts_are_refused(damage: dict[str, Any], facts: dict[str, Any]
 
 
 def test_stored_settings_contain_no_folder() -> None:
-    config = Config(encoder="hub", model={"folder": "/secret/place", "frozen": False})
-    assert modality.portable(config) == Config(encoder="hub", model={"frozen": False})
+    config = Config(arch="hub", model={"folder": "/secret/place", "frozen": False})
+    assert modality.portable(config) == Config(arch="hub", model={"frozen": False})
     for name in registry.names("text_encoders"):
-        assert modality.portable(Config(encoder=name)) == Config(encoder=name)
+        assert modality.portable(Config(arch=name)) == Config(arch=name)

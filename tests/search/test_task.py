@@ -81,7 +81,7 @@ def test_the_query_and_its_patient_are_not_found(cyclic: Cyclic) -> None:
     assert ran.code == 0, ran.err
     assert [one["key"] for one in ran.json["results"]] == ["e", "c", "d"]
     assert ran.json["results"][0]["similarity"] == pytest.approx(np.cos(np.radians(4)), abs=1e-6)
-    assert set(ran.json) == {"query", "results", "among", "diversity", "model", "index"}
+    assert set(ran.json) == {"query", "unknown_words", "results", "among", "diversity", "model", "index"}
     assert [one["key"] for one in cyclic(*words, "--same-patient").json["results"]] == ["b", "e", "c"]
 
 
@@ -196,6 +196,25 @@ def test_queries_by_image_key_and_text(embedded: Path, joint_run: Path, paired_d
     assert {one["kind"] for one in ran.json["results"]} == {"image"}
     texts = cyclic("search", "A bright left disc.", *words, "--model", joint_run, "--kind", "text").json["results"]
     assert {one["kind"] for one in texts} == {"text"}
+
+
+def test_words_of_a_query_that_the_model_does_not_know(
+    embedded: Path, joint_run: Path, paired_dataset: Path, cyclic: Cyclic
+) -> None:
+    assert cyclic("export", "--model", joint_run, "--part", "all", "--dataset", paired_dataset, "-q").code == 0
+    for model in (joint_run, Path("exported")):
+        words = ("--in", embedded, "--model", model, "-k", 2, "--json")
+        for query in ("xyzzy", "Bandscheibe links oben"):
+            ran = cyclic("search", query, *words)
+            assert (ran.code, ran.out) == (2, "")
+            assert f"knows no word of the query: {', '.join(query.lower().split())}.\n" in ran.err
+        assert "no word in the query" in cyclic("search", "12, 3?", *words).err
+        ran = cyclic("search", "Left disc: xyzzy, 12 PLUGH", *words)
+        assert ran.code == 0, ran.err
+        assert "does not know these words of the query: xyzzy, plugh\n" in ran.err
+        assert ran.json["unknown_words"] == ["xyzzy", "plugh"]
+        ran = cyclic("search", "left disc", *words)
+        assert ("does not know" in ran.err, ran.json["unknown_words"]) == (False, [])
 
 
 def test_other_models_other_datasets_and_damaged_files_are_refused(

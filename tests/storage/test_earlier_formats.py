@@ -109,7 +109,7 @@ def test_a_run_of_an_earlier_format_is_resumed_with_equal_bits(tmp_path: Path, c
     for name in ("stored", "renamed"):
         shutil.copytree(STORED / "run", tmp_path / name)
     config = tmp_path / "renamed" / "config.yaml"
-    config.write_text(config.read_text().replace("tower:", "encoder:"))
+    config.write_text(config.read_text().replace("tower:", "arch:"))
     for name in ("stored", "renamed"):
         words = ("train", STORED / "dataset-format-3", "--config", "settings.yaml", "--out", tmp_path / name)
         ran = cyclic(*words, "--resume", "must", "--json")
@@ -128,20 +128,33 @@ def test_a_run_of_an_earlier_format_is_resumed_with_equal_bits(tmp_path: Path, c
         np.testing.assert_array_less(np.linalg.norm(found[name] - value), 0.05 * moved + 1e-6, err_msg=name)
 
 
+def test_checkpoints_of_format_4_and_their_exports_are_read() -> None:
+    by_torch = TorchModel(STORED / "format-4" / "image-text.safetensors", "cpu")
+    by_onnx = OnnxModel(STORED / "format-4" / "text-encoder.onnx")
+    texts = ["Large left pleural effusion.", "No acute disease."]
+    np.testing.assert_allclose(by_onnx.embed_texts(texts), by_torch.embed_texts(texts), atol=1e-4)
+    _, exported = onnx_file.read(STORED / "format-4" / "text-encoder.onnx")
+    for made in (by_torch.checkpoint, exported):
+        for settings in (made.provenance["settings"], made.architecture["config"]):
+            assert settings["modalities"]["text"]["arch"] == "bag"
+            assert "encoder" not in settings["modalities"]["text"]
+
+
 def test_every_earlier_name_is_replaced_where_it_is_read(tmp_path: Path) -> None:
-    settings = {"modalities": {"text": {"tower": "bag"}}}
-    assert upgraded_provenance({"start_from": "abc", "settings": settings}) == {
-        "init_from": "abc", "settings": {"modalities": {"text": {"encoder": "bag"}}},
-    }  # fmt: skip
-    (tmp_path / "config.yaml").write_text("start_from: abc\nmodalities: {text: {tower: bag}}\n")
-    read = read_run_file(tmp_path / "config.yaml")
-    assert read == {"init_from": "abc", "modalities": {"text": {"encoder": "bag"}}}
+    for name in ("tower", "encoder"):
+        settings = {"modalities": {"text": {name: "bag"}}}
+        assert upgraded_provenance({"start_from": "abc", "settings": settings}) == {
+            "init_from": "abc", "settings": {"modalities": {"text": {"arch": "bag"}}},
+        }  # fmt: skip
+        (tmp_path / "config.yaml").write_text(f"start_from: abc\nmodalities: {{text: {{{name}: bag}}}}\n")
+        read = read_run_file(tmp_path / "config.yaml")
+        assert read == {"init_from": "abc", "modalities": {"text": {"arch": "bag"}}}
     checkpoint = read_checkpoint(STORED / "image-text.safetensors")
-    assert checkpoint.provenance["settings"]["modalities"]["text"]["encoder"] == "bag"
-    assert checkpoint.architecture["config"]["modalities"]["text"]["encoder"] == "bag"
+    assert checkpoint.provenance["settings"]["modalities"]["text"]["arch"] == "bag"
+    assert checkpoint.architecture["config"]["modalities"]["text"]["arch"] == "bag"
     _, exported = onnx_file.read(STORED / "onnx" / "text-tower.onnx")
-    assert exported.provenance["settings"]["modalities"]["text"]["encoder"] == "bag"
-    assert exported.architecture["config"]["modalities"]["text"]["encoder"] == "bag"
+    assert exported.provenance["settings"]["modalities"]["text"]["arch"] == "bag"
+    assert exported.architecture["config"]["modalities"]["text"]["arch"] == "bag"
 
 
 def test_unfinished_work_of_an_earlier_version_is_continued(tmp_path: Path) -> None:

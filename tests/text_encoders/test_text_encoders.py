@@ -65,7 +65,7 @@ def made(name: str, request: pytest.FixtureRequest) -> tuple[Any, Tensor]:
 
 def initialised(name: str, settings: dict[str, Any]) -> tuple[Any, Tensor]:
     torch.manual_seed(0)
-    config = Config(encoder=name, model=SMALL[name] | settings, length=24)
+    config = Config(arch=name, model=SMALL[name] | settings, length=24)
     facts = modality.fit(NO_DATASET, index(), config)
     encoder = modality.Encoder(config, facts).encoder.train()
     tokens = Samples(NO_DATASET, index(), config, facts).load(np.arange(80))
@@ -145,7 +145,7 @@ def test_empty_texts_have_codes_and_errors(made: tuple[Any, Tensor]) -> None:
 def test_weights_and_facts_rebuild_an_encoder(name: str, made: tuple[Any, Tensor]) -> None:
     encoder, tokens = made
     folder = getattr(encoder, "folder", "")
-    config = Config(encoder=name, model=SMALL[name] | ({"folder": folder} if folder else {}), length=24)
+    config = Config(arch=name, model=SMALL[name] | ({"folder": folder} if folder else {}), length=24)
     facts = json.dumps(modality.fit(NO_DATASET, index(), config))
     assert not folder or folder not in facts
     again = modality.Encoder(modality.portable(config), json.loads(facts)).encoder
@@ -347,7 +347,7 @@ def test_unusable_folders_are_refused(bert: Path, tmp_path: Path) -> None:
 
 
 def test_texts_longer_than_the_model_reads_are_refused(bert: Path) -> None:
-    config = Config(encoder="hub", model={"folder": str(bert)}, length=40)
+    config = Config(arch="hub", model={"folder": str(bert)}, length=40)
     with pytest.raises(UsageError, match="reads 40 tokens, not 41"):
         modality.Encoder(config, modality.fit(NO_DATASET, index(), config))
 

@@ -22,7 +22,7 @@ from cyclic_cli.config import PRESETS, TrainConfig, train_settings
 from cyclic_cli.data.mixture import UNPAIRED
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError, UsageError
-from cyclic_cli.models._joint import rebuild
+from cyclic_cli.models._rebuilding import rebuild
 from cyclic_cli.privacy.keys import paired_place
 from cyclic_cli.privacy.keys import place as subset_place
 from cyclic_cli.storage.checkpoint import read_checkpoint
@@ -405,7 +405,7 @@ def test_a_run_may_be_initialised_from_the_weights_of_another(paired_dataset: Pa
         (["--set", "strategy=fsdp"], "ddp"),
         (["--set", "modalities={image: {}}"], "two modalities"),
         (["--set", "modalities={image: {}, sound: {}}"], "sound"),
-        (["--set", "modalities={image: {}, text: {encoder: bags}}"], "bag"),
+        (["--set", "modalities={image: {}, text: {arch: bags}}"], "bag"),
         (["--paired-fraction", 2], "paired_fraction"),
         (["--arch", "nothing"], "nothing"),
     ],
@@ -420,11 +420,11 @@ def test_impossible_settings_are_refused_with_a_way_out(
 
 
 def test_settings_of_a_modality_are_set_by_their_path(paired_dataset: Path, cyclic: Cyclic) -> None:
-    paths = ("--set", "modalities.text.encoder=transformer", "--set", "modalities.text.model.width=32")
+    paths = ("--set", "modalities.text.arch=transformer", "--set", "modalities.text.model.width=32")
     assert cyclic(*words(paired_dataset, "--epochs", 1, "--out", "run", *paths)).code == 0
     config = read_checkpoint(Path("run/model.safetensors")).architecture["config"]["modalities"]
     assert set(config) == {"image", "text"}
-    assert config["text"]["encoder"] == "transformer"
+    assert config["text"]["arch"] == "transformer"
     assert config["text"]["model"] == {"width": 32}
     assert config["image"]["arch"] == "linear"
     assert "not a table" in cyclic(*words(paired_dataset, "--set", "embedding.width=8")).err
@@ -598,13 +598,13 @@ def test_cycle_outputs_equal_their_computation_part_by_part(paired_dataset: Path
         assert any(gradient is not None for gradient in gradients) == learns
 
 
-@pytest.mark.parametrize(("encoder", "fitted"), [("bag", True), ("transformer", False)])
-def test_unpaired_samples_do_not_train_a_fitted_encoder(encoder: str, fitted: bool, paired_dataset: Path) -> None:
+@pytest.mark.parametrize(("arch", "fitted"), [("bag", True), ("transformer", False)])
+def test_unpaired_samples_do_not_train_a_fitted_encoder(arch: str, fitted: bool, paired_dataset: Path) -> None:
     one = learner(
         paired_dataset,
         paired_fraction=0.0,
         objectives={"walk": 1.0},
-        modalities={"image": {}, "text": {"encoder": encoder}},
+        modalities={"image": {}, "text": {"arch": arch}},
     )
     one.initialise(lambda *_: None)
     model, chosen = one.module, one.batch(0)

@@ -1,0 +1,307 @@
+"""Trains an image–text model that starts at the closed form, and keeps it where training brings nothing.
+
+The codes of images and texts are fixed: features of pretrained encoders and cheap features, reduced by principal
+components (`fixed_codes.py`). Regularised CCA and ridge maps between the codes are the initial heads. `--objective
+aligned` stops there. Other objectives train the heads on the codes, which were computed once. The closed form is the
+first candidate for the best checkpoint, and wins ties.
+
+With `frozen: false` the pretrained encoders of a modality are trained as well, on images or tokens.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cyclic_cli.alignment.choice import choose
+from cyclic_cli.alignment.maps import MODALITIES, embed
+from cyclic_cli.codes.cache import FeatureCache
+from cyclic_cli.codes.terms import Terms
+from cyclic_cli.codes.text_reader import TERMS
+from cyclic_cli.config import TrainConfig
+from cyclic_cli.data.mixture import Pool, Subset
+from cyclic_cli.data.samples import Samples
+from cyclic_cli.distributed import Ranks
+from cyclic_cli.errors import UsageError
+from cyclic_cli.events import Report, silent
+from cyclic_cli.models._rebuilding import CLOSED_FORM, make_aligned, used_encoders
+from cyclic_cli.pretrained import find, stored
+from cyclic_cli.pretrained.encoder import PretrainedEncoder
+from cyclic_cli.storage.dataset import StoredDataset
+from cyclic_cli.training import fixed_codes
+from cyclic_cli.training.alignment import Alignment
+from cyclic_cli.training.feature_sources import EncoderSource, GradientSource, PixelSource, Source, TermSource
+from cyclic_cli.training.fixed_codes import CandidatePart
+from cyclic_cli.training.gradients import Plan, make_plan
+from cyclic_cli.training.learner import ShowImages, Tick
+from cyclic_cli.training.validation import errors_of_drawings, joined, validate_retrieval
+
+Named = dict[str, list[CandidatePart]]  # by modality
+
+
+class CodeSamples:
+    """Codes in place of the content of samples."""
+
+    def __init__(self, keys: np.ndarray, codes: np.ndarray) -> None:
+        """`keys` (N,) are those of the modality's `Samples`, `codes` (N, code) theirs."""
+        self.keys, self.codes = keys, codes
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def load(self, chosen: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.asarray(self.codes[chosen]))
+
+    def augmented(self, codes: Tensor, keys: np.ndarray, seed: int, epoch: int) -> Tensor:
+        return codes
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The closed form as plain values, as processes exchange it."""
+
+    facts: dict[str, Any]  # by modality
+    blocks: list[dict[str, Any]]  # of the embedding, see `AlignedModel`
+    choice: dict[str, Any]  # for people
+    weights: dict[str, np.ndarray]  # of the model
+
+
+class ClosedFormAlignment(Alignment):
+    """Learns one embedding space for images and texts on fixed codes, from the closed form on."""
+
+    has_solution = True
+
+    def __init__(self, ranks: Ranks, datasets: Sequence[StoredDataset], config: TrainConfig) -> None:
+        """See `Alignment`. Raises UsageError when a pretrained encoder cannot be read."""
+        super().__init__(ranks, datasets, config)
+        self._encoders: dict[str, dict[str, PretrainedEncoder]] = {}  # by modality, by fingerprint
+        self._blocks: list[dict[str, Any]] = []
+        self._cache = FeatureCache()
+        self._tick: Tick = lambda done, total, unit: None
+        self._report: Report = silent
+
+    def _module(self) -> Any:
+        """An empty module: the parts of the codes are not known yet."""
+        if set(self.config.modalities) != set(MODALITIES):
+            raise UsageError("The closed form needs images and texts.", "Add --set start=data.")
+        return nn.Module()
+
+    def _check_pairs(self) -> None:
+        if len(self.mixture.paired) < 2:
+            raise UsageError(
+                "The closed form needs paired samples, and there are none.",
+                "Use a larger --paired-fraction, data with pairs, or --set start=data.",
+            )
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What a checkpoint stores about the model besides its weights."""
+        config = {"start": CLOSED_FORM, "blocks": self._blocks, "decoders": True, **self.portable_settings}
+        shape = list(self.data.dataset.image_shape)
+        facts = {"facts": self.data.facts, "alignment": dict(self.closed_form)}
+        return {"name": "joint", "config": config, "image_shape": shape, **facts}
+
+    @property
+    def initialisation(self) -> str:
+        return f"the closed form from {self.data.counts}; {len(self.mixture.paired)} samples are paired"
+
+    def plan(self) -> Plan:
+        names = self.objectives.names or [self.config.objective]
+        return make_plan(self.config, self.ranks, self.module, names, self.batch_size, 0)
+
+    # ------------------------------------------------------------------------------------------------- setup
+
+    def initialise(self, tick: Tick, report: Report) -> None:
+        """Compute the features of the training samples, the parts of the codes, and the closed form."""
+        self._tick, self._report = tick, report
+        for name, modality in zip(self.config.modalities, self.data.modalities, strict=True):
+            self._open_encoders(name, modality.config)
+        if self.ranks.world > 1:
+            self._compute_shares()
+        solution = self.ranks.agreed(self._solve)
+        self._take(solution.facts, solution.blocks, solution.choice)
+        self.module.load_state_dict({name: torch.from_numpy(one) for name, one in solution.weights.items()}, strict=False)
+
+    def restore(self, architecture: dict[str, Any], encoders: Path, tick: Tick, report: Report) -> None:
+        """Make the module that a saved state describes, with the frozen encoders of the run."""
+        self._tick, self._report = tick, report
+        for name, modality in zip(self.config.modalities, self.data.modalities, strict=True):
+            used = used_encoders(architecture["facts"][name]) if modality.config.frozen else []
+            self._encoders[name] = {one.fingerprint: stored.read_encoder(encoders, one.fingerprint) for one in used}
+        self._take(architecture["facts"], architecture["config"]["blocks"], architecture["alignment"])
+
+    def write_encoders(self, folder: Path) -> None:
+        """Write the frozen pretrained encoders that the codes use into the folder of the run."""
+        for modality in self.data.modalities:
+            if modality.config.frozen:
+                for encoder in used_encoders(self.data.facts[modality.name]):
+                    stored.write_encoder(folder, self._encoders[modality.name][encoder.fingerprint])
+
+    def _take(self, facts: dict[str, Any], blocks: list[dict[str, Any]], choice: dict[str, Any]) -> None:
+        """Make the module from the facts of the closed form."""
+        for name, own in facts.items():
+            self.data.facts[name].update(own)  # in place, because samples hold the facts of their modality
+        self._blocks, self.closed_form = blocks, choice
+        torch.manual_seed(self.config.seed)
+        self.module = make_aligned(self.data.modalities, self.data.facts, blocks)
+        for modality in self.data.modalities:
+            for fingerprint, encoder in self._encoders[modality.name].items():
+                if modality.config.frozen and fingerprint in {one.fingerprint for one in used_encoders(facts[modality.name])}:
+                    self.module.encoders[modality.name].attach(fingerprint, encoder)
+
+    def _open_encoders(self, name: str, config: Any) -> None:
+        paths = [config.encoder] if isinstance(config.encoder, str) else list(config.encoder)
+        overrides = {key: value for key in ("mean", "std") if (value := getattr(config, key, None)) is not None}
+        shape = self.data.dataset.image_shape
+        opened = [find.open_encoder(path, name, shape if name == "image" else None, overrides) for path in paths]
+        for path, encoder in zip(paths, opened, strict=True):
+            if not config.frozen and not encoder.trainable:
+                raise UsageError(
+                    f"{path} is a fixed graph, so it cannot be trained.", f"Leave modalities.{name}.frozen=false out."
+                )
+        self._encoders[name] = {one.facts.fingerprint: one for one in opened}
+
+    def _sources(self, name: str) -> list[Source]:
+        device = self.ranks.fabric.device
+        encoders: list[Source] = [EncoderSource(one, self._cache, device) for one in self._encoders[name].values()]
+        if name == "image":
+            return [*encoders, PixelSource(), GradientSource(self._cache)]
+        terms = self.data.facts[name].get(TERMS)
+        return [*encoders, TermSource(Terms.from_json(terms))] if terms else encoders
+
+    def _tick_of(self, name: str) -> Callable[[int, int], None]:
+        return lambda done, total: self._tick(done, total, f"{name}s encoded")
+
+    def _compute_shares(self) -> None:
+        """Each process computes the features of its share of the samples into the cache."""
+        for name, pool in self.mixture.pools.items():
+            share = Subset(pool, self.ranks.part(np.arange(len(pool))))
+            for source in self._sources(name):
+                source.features(share, self._tick_of(name), self._report)
+        self.ranks.fabric.barrier()
+
+    # ------------------------------------------------------------------------------------------- closed form
+
+    def _solve(self) -> Solution:
+        """The closed form, from all samples and the known pairs."""
+        pools, numbers = self.mixture.pools, self.mixture.rows
+        patients = self.data.patient_of[self.mixture.paired]
+        parts = {
+            name: fixed_codes.candidate_parts(self._sources(name), pool, self._tick_of(name), self._report)
+            for name, pool in pools.items()
+        }
+        parts = {
+            name: fixed_codes.chosen_outputs(parts[name], parts[other], numbers[name], numbers[other], patients)
+            for name, other in (MODALITIES, MODALITIES[::-1])
+        }
+        groups = joined(*(pools[name].keys[numbers[name]] for name in MODALITIES))
+        form = choose(
+            *(np.concatenate([part.encode(numbers[name]) for part in parts[name]], axis=1) for name in MODALITIES),
+            patients, groups, {name: fixed_codes.columns(some) for name, some in parts.items()},
+            {part.name for some in parts.values() for part in some if part.source.is_cheap},
+        )  # fmt: skip
+        parts = {name: [part for part in some if part.name in form.parts[name]] for name, some in parts.items()}
+        blocks = [{"dims": one.matrix["image"].shape[1], "weight": one.weight} for one in form.blocks]
+        weights = self._weights(parts, form.blocks)
+        facts = {name: self._facts(name, some) for name, some in parts.items()}
+        facts["image"]["drawing"] = len(weights["encoders.image.drawing.components"])
+        return Solution(facts, blocks, form.to_json(), weights)
+
+    def _facts(self, name: str, parts: Sequence[CandidatePart]) -> dict[str, Any]:
+        """The facts of a modality with the parts of its code and the encoders that these need."""
+        used = {part.source.name for part in parts}
+        facts = self.data.facts[name] | {
+            "parts": [asdict(part.facts) for part in parts],
+            "encoders": [stored.facts_to_json(one.facts) for key, one in self._encoders[name].items() if key in used],
+        }
+        return {key: value for key, value in facts.items() if key != TERMS or TERMS in used}
+
+    def _weights(self, parts: Named, blocks: Any) -> dict[str, np.ndarray]:
+        """The weights of the model by name."""
+        weights: dict[str, np.ndarray] = {}
+        codes = {name: fixed_codes.codes_of(some, len(self.mixture.pools[name])) for name, some in parts.items()}
+        paired = {name: codes[name][self.mixture.rows[name]] for name in MODALITIES}
+        embeddings = {name: embed(blocks, name, paired[name]) for name in MODALITIES}
+        for name, some in parts.items():
+            prefix = f"encoders.{name}"
+            for place, part in enumerate(some):
+                weights[f"{prefix}.parts.{place}.mean"] = part.components.mean
+                weights[f"{prefix}.parts.{place}.matrix"] = part.components.matrix
+            weights[f"{prefix}.spread"] = np.array(max(float(codes[name].var(axis=0, dtype=np.float64).sum()), 1e-6))
+            weights[f"heads.{name}.weight"] = np.concatenate([one.matrix[name].T for one in blocks])
+            weights[f"heads.{name}.bias"] = np.concatenate([-one.mean[name] @ one.matrix[name] for one in blocks])
+            matrix, offset = fixed_codes.ridge(*((embeddings[other], paired[name]) for other in MODALITIES))
+            weights[f"expansions.{name}.weight"], weights[f"expansions.{name}.bias"] = matrix.T, offset
+        drawing = fixed_codes.learn_drawing(codes["image"], self.mixture.pools["image"], self._tick_of("image"))
+        weights["encoders.image.variance"] = drawing.pop("variance")
+        weights |= {f"encoders.image.drawing.{name}": value for name, value in drawing.items()}
+        return {name: np.asarray(value, np.float32) for name, value in weights.items()}
+
+    # ------------------------------------------------------------------------------------- codes in training
+
+    @cached_property
+    def _is_coded(self) -> bool:
+        """Replaces content of frozen modalities by their codes, in the training samples, when it is first read."""
+        for modality in self.data.modalities:
+            if modality.config.frozen:
+                pool = self.mixture.pools[modality.name]
+                samples = CodeSamples(pool.keys, self._codes(modality.name, pool))
+                self.mixture.pools[modality.name] = Pool([samples], pool.sample_keys)
+        return True
+
+    def _codes(self, name: str, pool: Pool) -> np.ndarray:
+        """The codes (N, code) of all samples of a pool, from cached features."""
+        encoder = self.module.encoders[name]
+        needed = {part.facts.source for part in encoder.parts}
+        features = {
+            source.name: source.features(pool, self._tick_of(name), self._report)
+            for source in self._sources(name)
+            if source.name in needed
+        }
+        parts = [
+            (features[part.facts.source][part.facts.output], part.mean.cpu().numpy(), part.matrix.cpu().numpy())
+            for part in encoder.parts
+        ]
+        return fixed_codes.projected(parts, len(pool))
+
+    def losses(self, batch: Any, step: int) -> dict[str, float]:
+        assert self._is_coded
+        return super().losses(batch, step)
+
+    # -------------------------------------------------------------------------------------------- validation
+
+    @cached_property
+    def _validation(self) -> dict[str, tuple[Any, np.ndarray]]:
+        """The validation samples by modality, with codes in place of the content of frozen modalities."""
+        found = dict(self.data.validation)
+        for modality in self.data.modalities:
+            samples, numbers = found[modality.name]
+            if modality.config.frozen and len(samples):
+                codes = self._codes(modality.name, Pool([samples], np.empty(len(samples), object)))
+                found[modality.name] = CodeSamples(samples.keys, codes), numbers
+        return found
+
+    def validate(self, is_stopped: Callable[[], bool], show: ShowImages | None) -> dict[str, float] | None:
+        """Retrieval between images and texts, and errors of drawn images; empty without validation data."""
+        samples = self._validation
+        retrieval = validate_retrieval(self.ranks, self.module, samples, is_stopped)
+        return None if retrieval is None else retrieval | self._drawing_errors
+
+    @cached_property
+    def _drawing_errors(self) -> dict[str, float]:
+        """Errors of images drawn from their codes. Training does not change them."""
+        samples = self._validation["image"][0]
+        if not isinstance(samples, CodeSamples) or not len(samples):
+            return {}
+        drawing = self.module.encoders["image"].decode
+        return errors_of_drawings(drawing, samples.codes, Samples.of(self.data.dataset, "val"), self.ranks.fabric.device)
+
+    @staticmethod
+    def is_better(val: dict[str, float], best: dict[str, float]) -> bool:
+        """Compares the geometric mean rank; a tie goes to the earlier checkpoint, and so to the closed form."""
+        return "rank" in val and val["rank"] < best["rank"]

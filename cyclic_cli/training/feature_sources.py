@@ -1,0 +1,164 @@
+"""Where the features of samples come from: pretrained encoders, cheap functions of images, terms of texts.
+
+Features of encoders, and gradient histograms, are computed once and kept in the cache (`codes/cache.py`). Pixels and
+terms are read from the dataset each time, which is as fast.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from cyclic_cli.codes.cache import FeatureCache
+from cyclic_cli.codes.components import Components, fit_components
+from cyclic_cli.codes.image_features import SOURCES
+from cyclic_cli.codes.terms import Terms
+from cyclic_cli.data.mixture import Pool, Subset
+from cyclic_cli.events import Report
+from cyclic_cli.pretrained.encoder import PretrainedEncoder
+from cyclic_cli.pretrained.tokens import Tokens
+
+BATCH = 32  # images or texts that go through an encoder together
+ROWS = 1024  # rows of features that are read together
+VERSION = 1  # of the cheap functions of images; a change of their numbers needs a new one
+
+Items = Pool | Subset
+Tick = Callable[[int, int], None]  # called with the samples done, and their number
+
+
+class Rows(Protocol):
+    """Features (N, F) of N samples, read by their numbers."""
+
+    dims: int  # F
+
+    def __len__(self) -> int:
+        """Return N."""
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """Features (M, F) float32 of the samples with the numbers (M,)."""
+
+
+class Source(Protocol):
+    """Gives features of samples."""
+
+    name: str  # a fingerprint, or a name of a cheap function
+    title: str  # for people
+    is_cheap: bool
+
+    def features(self, pool: Items, tick: Tick, report: Report) -> Mapping[str, Rows]:
+        """The features of all samples of a pool, by name of the output."""
+
+    def components(self, rows: Rows, output: str, dims: int) -> Components:
+        """The principal components of the features of one output, at most `dims`."""
+
+
+class _Principal:
+    """Fits principal components to features as they are."""
+
+    title: str
+
+    def components(self, rows: Rows, output: str, dims: int) -> Components:
+        def batches() -> Any:
+            for first in range(0, len(rows), ROWS):
+                yield rows.rows(np.arange(first, min(first + ROWS, len(rows))))
+
+        return fit_components(batches, rows.dims, dims, f"{output} of {self.title}" if output != self.title else output)
+
+
+class EncoderSource(_Principal):
+    """A pretrained encoder."""
+
+    is_cheap = False
+
+    def __init__(self, encoder: PretrainedEncoder, cache: FeatureCache, device: torch.device) -> None:
+        self.encoder, self.cache, self.device = encoder.to(device), cache, device
+        self.name, self.title = encoder.facts.fingerprint, encoder.facts.family
+
+    @cached_property
+    def _tokens(self) -> Tokens:
+        facts = self.encoder.facts
+        return Tokens(facts.tokenizer, facts.window or 0)
+
+    def features(self, pool: Items, tick: Tick, report: Report) -> Mapping[str, Rows]:
+        facts = self.encoder.facts
+        dims = {output.name: output.dims for output in facts.outputs}
+        key = f"{facts.fingerprint} {self.device.type} {torch.__version__}"
+        return self.cache.features(
+            key, dims, pool.digests(), lambda numbers: self._compute(pool, numbers), BATCH, tick, report
+        )
+
+    def _compute(self, pool: Items, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        if self.encoder.facts.modality == "text":
+            content = torch.from_numpy(np.asarray(self._tokens.encode(pool.texts(numbers))))
+        else:
+            content = pool.load(numbers)
+        return _computed(self.encoder, content.to(self.device))
+
+
+class GradientSource(_Principal):
+    """Histograms of oriented gradients of images."""
+
+    name, title, is_cheap = "gradients", "gradients", True
+
+    def __init__(self, cache: FeatureCache) -> None:
+        self.cache = cache
+
+    def features(self, pool: Items, tick: Tick, report: Report) -> Mapping[str, Rows]:
+        def compute(numbers: np.ndarray) -> dict[str, np.ndarray]:
+            return _computed(SOURCES["gradients"], pool.load(numbers))
+
+        dims = {name: one.shape[1] for name, one in compute(np.arange(1)).items()}
+        shape = "×".join(map(str, pool.load(np.arange(1)).shape[1:]))
+        key = f"gradients {VERSION} {shape} {torch.__version__}"
+        return self.cache.features(key, dims, pool.digests(), compute, BATCH, tick, report)
+
+
+class PixelSource(_Principal):
+    """Pixels of images, averaged to a small side."""
+
+    name, title, is_cheap = "pixels", "pixels", True
+
+    def features(self, pool: Items, tick: Tick, report: Report) -> Mapping[str, Rows]:
+        return {"pixels": _Computed(lambda numbers: _computed(SOURCES["pixels"], pool.load(numbers))["pixels"], pool)}
+
+
+class TermSource:
+    """Words and word pairs of texts."""
+
+    name, title, is_cheap = "terms", "terms", True
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+
+    def features(self, pool: Items, tick: Tick, report: Report) -> Mapping[str, Rows]:
+        def rows(numbers: np.ndarray) -> np.ndarray:
+            return np.asarray(self.terms.matrix(pool.texts(numbers)).toarray(), np.float32)
+
+        return {"terms": _Computed(rows, pool)}
+
+    def components(self, rows: Rows, output: str, dims: int) -> Components:
+        assert isinstance(rows, _Computed)
+        return self.terms.components(rows.pool.texts(np.arange(len(rows))), dims)
+
+
+@dataclass
+class _Computed:
+    """Features that are computed where they are read."""
+
+    rows: Callable[[np.ndarray], np.ndarray]
+    pool: Items
+
+    @property
+    def dims(self) -> int:
+        return int(self.rows(np.arange(1)).shape[1])
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+
+@torch.inference_mode()
+def _computed(function: Callable[[torch.Tensor], Mapping[str, torch.Tensor]], content: torch.Tensor) -> Any:
+    return {name: one.float().cpu().numpy() for name, one in function(content).items()}

@@ -1,0 +1,178 @@
+"""Learns the fixed codes of a run and the closed form between them, from features that are computed once.
+
+    features            of all training samples, by source and output            feature_sources.py
+    parts               principal components of each output, of variance one     codes/components.py
+    closed form         which parts and which maps, by folds over known pairs    alignment/choice.py
+    drawing, expansion  ridge regressions that lead from codes to pixels, and from embeddings to codes
+
+Everything that is fitted is fitted on training samples alone. Parts are fitted on all of them, the closed form on the
+paired ones.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cyclic_cli.alignment.layers import mutual_knn
+from cyclic_cli.alignment.maps import Factors
+from cyclic_cli.alignment.moments import Moments
+from cyclic_cli.codes.coded import PartFacts
+from cyclic_cli.codes.components import Components, fit_components
+from cyclic_cli.codes.image_codes import COMPONENTS, reduced
+from cyclic_cli.data.mixture import Pool
+from cyclic_cli.events import Report
+from cyclic_cli.training.feature_sources import BATCH, ROWS, Rows, Source, Tick
+
+DIMS = 128  # principal components of a part, at most
+OUTPUTS = 2  # of each encoder that are kept
+COMPARED = 1000  # pairs on which outputs are compared, at most
+IN_MEMORY = 2**28  # bytes of codes that are held in memory; larger ones lie in a file
+RIDGE = 0.1  # of drawings and expansions, relative to the mean variance of the regressors
+DRAWINGS = 20_000  # images from which drawing is learned, at most
+
+
+@dataclass(frozen=True)
+class CandidatePart:
+    """One output of a source, with its principal components on the training samples."""
+
+    source: Source
+    output: str
+    rows: Rows
+    components: Components
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.source.title if self.output == self.source.title else f"{self.source.title} {self.output}"
+
+    @property
+    def facts(self) -> PartFacts:
+        features, dims = self.components.matrix.shape
+        return PartFacts(source=self.source.name, output=self.output, features=features, dims=dims)
+
+    def encode(self, numbers: np.ndarray) -> np.ndarray:
+        """The part (M, K) float32 of the codes of the samples with the numbers (M,)."""
+        codes = [
+            self.components.encode(self.rows.rows(numbers[first : first + ROWS]))
+            for first in range(0, len(numbers), ROWS)
+        ]
+        return np.concatenate([np.empty((0, self.facts.dims), np.float32), *codes])
+
+
+def candidate_parts(sources: Sequence[Source], pool: Pool, tick: Tick, report: Report) -> list[CandidatePart]:
+    """Every part that the code of a modality may have."""
+    return [
+        CandidatePart(source, output, rows, source.components(rows, output, DIMS))
+        for source in sources
+        for output, rows in source.features(pool, tick, report).items()
+    ]
+
+
+def chosen_outputs(
+    parts: Sequence[CandidatePart], others: Sequence[CandidatePart], own: np.ndarray, theirs: np.ndarray,
+    patients: np.ndarray,
+) -> list[CandidatePart]:  # fmt: skip
+    """The parts of a modality without outputs of encoders that say little about the other modality.
+
+    Of each encoder, the `OUTPUTS` outputs are kept whose neighbourhoods agree most with those of the other modality on
+    the known pairs (mutual k-NN).
+
+    Args:
+        parts: Of the modality.
+        others: Of the other modality, all of them together.
+        own: (P,) numbers of the paired samples in the pool of the modality.
+        theirs: (P,) numbers of the same samples in the pool of the other modality.
+        patients: (P,) their patients.
+    """
+    by_source: dict[str, list[CandidatePart]] = {}
+    for part in parts:
+        by_source.setdefault(part.source.name, []).append(part)
+    if all(len(some) <= OUTPUTS for some in by_source.values()):
+        return list(parts)
+    some = np.linspace(0, len(own) - 1, min(len(own), COMPARED)).astype(int)
+    other = np.concatenate([part.encode(theirs[some]) for part in others], axis=1)
+
+    def agreement(part: CandidatePart) -> float:
+        return mutual_knn(part.encode(own[some]), other, patients=patients[some])
+
+    kept = [one for several in by_source.values() for one in sorted(several, key=agreement, reverse=True)[:OUTPUTS]]
+    return [part for part in parts if part in kept]
+
+
+def codes_of(parts: Sequence[CandidatePart], count: int) -> np.ndarray:
+    """The codes (N, code) float32 of `count` samples, N, from the parts in order."""
+    return projected([(part.rows, part.components.mean, part.components.matrix) for part in parts], count)
+
+
+def projected(parts: Sequence[tuple[Rows, np.ndarray, np.ndarray]], count: int) -> np.ndarray:
+    """The codes (N, code) float32 of `count` samples, N, from features, means (F,) and matrices (F, K)."""
+    codes = _allocated((count, sum(matrix.shape[1] for _, _, matrix in parts)))
+    for first in range(0, count, ROWS):
+        numbers = np.arange(first, min(first + ROWS, count))
+        some = [(rows.rows(numbers) - mean) @ matrix for rows, mean, matrix in parts]
+        codes[numbers] = np.concatenate(some, axis=1)
+    return codes
+
+
+def _allocated(shape: tuple[int, int]) -> np.ndarray:
+    """An array (N, P) float32 in memory, or where it is large in a file without a name."""
+    if 4 * shape[0] * shape[1] <= IN_MEMORY:
+        return np.empty(shape, np.float32)
+    with tempfile.TemporaryFile() as file:  # the map keeps the file
+        return np.memmap(file, np.float32, "w+", shape=shape)
+
+
+def columns(parts: Sequence[CandidatePart]) -> dict[str, slice]:
+    """The columns of each part in the concatenation of all."""
+    ends = np.cumsum([0, *(part.facts.dims for part in parts)]).tolist()
+    return {part.name: slice(*ends[place : place + 2]) for place, part in enumerate(parts)}
+
+
+def ridge(*samples: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge regression: the matrix (P, Q) and offset (Q,) that predict targets from inputs.
+
+    Args:
+        samples: Sets of samples, each a pair of inputs (N, P) and targets (N, Q). All samples count alike.
+    """
+    moments = Moments(samples[0][0].shape[1], samples[0][1].shape[1])
+    for inputs, targets in samples:
+        moments = moments + Moments.of(inputs, targets)
+    matrix, _ = Factors(moments).regressions(RIDGE)
+    mean, target = moments.means()
+    return matrix, target - mean @ matrix
+
+
+def learn_drawing(codes: np.ndarray, pool: Pool, tick: Tick) -> dict[str, np.ndarray]:
+    """The buffers of `Drawing`, and `variance`: the mean squared difference of pixels from the mean image.
+
+    Args:
+        codes: (N, code) of all images of the pool.
+        pool: The images.
+        tick: Called with the images that were read, and their number.
+    """
+    numbers = np.unique(np.linspace(0, len(pool) - 1, min(len(pool), DRAWINGS)).astype(int))
+    small = _allocated((len(numbers), reduced(pool.load(numbers[:1])).shape[1]))
+    sums, squares = torch.zeros((), dtype=torch.float64), 0.0
+    for first in range(0, len(numbers), BATCH):
+        images = pool.load(numbers[first : first + BATCH])
+        small[first : first + len(images)] = reduced(images).numpy()
+        sums = sums + images.double().sum(0)
+        squares += float(images.double().square().sum())
+        tick(first + len(images), len(numbers))
+    variance = squares / (len(numbers) * sums.numel()) - float((sums / len(numbers)).square().mean())
+
+    def batches() -> Iterator[np.ndarray]:
+        for first in range(0, len(small), ROWS):
+            yield small[first : first + ROWS]
+
+    components = fit_components(batches, small.shape[1], min(COMPONENTS, codes.shape[1]), "pixels")
+    matrix, offset = ridge((codes[numbers], (small - components.mean) @ components.directions.T))
+    return {
+        "weights": matrix,
+        "components": components.directions,
+        "mean": components.mean + offset @ components.directions,
+        "variance": np.array(max(variance, 1e-6)),
+    }
