@@ -144,7 +144,7 @@ SCHEDULE = {"weight": 1.0, "start": 0.0, "full": 0.0}
 class TrainConfig:
     """The settings of a training run. None: the recommendation of the architecture (`RECIPE` of its file) applies."""
 
-    arch: str = "conv"
+    arch: str = "residual"
     model: dict[str, Any] = field(default_factory=dict)  # settings of the architecture
     objective: str = "autoencode"
     # Weights, or tables as `Term.of` reads them, by the name of the objective; empty: those of the preset.

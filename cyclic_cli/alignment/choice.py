@@ -27,7 +27,7 @@ GRID = {
     "both": tuple(Setting((strength, VARIATES), ridge) for strength in STRENGTHS for ridge in RIDGES),
     "cca": tuple(Setting((strength, VARIATES)) for strength in STRENGTHS),
     "ridge": tuple(Setting(ridge=ridge) for ridge in RIDGES),
-}  # by map; the first is kept unless another one is better by more than one standard error
+}  # by map; see `_default` for the one that is kept unless another is clearly better
 SEARCH = tuple(Setting((strength, VARIATES), 3.0) for strength in (10.0, 3.0, 1.0))  # settings that compare parts
 
 Parts = Mapping[str, Mapping[str, slice]]  # by modality and name: columns of the code
@@ -75,7 +75,7 @@ def choose(
     groups: np.ndarray | None = None,
     parts: Parts | None = None,
     cheap: Collection[str] = CHEAP,
-    grids: Grids = GRID,
+    grids: Grids | None = None,
     total: Moments | None = None,
 ) -> ClosedForm:
     """Fit a map to all known pairs, with the parts and settings that rank best in folds over their patients.
@@ -88,7 +88,8 @@ def choose(
             partner is a hit.
         parts: The columns of each part of the codes. None: each code is one part.
         cheap: Names of parts that join or leave the others of their modality where the folds say so.
-        grids: By map, the settings to choose from. The first map is kept unless another one is clearly better.
+        grids: By map, the settings of which the best one is taken. None: of `GRID`, the default for this number of
+            pairs is taken, unless another setting is better by more than one standard error.
         total: The moments of all pairs, where they were computed elsewhere, such as by several processes.
 
     Raises:
@@ -105,7 +106,9 @@ def choose(
     folds = Folds(images, texts, patients, groups, total)
     kept = _searched(folds, parts, cheap) if len(folds) else _first_parts(parts, cheap)
     columns = columns_of(parts, kept)
-    setting, scores = _best(folds, columns, grids) if len(folds) else (_default(grids, total.count), {})
+    setting, scores = (
+        _best(folds, columns, grids, total.count) if len(folds) else (_default(grids or GRID, total.count), {})
+    )
     return ClosedForm(
         blocks=Factors(total.select(columns["image"], columns["text"])).blocks(setting),
         parts=kept,
@@ -119,8 +122,8 @@ def choose(
 
 def _check(total: Moments) -> None:
     """Refuse codes of which nothing can be learned."""
-    for modality, covariance in zip(MODALITIES, total.covariances(), strict=False):
-        if not covariance.trace() > 1e-12:  # written so that NaN is refused too
+    for modality, covariance, mean in zip(MODALITIES, total.covariances()[:2], total.means(), strict=True):
+        if not covariance.trace() > 1e-12 * (1 + mean @ mean):  # written so that NaN is refused too
             raise CyclicError(
                 f"The {modality} codes of all known pairs are equal, or not finite.",
                 "Raise --paired-fraction, or use another encoder.",
@@ -148,11 +151,12 @@ def _first_parts(parts: Parts, cheap: Collection[str]) -> Kept:
 def _searched(folds: Folds, parts: Parts, cheap: Collection[str]) -> Kept:
     """The parts that are kept: beside encoders, cheap parts join or leave one after another while this helps.
 
-    The change that improves the score most is made first, if it does so by more than one standard error.
+    The change that improves the score most is made first, if it does so by more than one standard error. Folds are not
+    repeated here, which makes this error larger: a choice of parts by few pairs costs more than it brings.
     """
 
     def score(kept: Kept) -> Scores:
-        return min(folds.scores(SEARCH, columns_of(parts, kept)).values(), key=lambda one: one.mean)
+        return min(folds.scores(SEARCH, columns_of(parts, kept), repeats=1).values(), key=lambda one: one.mean)
 
     kept, now, tried = _first_parts(parts, cheap), None, set[tuple[str, str]]()
     free = [
@@ -179,21 +183,28 @@ def _toggled(kept: Kept, parts: Parts, modality: str, name: str) -> Kept:
     return kept | {modality: tuple(one for one in parts[modality] if (one in kept[modality]) != (one == name))}
 
 
-def _best(folds: Folds, columns: Columns, grids: Grids) -> tuple[Setting, dict[str, Scores]]:
-    """The chosen setting, and the scores of the best setting of each map."""
-    scores = folds.scores(chain.from_iterable(grids.values()), columns)
-    best = [min(grid, key=lambda one: scores[one].mean) for grid in grids.values()]
-    chosen = best[0]
-    for one in best[1:]:
-        if scores[one].better_than(scores[best[0]]) and scores[one].mean < scores[chosen].mean:
-            chosen = one
-    return chosen, {one.map: scores[one] for one in best}
+def _best(folds: Folds, columns: Columns, grids: Grids | None, pairs: int) -> tuple[Setting, dict[str, Scores]]:
+    """The chosen setting, and the scores of the best setting of each map; of the chosen one for its own map."""
+    every = grids or GRID
+    scores = folds.scores(chain.from_iterable(every.values()), columns)
+    best = {name: min(grid, key=lambda one: scores[one].mean) for name, grid in every.items()}
+    chosen = min(best.values(), key=lambda one: scores[one].mean)
+    default = _default(every, pairs)
+    if grids is None and not scores[chosen].better_than(scores[default]):
+        chosen = default
+    return chosen, {name: scores[one] for name, one in (best | {chosen.map: chosen}).items()}
 
 
 def _default(grids: Grids, pairs: int) -> Setting:
-    """The setting where nothing can be compared: the fewer pairs, the stronger its regularisation."""
-    wanted = 1 + 600 / pairs  # as folds chose on CT and MR slices with 65 to 1,300 pairs
-    return min(
-        next(iter(grids.values())),
-        key=lambda one: abs(math.log((one.cca[0] if one.cca else one.ridge or 1.0) / wanted)),
-    )
+    """The setting that suits this number of pairs: the fewer they are, the stronger its regularisation.
+
+    The rule is what served best on CT and MR slices with 65, 260 and 1,300 pairs.
+    """
+    wanted = math.log(1 + 600 / pairs)
+
+    def distance(setting: Setting) -> float:
+        strength = setting.cca[0] if setting.cca else setting.ridge
+        ridge = 3.0 if wanted > math.log(2) else 1.0
+        return abs(math.log(strength or 1.0) - wanted) + (setting.ridge not in (None, ridge)) / 10
+
+    return min(next(iter(grids.values())), key=distance)

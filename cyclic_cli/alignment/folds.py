@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from cyclic_cli.alignment.maps import Blocks, Factors, Setting, embed
+from cyclic_cli.alignment.maps import MODALITIES, Blocks, Factors, Setting, Side, embed
 from cyclic_cli.alignment.moments import Moments, Rows
 from cyclic_cli.metrics.retrieval import TIE
 
 FOLDS = 5
 REPEATS = 3  # with other folds, because the score of a few hundred pairs is noisy
-LARGE = 20_000  # pairs; more are scored once, because their score is not noisy
+LARGE = 1000  # pairs; more are scored once, because their score is less noisy
 RANKED = 2000  # most patients of a fold, and most pairs of it that are ranked
 
 Columns = Mapping[str, np.ndarray]  # by modality, the columns of a code that are used
@@ -54,6 +54,16 @@ class _Fold:
     image: np.ndarray  # (M, P) codes that are ranked
     text: np.ndarray  # (M, Q)
     groups: np.ndarray  # (M,)
+    sides: dict[tuple[str, bytes], Side] = field(default_factory=dict)  # by modality and columns
+
+    def factors(self, columns: Columns) -> Factors:
+        """Of the pairs outside the fold, for some columns of the codes."""
+        moments = self.moments.select(columns["image"], columns["text"])
+        keys = {name: (name, columns[name].tobytes()) for name in MODALITIES}
+        for key, covariance in zip(keys.values(), moments.covariances()[:2], strict=True):
+            if key not in self.sides:
+                self.sides[key] = Side(covariance)
+        return Factors(moments, {name: self.sides[key] for name, key in keys.items()})
 
 
 class Folds:
@@ -71,7 +81,8 @@ class Folds:
             total: Of all pairs.
             seed: Of the folds.
         """
-        self._folds = []
+        self._folds: list[_Fold] = []
+        self._repeats: list[int] = []  # of each fold
         for number in range(REPEATS if len(patients) <= LARGE else 1):
             generator = np.random.default_rng((seed, number))
             for held in held_out(patients, generator):
@@ -79,19 +90,19 @@ class Folds:
                 outside = total - Moments.of(images, texts, held)
                 if outside.count > 1:
                     self._folds.append(_Fold(outside, images[ranked], texts[ranked], groups[ranked]))
+                    self._repeats.append(number)
         fitted = sum(fold.moments.count for fold in self._folds)
         self._share = (len(self._folds) * total.count - fitted) / max(1, fitted)
 
     def __len__(self) -> int:
         return len(self._folds)
 
-    def scores(self, settings: Iterable[Setting], columns: Columns) -> dict[Setting, Scores]:
-        """The scores of each setting, fitted on some columns of the codes."""
+    def scores(self, settings: Iterable[Setting], columns: Columns, repeats: int = REPEATS) -> dict[Setting, Scores]:
+        """The scores of each setting, fitted on some columns of the codes, in the first `repeats` repetitions."""
         settings = list(settings)
-        values = np.empty((len(settings), len(self._folds)))
-        for place, fold in enumerate(self._folds):
-            values[:, place] = _scored(fold, settings, columns)
-        sizes = np.array([len(fold.groups) for fold in self._folds])
+        folds = [fold for fold, number in zip(self._folds, self._repeats, strict=True) if number < repeats]
+        values = np.stack([_scored(fold, settings, columns) for fold in folds], axis=1)
+        sizes = np.array([len(fold.groups) for fold in folds])
         return {setting: Scores(row, sizes, self._share) for setting, row in zip(settings, values, strict=True)}
 
 
@@ -117,7 +128,7 @@ def held_out(patients: np.ndarray, generator: np.random.Generator) -> Iterator[n
 
 def _scored(fold: _Fold, settings: list[Setting], columns: Columns) -> np.ndarray:
     """The mean log rank (settings,) in a fold."""
-    factors = Factors(fold.moments.select(columns["image"], columns["text"]))
+    factors = fold.factors(columns)
     codes = fold.image[:, columns["image"]], fold.text[:, columns["text"]]
 
     def alone(setting: Setting) -> np.ndarray:

@@ -11,6 +11,7 @@ weights add up to one, so the dot product of two embeddings is the weighted mean
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,10 +61,12 @@ def embed(blocks: Blocks, modality: str, codes: np.ndarray) -> np.ndarray:
 class Factors:
     """Fits maps to the moments of pairs. All settings share one eigendecomposition of each covariance."""
 
-    def __init__(self, moments: Moments) -> None:
-        covariances = moments.covariances()
-        self._image, self._text = _Side(covariances[0]), _Side(covariances[1])
-        self._cross = self._image.vectors.T @ covariances[2] @ self._text.vectors
+    def __init__(self, moments: Moments, sides: Mapping[str, Side] | None = None) -> None:
+        """`sides` are the decompositions of the covariances by modality, where they are known."""
+        images, texts, cross = moments.covariances()
+        sides = sides or {"image": Side(images), "text": Side(texts)}
+        self._image, self._text = sides["image"], sides["text"]
+        self._cross = self._image.vectors.T @ cross @ self._text.vectors
         self._mean = {name: mean.astype(np.float32) for name, mean in zip(MODALITIES, moments.means(), strict=True)}
         self._variates: dict[float, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
@@ -126,7 +129,7 @@ class Factors:
         return Block(self._mean, matrices, weight)
 
 
-class _Side:
+class Side:
     """The eigendecomposition of the covariance (P, P) of one modality, without directions that are rounding errors."""
 
     def __init__(self, covariance: np.ndarray) -> None:

@@ -43,7 +43,7 @@ class TextReader:
 
     def read(self, texts: Sequence[str]) -> np.ndarray:
         """Return the tokens (N, P, W, L) int64 of texts (N,)."""
-        several = [self._terms(one, texts) if isinstance(one, Terms) else np.asarray(one.encode(texts)) for one in self._sources]
+        several = [self._terms(one, texts) if isinstance(one, Terms) else one.encode(texts) for one in self._sources]
         windows, length = (max(one.shape[axis] for one in several) for axis in (1, 2))
         tokens = np.zeros((len(texts), len(several), windows, length), np.int64)
         for place, one in enumerate(several):

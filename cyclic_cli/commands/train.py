@@ -148,7 +148,7 @@ def train(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model on a dataset: an autoencoder of images, or an image–text model."""
+    """Train a model on a dataset: an autoencoder or encoder of images, or an image–text model."""
     flags = {
         "arch": arch, "fraction": fraction, "paired_fraction": paired_fraction, "epochs": epochs,
         "batch_size": batch_size, "lr": lr, "seed": seed, "objective": objective, "device": device,
@@ -171,5 +171,6 @@ def train(
     if environment.is_main_process():
         show("Run", asdict(summary), json)
         if not json and not quiet:
-            next_command = f"evaluate {found}" if run_settings.is_joint else "reconstruct SCAN"
+            has_decoder = run_settings.objective == "autoencode"
+            next_command = "reconstruct SCAN" if has_decoder else f"evaluate {found}"
             console.print_line(f"Next: cyclic {next_command} --model {summary.run}")

@@ -26,6 +26,10 @@ size are impossible. For float images (N, C, H, W) in [0, 1] it has the methods
     decode(code)                returns the reconstruction (N, C, H, W), nominally in [0, 1]
     forward(image)              returns a dictionary with the tensors named in OUTPUTS
 
+An architecture may offer the setting `embedding`, the dimensions of a separate network that embeds images (see
+`_embedding`). Its attribute `embedding` then holds the network, or None when the setting is 0. Otherwise the embedding
+is the code.
+
 A variational model lists "log_variance" in OUTPUTS and has `forward(image, noise=None)` instead. With standard normal
 noise (N, D) the code is sampled; without noise the code is the mean.
 

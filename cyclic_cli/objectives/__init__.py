@@ -4,8 +4,9 @@ Files whose names begin with an underscore hold shared code. To add an objective
 contract below; nothing has to be registered. A model is trained with a weighted sum of objectives:
 
 - an autoencoder with `OBJECTIVES` of its architecture's file,
-- an image–text model with the preset that `--objective` names (see `PRESETS` in the configuration),
-- either with `--set 'objectives={reconstruction: 1, similarity: 0.1}'`.
+- an encoder of images (`--objective views`) or an image–text model with the preset that `--objective` names (see
+  `PRESETS` in the configuration),
+- each with `--set 'objectives={reconstruction: 1, similarity: 0.1}'`.
 
 The module docstring states in one sentence what the objective asks of the model, its formula, and the paper it comes
 from. The file defines
@@ -16,16 +17,17 @@ from. The file defines
     PAIRS_ONLY   optional, default False: unpaired samples contribute nothing. When this holds for all objectives of a
                  run, its batches have no unpaired samples. Implies NEEDS_PAIRS
     NEEDS_PAIRS  optional, default False: the loss is zero in a batch without any pair
-    JOINT        optional, default True: False when the objective is for autoencoders only, although image–text models
-                 have outputs of the names in NEEDS
+    JOINT        optional, default True: False when the objective is not for image–text models, although they have
+                 outputs of the names in NEEDS
     def loss(outputs, batch, *, ...) -> Tensor
 
 `loss` returns a scalar. Its keyword arguments with defaults are the settings of the objective. When there is nothing to
 compare, such as a batch without pairs, it returns a zero that has a gradient (see `_pairs.mean`).
 
 For an autoencoder, `outputs` are the tensors that its `forward` returns, and `batch["image"]` (N, C, H, W), in [0, 1],
-holds the images that it was given. For an image–text model, `outputs` are those of `OUTPUTS` in `models/_joint.py`, by
-modality or by (from, to), and `batch` holds
+holds the images that it was given. For `--objective views`, `outputs["projection"]` (N, V, D) holds the projections of
+V views of N images, and `batch` is empty. For an image–text model, `outputs` are those of `OUTPUTS` in
+`models/_joint.py`, by modality or by (from, to), and `batch` holds
 
     batch["sample"]    by modality, (N,) sample numbers. Equal numbers are paired; `data.mixture.UNPAIRED` marks an
                        unpaired sample

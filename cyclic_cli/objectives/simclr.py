@@ -17,7 +17,6 @@ from torch.nn import functional
 
 NEEDS = ("projection",)
 PER_SAMPLE = False
-JOINT = False
 
 
 def loss(outputs: dict[str, Any], batch: dict[str, Any], *, sharpness: float = 5.0) -> Tensor:

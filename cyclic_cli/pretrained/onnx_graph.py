@@ -43,7 +43,8 @@ from cyclic_cli.pretrained.onnx_inputs import (
     text_inputs,
 )
 from cyclic_cli.pretrained.pooling import mean_of_tokens, pooled_map, pooled_patches
-from cyclic_cli.pretrained.tokens import Tokens, over_windows
+from cyclic_cli.pretrained.tokens import Tokens
+from cyclic_cli.pretrained.windows import over_windows
 from cyclic_cli.storage import onnx_file
 
 CPU = ["CPUExecutionProvider"]
@@ -326,8 +327,8 @@ def _opened_texts(
     encoder = TextGraph(replace(facts, tokenizer=tokenizer, settings=settings), graph)
     window = _window(encoder, stated_window(tokenizer, metadata, str(path)), length)
     encoder.facts = replace(encoder.facts, window=window)
-    tokens = Tokens(tokenizer, window, str(path)).encode(["a small round nodule on the left", "a"])[:, 0]
-    long, short = (encoder.alone(one) for one in torch.split(tokens, 1))
+    tokens = Tokens(tokenizer, window, str(path)).encode(["a small round nodule on the left", "a"])
+    long, short = (encoder.alone(one) for one in torch.split(torch.from_numpy(tokens)[:, 0], 1))
     return _tried(encoder, long, short, named)
 
 

@@ -99,11 +99,12 @@ class Source:
 TIMM = r"vit_(tiny|small|base|large|huge|giant|gigantic|so400m|giantopt)_patch\d+(_siglip)?_\d+(\.\w+)?"
 TIMM_POOLS = {"": "first", "token": "first", "avg": "mean"}
 SIXTEEN_HEADS = ("huge", "giant", "gigantic", "so400m", "giantopt")  # the others have heads of 64 dimensions
-OWN_IMAGE = {  # settings of open_clip's own ViT that change what it computes, and their only value here
-    "ls_init_value": None, "attentional_pool": False, "no_ln_pre": False, "act_kwargs": None, "block_type": None,
-    "qk_norm": False, "scaled_cosine_attn": False, "scale_heads": False, "scale_attn_inner": False,
-    "scale_attn": False, "scale_fc": False,
+BLOCK = {  # settings of open_clip's own transformers that change what they compute, and their only value here
+    "ls_init_value": None, "act_kwargs": None, "block_type": None, "qk_norm": False, "scaled_cosine_attn": False,
+    "scale_heads": False, "scale_attn_inner": False, "scale_attn": False, "scale_fc": False,
 }  # fmt: skip
+OWN_IMAGE = BLOCK | {"attentional_pool": False, "no_ln_pre": False}
+OWN_TEXT = BLOCK | {"embed_cls": False, "no_causal_mask": False}
 
 
 def image_half(source: Source, config: Mapping[str, Any], quick_gelu: bool) -> Mapped:
@@ -133,7 +134,7 @@ def image_half(source: Source, config: Mapping[str, Any], quick_gelu: bool) -> M
 
 def _timm_vit(source: Source, config: Mapping[str, Any]) -> Mapped:
     trunk = "visual.trunk."
-    pool, projected = str(config.get("timm_pool", "avg")), config.get("timm_proj", "linear")
+    pool, projected = str(config.get("timm_pool", "avg") or ""), config.get("timm_proj", "linear")
     if pool not in TIMM_POOLS or (pool == "avg" and projected not in ("linear", "mlp")):
         raise NoMapping(f"it has the pooling {pool!r} with the projection {projected!r}")
     tensors = {
@@ -152,17 +153,12 @@ def _timm_vit(source: Source, config: Mapping[str, Any]) -> Mapped:
         tensors |= source.layer(f"{there}norm2", f"{here}layernorm_after")
         tensors |= source.layer(f"{there}mlp.fc1", f"{here}intermediate.dense")
         tensors |= source.layer(f"{there}mlp.fc2", f"{here}output.dense")
+    kernel = tensors["embeddings.patch_embeddings.projection.weight"]
+    positions = tensors["embeddings.position_embeddings"]
+    sizes = _vision(kernel, positions[0, 1:], tensors["encoder.layer.0.intermediate.dense.bias"], layers)
     return Mapped(
         model="ViTModel",
-        config=_patches(
-            tensors["embeddings.patch_embeddings.projection.weight"], tensors["embeddings.position_embeddings"][0, 1:]
-        )
-        | {
-            "num_hidden_layers": layers,
-            "num_attention_heads": _timm_heads(config, tensors["layernorm.weight"]),
-            "intermediate_size": len(tensors["encoder.layer.0.intermediate.dense.bias"]),
-            "layer_norm_eps": 1e-6,
-        },
+        config=sizes | _timm_conventions(config, tensors["layernorm.weight"]),
         pool=TIMM_POOLS[pool],
         tensors=tensors,
         projection=_timm_projection(source, projected),
@@ -171,9 +167,8 @@ def _timm_vit(source: Source, config: Mapping[str, Any]) -> Mapped:
 
 def _timm_siglip(source: Source, config: Mapping[str, Any]) -> Mapped:
     trunk, vision = "visual.trunk.", "vision_model."
-    pool, name = config.get("timm_pool", "avg"), str(config["timm_model_name"])
-    if pool != "map":
-        raise NoMapping(f"it has the pooling {pool!r}")
+    if config.get("timm_pool") != "map":
+        raise NoMapping(f"it has the pooling {config.get('timm_pool')!r}")
     tensors = {
         f"{vision}embeddings.position_embedding.weight": source.take(f"{trunk}pos_embed")[0],
         **source.layer(f"{trunk}patch_embed.proj", f"{vision}embeddings.patch_embedding"),
@@ -197,29 +192,23 @@ def _timm_siglip(source: Source, config: Mapping[str, Any]) -> Mapped:
         tensors |= source.layer(f"{there}norm2", f"{here}layer_norm2")
         tensors |= source.layer(f"{there}mlp.fc1", f"{here}mlp.fc1")
         tensors |= source.layer(f"{there}mlp.fc2", f"{here}mlp.fc2")
-    tanh = "giantopt" in name or "so400m_patch16" in name  # timm gives the others the exact GELU
+    kernel, positions = (tensors[f"{vision}embeddings.{name}_embedding.weight"] for name in ("patch", "position"))
+    sizes = _vision(kernel, positions, tensors[f"{vision}encoder.layers.0.mlp.fc1.bias"], layers)
     return Mapped(
         model="SiglipVisionModel",
-        config=_patches(
-            tensors[f"{vision}embeddings.patch_embedding.weight"],
-            tensors[f"{vision}embeddings.position_embedding.weight"],
-        )
-        | {
-            "num_hidden_layers": layers,
-            "num_attention_heads": _timm_heads(config, tensors[f"{vision}post_layernorm.weight"]),
-            "intermediate_size": len(tensors[f"{vision}encoder.layers.0.mlp.fc1.bias"]),
-            "layer_norm_eps": 1e-6,
-            "hidden_act": "gelu_pytorch_tanh" if tanh else "gelu",
-        },
+        config=sizes | _timm_conventions(config, tensors[f"{vision}post_layernorm.weight"]),
         pool="pooler",
         tensors=tensors,
         projection=_timm_projection(source, config.get("timm_proj", "linear")),
     )
 
 
-def _timm_heads(config: Mapping[str, Any], norm: Tensor) -> int:
-    many = str(config["timm_model_name"]).split("_")[1] in SIXTEEN_HEADS
-    return 16 if many else max(1, len(norm) // 64)
+def _timm_conventions(config: Mapping[str, Any], norm: Tensor) -> dict[str, Any]:
+    name = str(config["timm_model_name"])
+    heads = 16 if name.split("_")[1] in SIXTEEN_HEADS else max(1, len(norm) // 64)
+    tanh = name.startswith(("vit_giantopt_", "vit_so400m_patch16_"))  # timm gives the others the exact GELU
+    activation = "gelu_pytorch_tanh" if tanh else "gelu"
+    return {"num_attention_heads": heads, "layer_norm_eps": 1e-6, "hidden_act": activation}
 
 
 def _timm_projection(source: Source, kind: Any) -> list[tuple[Tensor, Tensor | None]]:
@@ -246,40 +235,33 @@ def _own_image(source: Source, config: Mapping[str, Any], quick_gelu: bool) -> M
     layers = _blocks(source, "visual.transformer.resblocks.", f"{vision}encoder.layers.", tensors)
     width = len(tensors[f"{vision}post_layernorm.weight"])
     averaged = "mean then norm" if config.get("final_ln_after_pool") else "mean"
+    kernel, positions = (tensors[f"{vision}embeddings.{name}_embedding.weight"] for name in ("patch", "position"))
+    sizes = _vision(kernel, positions[1:], tensors[f"{vision}encoder.layers.0.mlp.fc1.bias"], layers)
     return Mapped(
         model="CLIPVisionModel",
-        config=_patches(
-            tensors[f"{vision}embeddings.patch_embedding.weight"],
-            tensors[f"{vision}embeddings.position_embedding.weight"][1:],
-        )
-        | {
-            "num_hidden_layers": layers,
-            "num_attention_heads": width // int(config.get("head_width", 64)),
-            "intermediate_size": len(tensors[f"{vision}encoder.layers.0.mlp.fc1.bias"]),
-            **_conventions(config, quick_gelu),
-        },
+        config=sizes | _conventions(config, quick_gelu, width // int(config.get("head_width", 64))),
         pool="first" if pool == "tok" else averaged,
         tensors=tensors,
         projection=[(source.take("visual.proj").T.contiguous(), None)],
     )
 
 
-def _patches(kernel: Tensor, positions: Tensor) -> dict[str, int]:
-    """Return the settings that a kernel (width, channels, P, P) of patches and positions (side², width) tell."""
+def _vision(kernel: Tensor, positions: Tensor, inner: Tensor, layers: int) -> dict[str, int]:
+    """Return the settings that tensors tell: the kernel (width, channels, P, P) of the patches, their positions
+    (side², width) and the bias (inner,) of the wide layer of a block.
+    """
     patch, side = kernel.shape[-1], round(len(positions) ** 0.5)
     if kernel.shape[-2] != patch or side * side != len(positions):
         raise NoMapping("it has patches or images that are not square")
     width, channels = kernel.shape[:2]
-    return {"hidden_size": width, "num_channels": channels, "patch_size": patch, "image_size": side * patch}
+    return {
+        "hidden_size": width, "num_channels": channels, "patch_size": patch, "image_size": side * patch,
+        "num_hidden_layers": layers, "intermediate_size": len(inner),
+    }  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- texts
 
-OWN_TEXT = {  # as OWN_IMAGE
-    "ls_init_value": None, "embed_cls": False, "no_causal_mask": False, "act_kwargs": None, "block_type": None,
-    "qk_norm": False, "scaled_cosine_attn": False, "scale_heads": False, "scale_attn_inner": False,
-    "scale_attn": False, "scale_fc": False,
-}  # fmt: skip
 TEXT_POOLS = {"argmax": "highest token", "first": "first"}
 BERT_POOLS = {"mean_pooler": "mean", "cls_pooler": "pooler", "cls_last_hidden_state_pooler": "first"}
 SMALL_HEADS = (384,)  # widths of BERT with twelve heads instead of heads of 64 dimensions (MiniLM and its like)
@@ -287,6 +269,7 @@ SMALL_HEADS = (384,)  # widths of BERT with twelve heads instead of heads of 64 
 
 def text_half(source: Source, config: Mapping[str, Any], quick_gelu: bool) -> Mapped:
     """Map the text half. Arguments and errors are those of `image_half`, with `text_cfg`."""
+    _require(config, {"tokenizer_mode": None})
     mapped = _bert(source, config) if config.get("hf_model_name") else _own_text(source, config, quick_gelu)
     source.finish()
     return mapped
@@ -367,13 +350,12 @@ def _own_text(source: Source, config: Mapping[str, Any], quick_gelu: bool) -> Ma
             "vocab_size": words,
             "hidden_size": width,
             "num_hidden_layers": layers,
-            "num_attention_heads": int(config.get("heads", 8)),
             "intermediate_size": len(tensors[f"{model}encoder.layers.0.mlp.fc1.bias"]),
             "max_position_embeddings": len(tensors[f"{model}embeddings.position_embedding.weight"]),
             "bos_token_id": None,
             "eos_token_id": 2,  # any: the pooling of the library is not used
             "pad_token_id": None,
-            **_conventions(config, quick_gelu),
+            **_conventions(config, quick_gelu, int(config.get("heads", 8))),
         },
         pool=TEXT_POOLS[pool] if pool in TEXT_POOLS else str(int(config.get("eos_id", 2))),
         tensors=tensors,
@@ -405,9 +387,10 @@ def _blocks(source: Source, there: str, here: str, tensors: dict[str, Tensor]) -
     return count
 
 
-def _conventions(config: Mapping[str, Any], quick_gelu: bool) -> dict[str, Any]:
-    norm = dict(config.get("norm_kwargs") or {})
-    return {"hidden_act": "quick_gelu" if quick_gelu else "gelu", "layer_norm_eps": float(norm.get("eps", 1e-5))}
+def _conventions(config: Mapping[str, Any], quick_gelu: bool, heads: int) -> dict[str, Any]:
+    eps = float(dict(config.get("norm_kwargs") or {}).get("eps", 1e-5))
+    activation = "quick_gelu" if quick_gelu else "gelu"
+    return {"num_attention_heads": heads, "layer_norm_eps": eps, "hidden_act": activation}
 
 
 def _require(config: Mapping[str, Any], only: Mapping[str, Any]) -> None:

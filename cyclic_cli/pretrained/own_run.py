@@ -28,7 +28,7 @@ from cyclic_cli.pretrained.encoder import EncoderFacts, Geometry, Output, Pretra
 from cyclic_cli.pretrained.fingerprint import fingerprint_of
 from cyclic_cli.pretrained.geometry import fitted
 from cyclic_cli.pretrained.pooling import pooled_map
-from cyclic_cli.pretrained.tokens import over_windows
+from cyclic_cli.pretrained.windows import over_windows
 from cyclic_cli.storage.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from cyclic_cli.text_encoders._vocabulary import END, PADDING, SPECIAL, Vocabulary
 
@@ -62,7 +62,8 @@ def open_run(
     _load(encoder, _weights(checkpoint, modality), path)
     licence = checkpoint.provenance.get("licence", "")
     facts = replace(encoder.facts, licence=licence if isinstance(licence, str) else "")
-    stored = {name: torch.atleast_1d(value) for name, value in encoder.state_dict().items()}  # as `write_tensors` does
+    # As `write_tensors` stores them: numbers become arrays of one.
+    stored = {name: value.reshape(value.shape or (1,)) for name, value in encoder.state_dict().items()}
     encoder.facts = replace(facts, fingerprint=fingerprint_of(facts, stored))
     return encoder
 

@@ -1,4 +1,4 @@
-"""Texts become windows of tokens of a pretrained text encoder.
+"""Texts become windows of tokens of a pretrained text encoder. Needs no torch.
 
 The tokenizer is a `tokenizer.json` of the `tokenizers` library, which holds its own normalisation (such as lower case)
 and the special tokens that frame a text. A text that is longer than the window of the encoder is read in several
@@ -8,14 +8,12 @@ windows, each with its frame. So nothing of a long report is lost.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer, normalizers, processors
-from torch import Tensor
 
 from cyclic_cli.errors import CyclicError
 
@@ -53,7 +51,7 @@ class Tokens:
         """Return the number of windows of each text."""
         return [len(self._cut(content)) for content in self._contents(texts)]
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Return the tokens (N, W, L) int64 of texts, each token number plus 1, with 0 as padding.
 
         W is the largest number of windows of a text and L the largest number of tokens of a window. An empty text has
@@ -66,7 +64,7 @@ class Tokens:
         for row, windows in zip(tokens, several, strict=True):
             for place, window in zip(row, windows, strict=False):
                 place[: len(window)] = window
-        return torch.from_numpy(tokens)
+        return tokens
 
     def _contents(self, texts: Sequence[str]) -> list[list[int]]:
         return [each.ids for each in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -76,25 +74,6 @@ class Tokens:
         bounds = [*range(0, len(content), self.room), len(content)] if content else [0, 0]
         windows = [[*self.before, *content[first:last], *self.behind] for first, last in pairwise(bounds)]
         return [[token + 1 for token in window or NOTHING] for window in windows]
-
-
-def over_windows(tokens: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return features (N, F) of texts: means over their windows, weighted by the numbers of tokens of these.
-
-    Args:
-        tokens: (N, W, L) as `Tokens.encode` returns them.
-        encode: Returns the features (M, F) of windows (M, L). It must accept a window that is empty.
-    """
-    rows = tokens.flatten(0, 1)
-    counts = (rows > 0).sum(1)
-    if torch.compiler.is_compiling():  # an exported graph reads empty windows as well, and counts them with weight 0
-        features = encode(rows)
-    else:
-        filled = counts > 0
-        read = encode(rows[filled])
-        features = read.new_zeros(len(rows), read.shape[1]).index_put((filled.nonzero()[:, 0],), read)
-    weights = counts.to(features.dtype).reshape(*tokens.shape[:2], 1)
-    return (features.reshape(*tokens.shape[:2], -1) * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 def with_frame(tokenizer: str, first: str, last: str, where: str) -> str:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from cyclic_cli.pretrained import pooling
 from cyclic_cli.pretrained.encoder import EncoderFacts, Output, PretrainedEncoder
-from cyclic_cli.pretrained.tokens import over_windows
+from cyclic_cli.pretrained.windows import over_windows
 
 POOLS = {"cls": pooling.first_token, "max": pooling.highest_of_tokens, "mean": pooling.mean_of_tokens}
 """How the vectors of tokens become one, in the order in which sentence-transformers joins several."""

@@ -8,9 +8,9 @@ first candidate for the best checkpoint, and wins ties.
 With `frozen: false` the pretrained encoders of a modality are trained as well, on images or tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclic_cli.alignment.choice import choose
-from cyclic_cli.alignment.maps import MODALITIES, embed
+from cyclic_cli.alignment.maps import MODALITIES, Setting, embed
 from cyclic_cli.codes.cache import FeatureCache
 from cyclic_cli.codes.terms import Terms
 from cyclic_cli.codes.text_reader import TERMS
@@ -28,7 +28,7 @@ from cyclic_cli.data.mixture import Pool, Subset
 from cyclic_cli.data.samples import Samples
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import UsageError
-from cyclic_cli.events import Report, silent
+from cyclic_cli.events import Note, Report, silent
 from cyclic_cli.models._rebuilding import CLOSED_FORM, make_aligned, used_encoders
 from cyclic_cli.pretrained import find, stored
 from cyclic_cli.pretrained.encoder import PretrainedEncoder
@@ -37,6 +37,7 @@ from cyclic_cli.training import fixed_codes
 from cyclic_cli.training.alignment import Alignment
 from cyclic_cli.training.feature_sources import EncoderSource, GradientSource, PixelSource, Source, TermSource
 from cyclic_cli.training.fixed_codes import CandidatePart
+from cyclic_cli.training.fold_choice import ranks_of_epochs
 from cyclic_cli.training.gradients import Plan, make_plan
 from cyclic_cli.training.learner import ShowImages, Tick
 from cyclic_cli.training.validation import errors_of_drawings, joined, validate_retrieval
@@ -151,7 +152,8 @@ class ClosedFormAlignment(Alignment):
         self.module = make_aligned(self.data.modalities, self.data.facts, blocks)
         for modality in self.data.modalities:
             for fingerprint, encoder in self._encoders[modality.name].items():
-                if modality.config.frozen and fingerprint in {one.fingerprint for one in used_encoders(facts[modality.name])}:
+                used = {one.fingerprint for one in used_encoders(facts[modality.name])}
+                if modality.config.frozen and fingerprint in used:
                     self.module.encoders[modality.name].attach(fingerprint, encoder)
 
     def _open_encoders(self, name: str, config: Any) -> None:
@@ -199,10 +201,9 @@ class ClosedFormAlignment(Alignment):
             name: fixed_codes.chosen_outputs(parts[name], parts[other], numbers[name], numbers[other], patients)
             for name, other in (MODALITIES, MODALITIES[::-1])
         }
-        groups = joined(*(pools[name].keys[numbers[name]] for name in MODALITIES))
         form = choose(
             *(np.concatenate([part.encode(numbers[name]) for part in parts[name]], axis=1) for name in MODALITIES),
-            patients, groups, {name: fixed_codes.columns(some) for name, some in parts.items()},
+            patients, self.groups, {name: fixed_codes.columns(some) for name, some in parts.items()},
             {part.name for some in parts.values() for part in some if part.source.is_cheap},
         )  # fmt: skip
         parts = {name: [part for part in some if part.name in form.parts[name]] for name, some in parts.items()}
@@ -210,7 +211,7 @@ class ClosedFormAlignment(Alignment):
         weights = self._weights(parts, form.blocks)
         facts = {name: self._facts(name, some) for name, some in parts.items()}
         facts["image"]["drawing"] = len(weights["encoders.image.drawing.components"])
-        return Solution(facts, blocks, form.to_json(), weights)
+        return Solution(facts, blocks, form.to_json() | {"setting": asdict(form.setting)}, weights)
 
     def _facts(self, name: str, parts: Sequence[CandidatePart]) -> dict[str, Any]:
         """The facts of a modality with the parts of its code and the encoders that these need."""
@@ -288,9 +289,35 @@ class ClosedFormAlignment(Alignment):
 
     def validate(self, is_stopped: Callable[[], bool], show: ShowImages | None) -> dict[str, float] | None:
         """Retrieval between images and texts, and errors of drawn images; empty without validation data."""
-        samples = self._validation
-        retrieval = validate_retrieval(self.ranks, self.module, samples, is_stopped)
-        return None if retrieval is None else retrieval | self._drawing_errors
+        retrieval = validate_retrieval(self.ranks, self.module, self._validation, is_stopped)
+        if retrieval is None:
+            return None
+        if not retrieval and self._ranks_of_epochs:
+            retrieval = {"rank_on_folds": self._ranks_of_epochs[self.epochs_done]}
+        return retrieval | self._drawing_errors
+
+    @cached_property
+    def _ranks_of_epochs(self) -> list[float]:
+        """The geometric mean ranks on folds of the known pairs after each number of epochs, see `fold_choice`."""
+        assert self._is_coded
+        if self.steps:
+            self._report(Note("no pairs for validation: folds of the known pairs decide how many epochs help"))
+        return ranks_of_epochs(self)
+
+    @property
+    def all_frozen(self) -> bool:
+        return all(modality.config.frozen for modality in self.data.modalities)
+
+    @property
+    def setting(self) -> Setting:
+        """The setting of the closed form."""
+        return Setting(**{name: value and (tuple(value) if name == "cca" else value) for name, value in
+                          self.closed_form["setting"].items()})
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """(P,) Numbers of the known pairs that are equal for pairs with equal images or texts."""
+        return joined(*(self.mixture.pools[name].keys[self.mixture.rows[name]] for name in MODALITIES))
 
     @cached_property
     def _drawing_errors(self) -> dict[str, float]:
@@ -304,4 +331,5 @@ class ClosedFormAlignment(Alignment):
     @staticmethod
     def is_better(val: dict[str, float], best: dict[str, float]) -> bool:
         """Compares the geometric mean rank; a tie goes to the earlier checkpoint, and so to the closed form."""
-        return "rank" in val and val["rank"] < best["rank"]
+        name = next((name for name in ("rank", "rank_on_folds") if name in val), None)
+        return name is not None and val[name] < best[name]

@@ -92,7 +92,7 @@ class EncoderSource(_Principal):
 
     def _compute(self, pool: Items, numbers: np.ndarray) -> dict[str, np.ndarray]:
         if self.encoder.facts.modality == "text":
-            content = torch.from_numpy(np.asarray(self._tokens.encode(pool.texts(numbers))))
+            content = torch.from_numpy(self._tokens.encode(pool.texts(numbers)))
         else:
             content = pool.load(numbers)
         return _computed(self.encoder, content.to(self.device))
@@ -128,7 +128,7 @@ class PixelSource(_Principal):
 class TermSource:
     """Words and word pairs of texts."""
 
-    name, title, is_cheap = "terms", "terms", True
+    name, title, is_cheap = "terms", "terms", False  # words help beside every encoder: it does not know rare terms
 
     def __init__(self, terms: Terms) -> None:
         self.terms = terms

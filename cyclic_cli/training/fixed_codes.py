@@ -77,8 +77,8 @@ def chosen_outputs(
 ) -> list[CandidatePart]:  # fmt: skip
     """The parts of a modality without outputs of encoders that say little about the other modality.
 
-    Of each encoder, the `OUTPUTS` outputs are kept whose neighbourhoods agree most with those of the other modality on
-    the known pairs (mutual k-NN).
+    Of each encoder, `OUTPUTS` outputs are kept. The first one is that whose neighbourhoods agree most with those of the
+    other modality on the known pairs (mutual k-NN). The next one is that which agrees most together with the first.
 
     Args:
         parts: Of the modality.
@@ -95,10 +95,17 @@ def chosen_outputs(
     some = np.linspace(0, len(own) - 1, min(len(own), COMPARED)).astype(int)
     other = np.concatenate([part.encode(theirs[some]) for part in others], axis=1)
 
-    def agreement(part: CandidatePart) -> float:
-        return mutual_knn(part.encode(own[some]), other, patients=patients[some])
+    def agreement(together: Sequence[CandidatePart]) -> float:
+        codes = np.concatenate([part.encode(own[some]) for part in together], axis=1)
+        return mutual_knn(codes, other, patients=patients[some])
 
-    kept = [one for several in by_source.values() for one in sorted(several, key=agreement, reverse=True)[:OUTPUTS]]
+    kept: list[CandidatePart] = []
+    for several in by_source.values():
+        chosen: list[CandidatePart] = []
+        while len(chosen) < min(OUTPUTS, len(several)):
+            left = [part for part in several if part not in chosen]
+            chosen.append(max(left, key=lambda part: agreement([*chosen, part])))
+        kept += chosen
     return [part for part in parts if part in kept]
 
 

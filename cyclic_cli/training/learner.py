@@ -36,6 +36,7 @@ class Learner(Protocol):
         """Settings without paths of this machine. In a checkpoint they replace those of the run."""
 
     closed_form: Mapping[str, Any]  # what was chosen for the closed form; empty without one
+    epochs_done: int  # set by the loop before it validates
     has_solution: bool  # whether the initial model is a solution, which later epochs must beat
 
     @property

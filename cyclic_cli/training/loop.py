@@ -41,7 +41,7 @@ class Loop:
             CyclicError: a loss, a validation metric or a weight is not finite; or a state cannot be written.
         """
         if self.learner.has_solution and self.progress.best_epoch is None:
-            self._keep(self._validate(), is_best=True)
+            self._keep(self._validate(0), is_best=True)
         saved_at = time.monotonic()
         for epoch in range(self.progress.epochs_done, self.config.epochs):
             self.clock.start()
@@ -74,7 +74,7 @@ class Loop:
     def _end_epoch(self) -> None:
         """Validate, keep the model if it is the best so far, and save the state."""
         self.clock.stop()
-        val = self._validate()
+        val = self._validate(self.progress.epochs_done + 1)
         self.clock.start()
         means = self.progress.end_epoch()
         self._keep(val, self._is_best(val), means)
@@ -94,8 +94,9 @@ class Loop:
         self.saver.save(is_best)
         self.log.report_epoch(val, is_best)
 
-    def _validate(self) -> dict[str, float]:
-        """The validation metrics. A signal ends the run; its next attempt then repeats the validation."""
+    def _validate(self, epochs: int) -> dict[str, float]:
+        """The validation metrics after a number of epochs. A signal ends the run; its next attempt then repeats the validation."""
+        self.learner.epochs_done = epochs
         val = self.learner.validate(
             lambda: self._received_signal() is not None, self.log.show if self.log.board else None
         )

@@ -162,7 +162,7 @@ class SelfSupervised(Autoencoding):
         return {"loss": self._validation_loss(whole["projection"]), "agreement": float(np.mean(ranks == 1))}
 
     def _validation_loss(self, projection: Tensor) -> float:
-        """The mean of the weighted objectives over batches of projections (N, VIEWS, D). A smaller last one is left out."""
+        """The weighted objectives, mean over batches of projections (N, VIEWS, D). A smaller last one is left out."""
         weights = self.weights(self.steps)
         batches = [part for part in projection.split(self.batch_size) if len(part) == self.batch_size] or [projection]
         losses = [self._losses({"projection": part}) for part in batches]

@@ -56,7 +56,11 @@ def make_learner(ranks: Ranks, sources: Sources, config: TrainConfig) -> Learner
         if sources.initial and learner is ClosedFormAlignment:
             raise UsageError("--init-from is for encoders trained from scratch.", "Name their --arch, or leave it out.")
         return learner(ranks, [sources.dataset, *sources.also], config)
-    for is_given, flag in ((sources.also, "--also"), (config.paired_fraction < 1, "--paired-fraction")):
+    for_joint_models = {
+        "--also": sources.also, "--paired-fraction": config.paired_fraction < 1,
+        **{f"--{name}-encoder": table.get("encoder") for name, table in config.modalities.items()},
+    }  # fmt: skip
+    for flag, is_given in for_joint_models.items():
         if is_given:
             raise UsageError(f"{flag} is for image–text models.", "Add --objective, such as --objective cyclic.")
     if config.objective == "views":

@@ -11,6 +11,7 @@ from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.training.learner import Learner
 from cyclic_cli.training.progress import RunProgress
+from cyclic_cli.training.schedule import learning_rate
 from cyclic_cli.training.setup import Network
 
 NAMED = 16  # samples of a batch that an error names
@@ -88,17 +89,6 @@ class Stepper:
             error_if_nonfinite=False,
         )
         return bool(norm.isfinite())
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """The learning rate of a step, counted from 0: linear warm-up over the share `warmup`, then half a cosine to 0.
-
-    Source: Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts.
-    """
-    rising = max(1, round(warmup * steps))
-    if step < rising:
-        return peak * (step + 1) / rising
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
 def named_samples(keys: list[str]) -> str:

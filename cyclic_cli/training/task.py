@@ -59,7 +59,7 @@ class TrainSummary:
 
     run: str
     checkpoint: str
-    arch: str
+    arch: str | None  # of the image encoder; None: fixed codes
     objective: str
     fraction: float
     paired_fraction: float | None  # None: the objective uses no pairs
@@ -134,7 +134,8 @@ def default_run_name(config: TrainConfig) -> str:
     """The name of a run's folder, from its main settings: the same command line finds the same run again."""
     if config.is_joint:
         return f"{config.objective}-{config.fraction:g}-paired{config.paired_fraction:g}-seed{config.seed}"
-    return f"{config.arch}-{config.fraction:g}-seed{config.seed}"
+    objective = "" if config.objective == "autoencode" else f"{config.objective}-"
+    return f"{objective}{config.arch}-{config.fraction:g}-seed{config.seed}"
 
 
 def _finished(folder: RunFolder) -> TrainSummary:
@@ -205,7 +206,8 @@ def _summary(
     resumed_from: int | None,
 ) -> TrainSummary:  # fmt: skip
     return TrainSummary(
-        run=str(folder.folder), checkpoint=str(folder.best), arch=config.arch, objective=config.objective,
+        run=str(folder.folder), checkpoint=str(folder.best), arch=None if learner.has_solution else config.arch,
+        objective=config.objective,
         fraction=config.fraction, paired_fraction=config.paired_fraction if config.is_joint else None,
         epochs=config.epochs, steps=learner.steps, steps_executed=progress.step - (resumed_from or 0),
         seed=config.seed, train_samples=learner.samples, val=progress.val,

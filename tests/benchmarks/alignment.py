@@ -4,9 +4,9 @@
     python tests/benchmarks/alignment.py --work DIR --pairs 20000       a quick test
 
 Codes of images and of texts, with 64 shared variables and noise, are written to two files, 6 GB for a million pairs,
-and read as memory maps. First their moments are summed in one pass. Then a tenth of them is aligned: moments, folds and
-the grid of `alignment.choice`. Memory is the peak of the process's anonymous memory (RssAnon), read every 50 ms. Pages of
-the files are not counted, because the kernel drops them when memory is short. OMP_NUM_THREADS sets the cores.
+and read as memory maps. First their moments are summed in one pass. Then a tenth of them is aligned: moments, folds
+and the grid of `alignment.choice`. Memory is the peak of the process's anonymous memory (RssAnon), read every 50 ms.
+Pages of the files are not counted, because the kernel drops them when memory is short. OMP_NUM_THREADS sets the cores.
 """
 
 import argparse

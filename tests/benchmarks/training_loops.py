@@ -46,7 +46,7 @@ from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training import autoencoding
 from cyclic_cli.training import task as training
 from cyclic_cli.training.run_log import RunLog
-from cyclic_cli.training.steps import learning_rate
+from cyclic_cli.training.schedule import learning_rate
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 WARM_UP = 2  # batches before the clock starts

@@ -15,7 +15,7 @@ from cyclic_cli.data.mixture import UNPAIRED
 from cyclic_cli.models._joint import OUTPUTS
 from cyclic_cli.registry import names
 
-JOINT = [name for name in names("objectives") if name not in ("absolute", "divergence", "similarity")]
+JOINT = [name for name in names("objectives") if name not in ("absolute", "divergence", "similarity", "simclr")]
 OF_EMBEDDINGS = [name for name in JOINT if import_module(f"cyclic_cli.objectives.{name}").NEEDS[0] == "embedding"]
 
 

@@ -12,10 +12,11 @@ from helpers.makers import Ran
 from helpers.run_files import rows
 from skimage.metrics import structural_similarity
 from torch import Tensor
+from torch.nn import functional
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from cyclic_cli.metrics.reconstruction import ssim
-from cyclic_cli.objectives import absolute, divergence, reconstruction, similarity
+from cyclic_cli.objectives import absolute, divergence, reconstruction, simclr, similarity
 from cyclic_cli.registry import names
 
 Cyclic = Callable[..., Ran]
@@ -167,3 +168,36 @@ def test_a_weighted_sum_trains_and_every_term_is_in_the_metrics(tiny_dataset: Pa
         assert set(terms) == {*mix, "total"}
         assert terms["total"] == pytest.approx(sum(weight * terms[name] for name, weight in mix.items()), rel=1e-5)
     assert steps[-1]["losses"]["total"] < steps[0]["losses"]["total"]
+
+
+def test_simclr_is_the_cross_entropy_of_the_other_view_by_a_loop() -> None:
+    rows = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    views = functional.normalize(rows, dim=2)
+    losses = []
+    for image in range(4):
+        for number in (0, 1):
+            one, partner = views[image, number], views[image, 1 - number]
+            others = [views[a, b] for a in range(4) for b in (0, 1) if (a, b) != (image, number)]
+            total = sum(torch.exp(7 * one @ other) for other in others)
+            losses.append(-torch.log(torch.exp(7 * one @ partner) / total))
+    found = simclr.loss({"projection": rows.float()}, {}, sharpness=7.0)
+    torch.testing.assert_close(found, torch.stack(losses).mean().float())
+
+
+def test_simclr_counts_all_partners_alike_and_is_zero_for_a_single_image() -> None:
+    rows = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    order = torch.tensor([2, 0, 3, 1])
+    losses = [simclr.loss({"projection": some}, {}) for some in (rows, rows[:, order])]
+    torch.testing.assert_close(*losses)
+    alone = rows[:1, :2].requires_grad_()
+    loss = simclr.loss({"projection": alone}, {})
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    loss.backward()
+    assert alone.grad is not None
+    assert alone.grad.isfinite().all()
+
+
+def test_the_gradient_of_simclr_equals_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "float", lambda value: value)  # the objective computes in float32
+    rows = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda value: simclr.loss({"projection": value}, {}), rows)

@@ -283,7 +283,7 @@ def test_texts_are_averaged_over_their_tokens_and_windows(batch: Any, length: An
     encoder = opened(model, modality="text")
     assert (encoder.facts.window, encoder.facts.tokenizer) == (8, tokenizer)
     texts = ["heart large", "no effusion small heart", "heart " * 9 + "large"]
-    found = encoder(Tokens(tokenizer, 8).encode(texts))
+    found = encoder(torch.from_numpy(Tokens(tokenizer, 8).encode(texts)))
     assert found["last_hidden_state"].shape == (3, WIDTH)
     rows = [expected_text(model, [1, 2]), expected_text(model, [4, 5, 3, 1])]
     rows.append(0.8 * expected_text(model, [1] * 8) + 0.2 * expected_text(model, [1, 2]))

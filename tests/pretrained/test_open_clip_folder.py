@@ -112,7 +112,7 @@ def features(encoder: PretrainedEncoder, content: Tensor) -> dict[str, np.ndarra
 
 def encoded(encoder: PretrainedEncoder) -> Tensor:
     assert encoder.facts.window is not None
-    return Tokens(encoder.facts.tokenizer, encoder.facts.window).encode(TEXTS)
+    return torch.from_numpy(Tokens(encoder.facts.tokenizer, encoder.facts.window).encode(TEXTS))
 
 
 def normalised(images: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def test_both_halves_of_an_image_text_run_give_its_embeddings(joint_run: Path) -
     )
     assert text.facts.window is not None
     tokens = Tokens(text.facts.tokenizer, text.facts.window)
-    found = features(text, tokens.encode(TEXTS))
+    found = features(text, torch.from_numpy(tokens.encode(TEXTS)))
     np.testing.assert_allclose(found["embedding"], model.embed_texts(TEXTS), rtol=1e-4, atol=1e-5)
     names = {name.split(".")[0] for name in image.state_dict() | text.state_dict()}
     assert names == {"encoder", "embedding"}  # the image half holds nothing of the text half, and the reverse
@@ -110,7 +110,7 @@ def test_a_long_text_is_the_weighted_mean_of_its_windows(joint_run: Path) -> Non
     encoder = open_run(joint_run, "text", None, {})
     assert encoder.facts.window is not None
     tokens = Tokens(encoder.facts.tokenizer, encoder.facts.window)
-    content = tokens.encode([" ".join(TEXTS) + " zxq" * 60])
+    content = torch.from_numpy(tokens.encode([" ".join(TEXTS) + " zxq" * 60]))
     counts = (content[0] > 0).sum(1)
     assert len(counts) > 1
     assert counts[0] == encoder.facts.window == encoder.limit - 1

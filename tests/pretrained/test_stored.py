@@ -55,7 +55,9 @@ def test_a_text_encoder_is_read_without_its_folder(encoder: PretrainedEncoder, f
     again = read_encoder(folder, fingerprint)
     assert again.facts == encoder.facts
     assert again.facts.window is not None
-    content = Tokens(again.facts.tokenizer, again.facts.window).encode(["no acute findings", "", "heart " * 40])
+    content = torch.from_numpy(
+        Tokens(again.facts.tokenizer, again.facts.window).encode(["no acute findings", "", "heart " * 40])
+    )
     assert torch.equal(again(content)["embedding"], encoder(content)["embedding"])
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from helpers.tiny_encoders import WORDS, tiny_tokenizer
@@ -9,7 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from cyclic_cli.errors import CyclicError
-from cyclic_cli.pretrained.tokens import Tokens, lower_cased, over_windows, with_frame
+from cyclic_cli.pretrained.tokens import Tokens, lower_cased, with_frame
+from cyclic_cli.pretrained.windows import over_windows
 
 TEXTS = ["no acute findings", "", "The HEART is enlarged", "zebra"]
 FRAME = 2  # special tokens around a text
@@ -49,7 +51,7 @@ def test_tokens_are_those_of_the_tokenizer(make: type) -> None:
     tokenizer = make()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     found = Tokens(tokenizer.to_str(), 32).encode(TEXTS)
-    assert found.dtype == torch.int64
+    assert found.dtype == np.int64
     for row, text in zip(found, TEXTS, strict=True):
         numbers = fast(text)["input_ids"]
         assert row.shape[0] == 1
@@ -93,7 +95,7 @@ def test_stated_padding_and_truncation_do_not_count() -> None:
     tokenizer.enable_padding(length=12)
     tokenizer.enable_truncation(5)
     text = " ".join(WORDS)
-    assert torch.equal(Tokens(tokenizer.to_str(), 64).encode([text]), tokens(64).encode([text]))
+    assert np.array_equal(Tokens(tokenizer.to_str(), 64).encode([text]), tokens(64).encode([text]))
 
 
 def test_a_window_must_have_room() -> None:
@@ -107,7 +109,7 @@ def test_a_frame_is_added_where_there_is_none() -> None:
     whole = tiny_tokenizer().to_str()
     bare = json.dumps(json.loads(whole) | {"post_processor": None})
     framed = with_frame(bare, "[CLS]", "[SEP]", "It")
-    assert torch.equal(Tokens(framed, 16).encode(TEXTS), Tokens(whole, 16).encode(TEXTS))
+    assert np.array_equal(Tokens(framed, 16).encode(TEXTS), Tokens(whole, 16).encode(TEXTS))
     assert with_frame(whole, "[CLS]", "[SEP]", "It") == whole
     assert Tokens(with_frame(bare, "", "[SEP]", "It"), 16).before == []
     with pytest.raises(CyclicError, match="special tokens"):
@@ -117,7 +119,7 @@ def test_a_frame_is_added_where_there_is_none() -> None:
 def test_lower_case_is_added() -> None:
     assert byte_pairs().encode("No Acute").ids != byte_pairs().encode("no acute").ids
     lower = Tokens(lower_cased(byte_pairs().to_str(), "It"), 16)
-    assert torch.equal(lower.encode(["No Acute"]), lower.encode(["no acute"]))
+    assert np.array_equal(lower.encode(["No Acute"]), lower.encode(["no acute"]))
 
 
 def test_windows_count_by_their_tokens() -> None:

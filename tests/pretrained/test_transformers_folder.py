@@ -55,10 +55,14 @@ def images(count: int = 3, size: int = 40) -> Tensor:
     return torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(1))
 
 
+def read(encoder: PretrainedEncoder, texts: list[str]) -> Tensor:
+    return torch.from_numpy(Tokens(encoder.facts.tokenizer, encoder.facts.window or 0).encode(texts))
+
+
 def encode(encoder: PretrainedEncoder, texts: list[str]) -> Tensor:
     assert encoder.facts.window is not None
     with torch.inference_mode():
-        return encoder(Tokens(encoder.facts.tokenizer, encoder.facts.window).encode(texts))["embedding"]
+        return encoder(read(encoder, texts))["embedding"]
 
 
 def refused(path: Path, modality: str, **overrides: Any) -> CyclicError:
@@ -127,7 +131,7 @@ def test_image_features_are_those_of_the_library(family: str, tmp_path: Path) ->
 
 def text_features_by_hand(family: str, path: Path, texts: list[str]) -> Tensor:
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"), pad_token="[PAD]")
-    whole = transformers.AutoModel.from_pretrained(path).eval()
+    whole = getattr(transformers, TEXTS[family][0]).from_pretrained(path).eval()
     filled = {"padding": "max_length", "max_length": POSITIONS} if family.startswith("siglip") else {"padding": True}
     given = tokenizer(texts, return_tensors="pt", **filled)
     with torch.inference_mode():
@@ -188,7 +192,7 @@ def test_sentence_transformers_pool_and_normalise(
     network = transformers.AutoModel.from_pretrained(folders["text"]).eval()
     expected = []
     for text in REPORTS:
-        row = Tokens(encoder.facts.tokenizer, POSITIONS).encode([text])[0] - 1
+        row = read(encoder, [text])[0] - 1
         with torch.inference_mode():
             last = network(input_ids=row).last_hidden_state[0]
         of = {"cls": last[0], "max": last.amax(0), "mean": last.mean(0)}
@@ -206,7 +210,7 @@ def test_an_encoder_is_built_again_from_its_facts(family: str, tmp_path: Path) -
         encoder, content = opened(tiny_image_folder(family, tmp_path / "images"), "image"), images()
     else:
         encoder = opened(tiny_text_folder(family, tmp_path / "texts"), "text")
-        content = Tokens(encoder.facts.tokenizer, POSITIONS).encode([*REPORTS, LONG])
+        content = read(encoder, [*REPORTS, LONG])
     again = rebuild(encoder.facts)
     again.load_state_dict(encoder.state_dict())
     with torch.inference_mode():
@@ -226,8 +230,7 @@ def test_an_encoder_becomes_onnx(family: str, tmp_path: Path) -> None:
         content, other, dims = images(2), images(3), {0: size}
     else:
         encoder = opened(tiny_text_folder(family.removesuffix(" text"), tmp_path / "texts"), "text")
-        tokens = Tokens(encoder.facts.tokenizer, POSITIONS)
-        content, other = tokens.encode([*REPORTS[:1], LONG]), tokens.encode([*REPORTS, LONG])
+        content, other = read(encoder, [*REPORTS[:1], LONG]), read(encoder, [*REPORTS, LONG])
         dims = {0: size, 1: many("windows", min=1, max=64), 2: many("tokens", min=2, max=POSITIONS)}
     path = tmp_path / "encoder.onnx"
     torch.onnx.export(encoder, (content,), str(path), dynamo=True, input_names=["content"], dynamic_shapes=(dims,))

@@ -31,7 +31,7 @@ from cyclic_cli.storage.checkpoint import read_checkpoint
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training import autoencoding, run_log, steps, validation
 from cyclic_cli.training import task as training
-from cyclic_cli.training.steps import learning_rate
+from cyclic_cli.training.schedule import learning_rate
 from cyclic_cli.training.task import train
 
 Cyclic = Callable[..., Ran]

@@ -19,6 +19,7 @@ from cyclic_cli.config import TrainConfig
 from cyclic_cli.data.views import view
 from cyclic_cli.inference.torch_model import TorchModel
 from cyclic_cli.models import conv
+from cyclic_cli.registry import names
 from cyclic_cli.storage.checkpoint import read_checkpoint
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training.self_supervised import SelfSupervised, filled_in
@@ -44,9 +45,16 @@ def learner(dataset: Path, **settings: Any) -> SelfSupervised:
     return SelfSupervised(distributed.launch("cpu", "32"), stored, config)
 
 
-@pytest.mark.parametrize("settings", [{"arch": "deep"}, {"arch": "conv", "model": {"embedding": 32}}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"arch": "conv", "model": {"embedding": 32}},
+        *(pytest.param({"arch": arch}, marks=pytest.mark.slow) for arch in names("models")),
+    ],
+    ids=str,
+)
 def test_views_of_an_image_agree_after_training(settings: dict[str, Any], paired_dataset: Path, tmp_path: Path) -> None:
-    config = TrainConfig(objective="views", epochs=12, batch_size=32, **settings)
+    config = TrainConfig(objective="views", epochs=8, batch_size=32, **settings)
     untrained = train(paired_dataset, tmp_path / "a", TrainConfig(objective="views", lr=0.0, epochs=1, **settings))
     trained = train(paired_dataset, tmp_path / "b", config)
     assert trained.val["agreement"] > untrained.val["agreement"] + 0.05

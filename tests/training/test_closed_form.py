@@ -1,0 +1,247 @@
+"""Image–text models that start at the closed form: what they reach, what they keep, and what they refuse."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.makers import Ran
+from helpers.onnx_graphs import network, saved
+from helpers.run_files import rows, weights
+from helpers.tiny_encoders import tiny_image_folder, tiny_text_folder
+
+from cyclic_cli.config import PrepareConfig, Preprocessing
+from cyclic_cli.inference.torch_model import TorchModel
+from cyclic_cli.prepare.task import prepare
+from cyclic_cli.storage.checkpoint import read_checkpoint
+from cyclic_cli.storage.dataset import StoredDataset
+from cyclic_cli.storage.files import read_tensors
+
+Cyclic = Callable[..., Ran]
+NORMALISED = ("--set", "modalities.image.mean=0.5", "--set", "modalities.image.std=0.5")
+
+
+@pytest.fixture(scope="module")
+def no_val(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of `paired_dataset` without a validation part."""
+    files = paired_dataset.parent / "files"
+    out = tmp_path_factory.mktemp("no_val") / "dataset"
+    config = PrepareConfig(preprocessing=Preprocessing(size=32), already_deidentified=True, split=(1.0, 0, 0))
+    prepare([files], out, config, [files / "reports.csv"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """The options that name a tiny image encoder and a tiny text encoder."""
+    folder = tmp_path_factory.mktemp("encoders")
+    image, text = tiny_image_folder("vit", folder / "vit"), tiny_text_folder("bert", folder / "bert")
+    return ["--image-encoder", image, "--text-encoder", text]
+
+
+def words(dataset: Path, out: str, *more: object, objective: str = "aligned") -> list[object]:
+    return ["train", dataset, "--objective", objective, "--out", out, "--json", *more]
+
+
+def pairs(dataset: Path, name: str = "val") -> tuple[np.ndarray, list[str]]:
+    """The images (N, C, H, W) and texts of the pairs of a split."""
+    stored = StoredDataset(dataset)
+    index = stored.rows(["has_image", "has_text", "shard", "row", "text"], name)
+    both = index["has_image"] & index["has_text"]
+    return stored.images(index["shard"][both], index["row"][both]), index["text"][both].tolist()
+
+
+def mean_log_rank(run: str, dataset: Path) -> float:
+    """Of the nearest report with the same text, for each image of the validation part; counted by hand."""
+    model, (images, texts) = TorchModel(Path(run) / "model.safetensors"), pairs(dataset)
+    similarity = model.embed_images(images) @ model.embed_texts(texts).T
+    same = np.array(texts)[:, None] == np.array(texts)[None, :]
+    best = np.where(same, similarity, -np.inf).max(1, keepdims=True)
+    return float(np.log1p((np.where(same, -np.inf, similarity) > best).sum(1)).mean())
+
+
+def test_the_closed_form_finds_reports_and_draws_images(paired_dataset: Path, cyclic: Cyclic) -> None:
+    ran = cyclic(*words(paired_dataset, "run"))
+    assert ran.code == 0, ran.err
+    assert (ran.json["steps"], ran.json["best_epoch"], ran.json["arch"]) == (0, 0, None)
+    assert ran.json["alignment"]["parts"]["text"] == ["terms"]
+    images, texts = pairs(paired_dataset)
+    assert mean_log_rank("run", paired_dataset) < 0.5 * np.log(len(texts) / 2)  # about half of the mean by chance
+    train = pairs(paired_dataset, "train")[0] / 255
+    assert ran.json["val"]["mse"] < 0.7 * np.square(images / 255 - train.mean(0)).mean()
+    scan = paired_dataset.parent / "files" / "001.png"
+    assert cyclic("reconstruct", scan, "--model", "run", "--out", "drawn").code == 0
+    assert cyclic("embed", paired_dataset, "--model", "run", "--out", "e.parquet").code == 0
+    found = cyclic("search", texts[0], "--in", "e.parquet", "--model", "run", "--json")
+    assert found.code == 0, found.err
+    measured = cyclic("evaluate", paired_dataset, "--model", "run", "--json")
+    assert measured.code == 0, measured.err
+    assert measured.json["reconstruction"]["mse"] == pytest.approx(ran.json["val"]["mse"], rel=1e-4)
+
+
+def test_a_run_with_encoders_needs_their_folders_no_more(
+    paired_dataset: Path, encoders: list[object], tmp_path: Path, cyclic: Cyclic
+) -> None:
+    moved = [shutil.copytree(one, tmp_path / one.name) if isinstance(one, Path) else one for one in encoders]
+    ran = cyclic(*words(paired_dataset, "run", *moved))
+    assert ran.code == 0, ran.err
+    before = TorchModel(Path("run/model.safetensors")).embed_images(pairs(paired_dataset)[0])
+    for one in moved:
+        if isinstance(one, Path):
+            shutil.rmtree(one)
+    shutil.copytree("run", "elsewhere")
+    shutil.rmtree("run")
+    model = TorchModel(Path("elsewhere/model.safetensors"))
+    assert np.array_equal(model.embed_images(pairs(paired_dataset)[0]), before)
+    again = cyclic(*words(paired_dataset, "elsewhere", *moved, "--resume", "must"))
+    assert (again.code, again.json["best_epoch"]) == (0, 0), again.err
+    stored = [path.stem for path in Path("elsewhere/encoders").glob("*.safetensors")]
+    facts = read_checkpoint(Path("elsewhere/model.safetensors")).architecture["facts"]
+    assert sorted(stored) == sorted(one["fingerprint"] for name in ("image", "text") for one in facts[name]["encoders"])
+    shutil.rmtree("elsewhere/encoders")
+    said = cyclic("embed", paired_dataset, "--model", "elsewhere", "--out", "e.parquet")
+    assert said.code == 1
+    assert "encoders/" in said.err
+
+
+def test_features_are_computed_once(
+    paired_dataset: Path, encoders: list[object], cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    usual = torch.nn.Module.__call__
+
+    def counted(self: torch.nn.Module, *inputs: object, **named: object) -> object:
+        if type(self).__name__ in ("ViTModel", "BertModel"):
+            computed.append(1)
+        return usual(self, *inputs, **named)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", counted)
+    assert cyclic(*words(paired_dataset, "one", *encoders)).code == 0
+    assert computed
+    computed.clear()
+    assert cyclic(*words(paired_dataset, "two", *encoders, "--paired-fraction", 0.5)).code == 0
+    assert cyclic(*words(paired_dataset, "three", *encoders, "--epochs", 2, objective="cyclip")).code == 0
+    assert not computed
+    assert cyclic(*words(paired_dataset, "four", *encoders)).code == 0
+    assert weights(Path("one")) == weights(Path("four"))
+
+
+def test_training_never_loses_the_closed_form(paired_dataset: Path, cyclic: Cyclic) -> None:
+    assert cyclic(*words(paired_dataset, "closed")).code == 0
+    for out, lr, kept in (("wild", 10, True), ("still", 0, True), ("mild", 1e-3, None)):
+        ran = cyclic(*words(paired_dataset, out, "--epochs", 3, "--lr", lr, objective="contrastive"))
+        assert ran.code == 0, ran.err
+        assert kept is None or (ran.json["best_epoch"] == 0) is kept
+        assert ran.json["val"]["rank"] <= rows(Path(out), "epoch")[0]["val"]["rank"]
+        if kept:
+            assert weights(Path(out)) == weights(Path("closed"))
+
+
+def test_every_preset_and_mixture_goes_on_from_the_closed_form(paired_dataset: Path, cyclic: Cyclic) -> None:
+    mixture = ("--set", "objectives={contrastive: 1, sigmoid: 0.1, latent_cycle: 0.1, data_cycle: 0.1, walk: 0.1}")
+    for out, objective, more in (("one", "cyclip", ()), ("two", "cyclic", ()), ("three", "cyclic", mixture)):
+        ran = cyclic(*words(paired_dataset, out, "--epochs", 2, "--paired-fraction", 0.5, *more, objective=objective))
+        assert ran.code == 0, ran.err
+        assert all(np.isfinite(list(row["losses"].values())).all() for row in rows(Path(out), "step"))
+
+
+def test_without_validation_folds_of_the_known_pairs_decide(no_val: Path, cyclic: Cyclic) -> None:
+    for out, lr in (("mild", 1e-3), ("wild", 10), ("still", 0)):
+        ran = cyclic(*words(no_val, out, "--epochs", 3, "--lr", lr, objective="contrastive"))
+        assert ran.code == 0, ran.err
+        assert "folds of the known pairs decide" in ran.err
+        ranks = [row["val"]["rank_on_folds"] for row in rows(Path(out), "epoch")]
+        assert len(ranks) == 4
+        assert ran.json["best_epoch"] == int(np.argmin(ranks))
+    assert ran.json["best_epoch"] == 0
+
+
+def test_a_stopped_run_ends_with_the_bits_of_one_never_stopped(
+    paired_dataset: Path, encoders: list[object], cyclic: Cyclic
+) -> None:
+    every = ("--epochs", 4, "--batch-size", 32, *encoders)
+    assert cyclic(*words(paired_dataset, "whole", *every, objective="cyclic")).code == 0
+    stopping = (
+        "import os, signal\n"
+        "from cyclic_cli.training.steps import Stepper\n"
+        "from cyclic_cli.__main__ import main\n"
+        "usual = Stepper.step\n"
+        "def counted(self):\n"
+        "    result = usual(self)\n"
+        "    if self.progress.step == 6: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return result\n"
+        "Stepper.step = counted\n"
+        "main()\n"
+    )
+    parts = list(map(str, words(paired_dataset, "parts", *every, objective="cyclic")))
+    assert subprocess.run([sys.executable, "-c", stopping, *parts], capture_output=True, timeout=300).returncode == 143
+    ran = cyclic(*parts, "--resume", "must")
+    assert ran.code == 0, ran.err
+    assert ran.json["resumed_from_step"] == 6
+    assert weights(Path("whole")) == weights(Path("parts"))
+
+
+def test_encoders_that_are_not_frozen_are_trained_and_stored_with_the_model(
+    paired_dataset: Path, encoders: list[object], cyclic: Cyclic
+) -> None:
+    moving = ("--set", "modalities.image.frozen=false", "--set", "modalities.text.frozen=false")
+    ran = cyclic(*words(paired_dataset, "run", *encoders, *moving, "--epochs", 2, objective="contrastive"))
+    assert ran.code == 0, ran.err
+    assert not Path("run/encoders").exists()
+    state = max(Path("run/state").iterdir())
+    names = [name for name in read_checkpoint(state / "model.safetensors").weights if ".pretrained_" in name]
+    assert names
+    model = TorchModel(state / "model.safetensors")
+    assert model.embed_images(pairs(paired_dataset)[0]).shape[1] == model.module.embedding
+    optimizer = read_tensors(state / "optimizer.safetensors")[0]
+    moved = sum(float(np.abs(value).max()) > 0 for name, value in optimizer.items() if name.endswith(".exp_avg"))
+    assert moved > len(names) / 2  # parameters that had a gradient; the heads and expansions are few
+
+
+def test_no_file_holds_a_name_that_few_patients_share(paired_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
+    files, source, dataset = paired_dataset.parent / "files", tmp_path / "files", tmp_path / "planted"
+    table = (files / "reports.csv").read_text().splitlines()
+    for number in range(1, 10):  # nine patients
+        table[number] = table[number].replace("disc", "disc of Zarathustra", 1)
+    shutil.copytree(files, source)
+    (source / "reports.csv").write_text("\n".join(table) + "\n")
+    config = PrepareConfig(preprocessing=Preprocessing(size=32), already_deidentified=True, split=(1.0, 0, 0))
+    prepare([source], dataset, config, [source / "reports.csv"])
+    assert cyclic(*words(dataset, "run")).code == 0
+    assert cyclic("export", "--model", "run", "--part", "all", "--out", "exported").code == 0
+    for folder in (Path("run"), Path("exported"), tmp_path / "cache"):
+        for path in folder.rglob("*"):
+            assert not path.is_file() or b"zarathustra" not in path.read_bytes().lower()
+
+
+@pytest.mark.parametrize(
+    ("more", "objective", "message"),
+    [
+        (("--paired-fraction", 0), "aligned", "needs paired samples"),
+        (("--arch", "linear"), "aligned", "closed form itself"),
+        (("--image-encoder", "nowhere"), "aligned", "nowhere"),
+        (("--image-encoder", "nowhere", "--arch", "linear"), "contrastive", "Leave out --arch"),
+        (("--image-encoder", "nowhere"), "autoencode", "image–text"),
+        (("--set", "start=nowhere"), "aligned", "start"),
+        (("--set", "modalities={image: {}, tabular: {}}"), "aligned", "tabular"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    more: tuple[object, ...], objective: str, message: str, paired_dataset: Path, cyclic: Cyclic
+) -> None:
+    said = cyclic(*words(paired_dataset, "run", *more, objective=objective))
+    assert said.code in (1, 2)
+    assert message in said.err
+
+
+def test_a_graph_cannot_be_trained(paired_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
+    path = saved(network(side=32), tmp_path / "network.onnx")
+    options = ("--image-encoder", path, *NORMALISED)
+    said = cyclic(*words(paired_dataset, "run", *options, "--set", "modalities.image.frozen=false", objective="cyclip"))
+    assert said.code == 2
+    assert "frozen" in said.err
+    assert cyclic(*words(paired_dataset, "run", *options)).code == 0
