@@ -15,8 +15,8 @@ from cyclic_cli.alignment.maps import MODALITIES, Blocks, Factors, Setting, embe
 from cyclic_cli.alignment.moments import Moments, Rows
 from cyclic_cli.errors import CyclicError
 
-CHEAP = ("pixels", "gradients", "terms")  # features that need no pretrained encoder
-BESIDE = ("terms",)  # of them, those that begin beside the encoders of their modality
+CHEAP = ("pixels", "gradients", "levels")  # features of images that need no pretrained encoder
+FEWEST = 10  # patients with pairs; with fewer, folds tell too little and the default is taken
 
 # Few settings, because a choice among many overfits some hundred pairs. From strong to weak regularisation: of equally
 # good settings the first is taken.
@@ -26,8 +26,7 @@ RIDGES = (3.0, 1.0)
 GRID = {
     "both": tuple(Setting((strength, VARIATES), ridge) for strength in STRENGTHS for ridge in RIDGES),
     "cca": tuple(Setting((strength, VARIATES)) for strength in STRENGTHS),
-    "ridge": tuple(Setting(ridge=ridge) for ridge in RIDGES),
-}  # by map; see `_default` for the one that is kept unless another is clearly better
+}  # by map
 SEARCH = tuple(Setting((strength, VARIATES), 3.0) for strength in (10.0, 3.0, 1.0))  # settings that compare parts
 
 Parts = Mapping[str, Mapping[str, slice]]  # by modality and name: columns of the code
@@ -75,7 +74,7 @@ def choose(
     groups: np.ndarray | None = None,
     parts: Parts | None = None,
     cheap: Collection[str] = CHEAP,
-    grids: Grids | None = None,
+    grids: Grids = GRID,
     total: Moments | None = None,
 ) -> ClosedForm:
     """Fit a map to all known pairs, with the parts and settings that rank best in folds over their patients.
@@ -87,9 +86,9 @@ def choose(
         groups: (N,) ints; pairs of one group have equal content, and count as hits for one another. None: only the own
             partner is a hit.
         parts: The columns of each part of the codes. None: each code is one part.
-        cheap: Names of parts that join or leave the others of their modality where the folds say so.
-        grids: By map, the settings of which the best one is taken. None: of `GRID`, the default for this number of
-            pairs is taken, unless another setting is better by more than one standard error.
+        cheap: Names of parts that join the others of their modality only where the folds say so.
+        grids: By map, the settings to choose from. With pairs of fewer than `FEWEST` patients, a default of the first
+            map is taken.
         total: The moments of all pairs, where they were computed elsewhere, such as by several processes.
 
     Raises:
@@ -103,20 +102,22 @@ def choose(
         name: {"code": slice(0, codes.shape[1])} for name, codes in zip(MODALITIES, (images, texts), strict=True)
     }
     groups = np.arange(len(patients)) if groups is None else groups
-    folds = Folds(images, texts, patients, groups, total)
-    kept = _searched(folds, parts, cheap) if len(folds) else _first_parts(parts, cheap)
+    folds, several = None, len(np.unique(patients))
+    if several >= FEWEST:
+        folds = Folds(images, texts, patients, groups, total)
+    kept = _searched(folds, parts, cheap) if folds else _first_parts(parts, cheap)
     columns = columns_of(parts, kept)
-    setting, scores = (
-        _best(folds, columns, grids, total.count) if len(folds) else (_default(grids or GRID, total.count), {})
-    )
+    setting, scores = _best(folds, columns, grids) if folds else (_default(grids, total.count), {})
     return ClosedForm(
         blocks=Factors(total.select(columns["image"], columns["text"])).blocks(setting),
         parts=kept,
         columns=columns,
         setting=setting,
-        rule="mean log rank of folds over patients" if len(folds) else "default, because one patient has all pairs",
+        rule="mean log rank in folds over patients"
+        if folds
+        else f"default, for fewer than {FEWEST} patients with pairs",
         scores=scores,
-        counts={"pairs": total.count, "patients": len(np.unique(patients)), "folds": len(folds)},
+        counts={"pairs": total.count, "patients": several, "folds": len(folds) if folds else 0},
     )
 
 
@@ -139,60 +140,44 @@ def columns_of(parts: Parts, kept: Kept) -> Columns:
 
 
 def _first_parts(parts: Parts, cheap: Collection[str]) -> Kept:
-    """The parts of encoders and those of `BESIDE`; all parts of a modality without an encoder."""
+    """All parts but the cheap ones; all parts of a modality that has only cheap ones."""
     return {
-        modality: tuple(name for name in names if name not in cheap or name in BESIDE)
-        if any(name not in cheap for name in names)
-        else tuple(names)
+        modality: tuple(name for name in names if name not in cheap) or tuple(names)
         for modality, names in parts.items()
     }
 
 
 def _searched(folds: Folds, parts: Parts, cheap: Collection[str]) -> Kept:
-    """The parts that are kept: beside encoders, cheap parts join or leave one after another while this helps.
+    """The parts that are kept: cheap ones join the others one after another while this helps.
 
-    The change that improves the score most is made first, if it does so by more than one standard error. Folds are not
+    The part that improves the score most joins first, if it does so by more than one standard error. Folds are not
     repeated here, which makes this error larger: a choice of parts by few pairs costs more than it brings.
     """
 
     def score(kept: Kept) -> Scores:
-        return min(folds.scores(SEARCH, columns_of(parts, kept), repeats=1).values(), key=lambda one: one.mean)
+        scores = folds.scores(SEARCH, columns_of(parts, kept), repeats=1)
+        return min(scores.values(), key=lambda one: one.mean)
 
-    kept, now, tried = _first_parts(parts, cheap), None, set[tuple[str, str]]()
-    free = [
-        (modality, name)
-        for modality, names in parts.items()
-        for name in names
-        if name in cheap and any(other not in cheap for other in names)
-    ]
-    while len(tried) < len(free):
+    kept, now = _first_parts(parts, cheap), None
+    while left := [(modality, name) for modality in parts for name in parts[modality] if name not in kept[modality]]:
         now = now or score(kept)
-        changes = [one for one in free if one not in tried]
-        changed = [_toggled(kept, parts, *one) for one in changes]
-        scores = [score(one) for one in changed]
-        place = min(range(len(changes)), key=lambda place: scores[place].mean)
+        wider = [
+            kept | {modality: tuple(one for one in parts[modality] if one in kept[modality] or one == name)}
+            for modality, name in left
+        ]
+        scores = [score(one) for one in wider]
+        place = min(range(len(left)), key=lambda place: scores[place].mean)
         if not scores[place].better_than(now):
             break
-        kept, now = changed[place], scores[place]
-        tried.add(changes[place])
+        kept, now = wider[place], scores[place]
     return kept
 
 
-def _toggled(kept: Kept, parts: Parts, modality: str, name: str) -> Kept:
-    """With a part that was not kept, or without one that was."""
-    return kept | {modality: tuple(one for one in parts[modality] if (one in kept[modality]) != (one == name))}
-
-
-def _best(folds: Folds, columns: Columns, grids: Grids | None, pairs: int) -> tuple[Setting, dict[str, Scores]]:
-    """The chosen setting, and the scores of the best setting of each map; of the chosen one for its own map."""
-    every = grids or GRID
-    scores = folds.scores(chain.from_iterable(every.values()), columns)
-    best = {name: min(grid, key=lambda one: scores[one].mean) for name, grid in every.items()}
-    chosen = min(best.values(), key=lambda one: scores[one].mean)
-    default = _default(every, pairs)
-    if grids is None and not scores[chosen].better_than(scores[default]):
-        chosen = default
-    return chosen, {name: scores[one] for name, one in (best | {chosen.map: chosen}).items()}
+def _best(folds: Folds, columns: Columns, grids: Grids) -> tuple[Setting, dict[str, Scores]]:
+    """The setting that ranks best, and the scores of the best setting of each map."""
+    scores = folds.scores(chain.from_iterable(grids.values()), columns)
+    best = {name: min(grid, key=lambda one: scores[one].mean) for name, grid in grids.items()}
+    return min(best.values(), key=lambda one: scores[one].mean), {name: scores[one] for name, one in best.items()}
 
 
 def _default(grids: Grids, pairs: int) -> Setting:
@@ -201,10 +186,13 @@ def _default(grids: Grids, pairs: int) -> Setting:
     The rule is what served best on CT and MR slices with 65, 260 and 1,300 pairs.
     """
     wanted = math.log(1 + 600 / pairs)
+    ridge = math.log(RIDGES[0] if wanted > math.log(2) else RIDGES[1])
 
     def distance(setting: Setting) -> float:
-        strength = setting.cca[0] if setting.cca else setting.ridge
-        ridge = 3.0 if wanted > math.log(2) else 1.0
-        return abs(math.log(strength or 1.0) - wanted) + (setting.ridge not in (None, ridge)) / 10
+        if setting.cca is None:
+            return abs(math.log(setting.ridge or 1.0) - wanted)
+        strength, variates = setting.cca
+        others = abs(math.log(variates / VARIATES)) + abs(math.log(setting.ridge or math.exp(ridge)) - ridge)
+        return abs(math.log(strength) - wanted) + others / 100
 
     return min(next(iter(grids.values())), key=distance)

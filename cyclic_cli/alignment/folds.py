@@ -13,7 +13,7 @@ from cyclic_cli.metrics.retrieval import TIE
 
 FOLDS = 5
 REPEATS = 3  # with other folds, because the score of a few hundred pairs is noisy
-LARGE = 1000  # pairs; more are scored once, because their score is less noisy
+FEW = 100  # patients with pairs; of more, the score is less noisy, and folds are not repeated
 RANKED = 2000  # most patients of a fold, and most pairs of it that are ranked
 
 Columns = Mapping[str, np.ndarray]  # by modality, the columns of a code that are used
@@ -76,21 +76,20 @@ class Folds:
         Args:
             images: (N, P) image codes.
             texts: (N, Q) text codes of the same samples.
-            patients: (N,) the patients of the pairs.
+            patients: (N,) the patients of the pairs; at least three.
             groups: (N,) ints; pairs of one group have equal content, and are hits for one another.
             total: Of all pairs.
             seed: Of the folds.
         """
         self._folds: list[_Fold] = []
         self._repeats: list[int] = []  # of each fold
-        for number in range(REPEATS if len(patients) <= LARGE else 1):
+        for number in range(REPEATS if len(np.unique(patients)) < FEW else 1):
             generator = np.random.default_rng((seed, number))
             for held in held_out(patients, generator):
                 ranked = held if len(held) <= RANKED else np.sort(generator.choice(held, RANKED, replace=False))
                 outside = total - Moments.of(images, texts, held)
-                if outside.count > 1:
-                    self._folds.append(_Fold(outside, images[ranked], texts[ranked], groups[ranked]))
-                    self._repeats.append(number)
+                self._folds.append(_Fold(outside, images[ranked], texts[ranked], groups[ranked]))
+                self._repeats.append(number)
         fitted = sum(fold.moments.count for fold in self._folds)
         self._share = (len(self._folds) * total.count - fitted) / max(1, fitted)
 

@@ -16,8 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from cyclic_cli.errors import CyclicError
+from cyclic_cli.pretrained.encoder import PretrainedEncoder
 
 Features = dict[str, Tensor]  # by name of the output, (N, F)
+
+
+def trained_name(fingerprint: str) -> str:
+    """Return the name of the submodule of a pretrained encoder whose weights training moves."""
+    return f"pretrained_{fingerprint}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +75,8 @@ class CodedEncoder(nn.Module):
         """
         super().__init__()
         try:
-            self.parts = nn.ModuleList(Part(PartFacts(**one)) for one in parts)
-            self.code = sum(part.facts.dims for part in self.parts)  # type: ignore[union-attr, misc]
+            self.parts: Any = nn.ModuleList(Part(PartFacts(**one)) for one in parts)
+            self.code = sum(part.facts.dims for part in list[Any](self.parts))
             if self.code < 1:
                 raise ValueError("no parts")
         except (TypeError, ValueError, RuntimeError):
@@ -88,34 +94,41 @@ class CodedEncoder(nn.Module):
             self._attached.append(encoder.to(self.spread.device))
             self._sources[fingerprint] = encoder
         else:
-            self.add_module(f"pretrained_{fingerprint}", encoder)
+            self.add_module(trained_name(fingerprint), encoder.requires_grad_(True))
             self._sources[fingerprint] = encoder
+
+    @property
+    def pretrained(self) -> dict[str, PretrainedEncoder]:
+        """The pretrained encoders whose features the code uses, by fingerprint."""
+        used = dict.fromkeys(part.facts.source for part in self.parts)
+        found = {source: self._sources.get(source) for source in used}
+        return {source: one for source, one in found.items() if isinstance(one, PretrainedEncoder)}
 
     def _apply(self, fn: Any, recurse: bool = True) -> CodedEncoder:
         for encoder in self._attached:  # they move to a device together with this module
-            encoder._apply(fn)
-        super()._apply(fn, recurse)
+            encoder._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def train(self, mode: bool = True) -> CodedEncoder:
         """Set the mode. Pretrained encoders stay in evaluation mode: their dropout would depend on the batch."""
         super().train(mode)
         for name, child in self.named_children():
-            if name.startswith("pretrained_"):
+            if name.startswith(trained_name("")):
                 child.eval()
         return self
 
     def features(self, content: Tensor) -> dict[str, Features]:
         """Return the features of content, by source and by output."""
-        needed = dict.fromkeys(part.facts.source for part in self.parts)  # type: ignore[union-attr]
-        return {source: self._sources[source](content) for source in needed}  # type: ignore[index]
+        needed = dict.fromkeys(part.facts.source for part in self.parts)
+        return {source: self._sources[source](content) for source in needed}
 
     def encode(self, content: Tensor) -> Tensor:
         """Return the codes (N, code) of content. Codes are returned as they are."""
         if self.is_code(content):
             return content
         features = self.features(content)
-        return torch.cat([part(features[part.facts.source][part.facts.output]) for part in self.parts], 1)  # type: ignore[union-attr, index]
+        return torch.cat([part(features[part.facts.source][part.facts.output]) for part in self.parts], 1)
 
     def is_code(self, content: Tensor) -> bool:
         return content.dim() == 2 and content.is_floating_point() and self._dims != 2

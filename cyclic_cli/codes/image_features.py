@@ -1,4 +1,4 @@
-"""Features of images that cost little: pixels, and histograms of oriented gradients. They can be exported to ONNX."""
+"""Features of images that cost little: pixels, histograms of gradients and of grey levels. ONNX can express them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch.nn import functional
 SIDE = 32  # pixels per side to which images are averaged, at most: 128 components of more pixels are the same
 CELLS = 8  # per side of an image
 ORIENTATIONS = 8  # bins between 0 and 180 degrees
+BINS = 16  # of grey levels
+AREAS = (4, 2, 1)  # per side of an image, whose grey levels are counted
 TIE = 1e-6  # smaller differences of gradients are rounding; differences of 16-bit images are at least 1.5e-5
 
 
@@ -67,6 +69,21 @@ def _histograms(down: Tensor, across: Tensor) -> Tensor:
     return torch.stack([one - next_ for one, next_ in pairwise(beyond)], 3)
 
 
+def levels(images: Tensor) -> Tensor:
+    """Return histograms of the grey levels of images (N, C, H, W) in [0, 1]: (N, BINS · (16 + 4 + 1)).
+
+    The square root of the share of the pixels in each of `BINS` equal ranges, of 4 × 4 areas, 2 × 2 areas and the whole
+    image. Channels are averaged.
+    """
+    grey = images.mean(1)
+    rows, columns = (_averages(side, AREAS[0], grey) for side in grey.shape[1:])
+    beyond = [rows @ (grey >= place / BINS).to(grey) @ columns.T for place in range(1, BINS)]
+    beyond = [torch.ones_like(beyond[0]), *beyond, torch.zeros_like(beyond[0])]
+    shares = torch.stack([one - next_ for one, next_ in pairwise(beyond)], 1)  # (N, BINS, 4, 4)
+    coarser = [functional.avg_pool2d(shares, AREAS[0] // areas) for areas in AREAS]
+    return torch.cat([one.clamp(min=0).flatten(1) for one in coarser], 1).sqrt()
+
+
 def _averages(side: int, parts: int, like: Tensor) -> Tensor:
     """Return a matrix (parts, side) that averages equal parts of a line; pixels on a border count in both parts."""
     ends = np.arange(parts + 1) * (side / parts)
@@ -90,4 +107,5 @@ def _constant(matrix: np.ndarray, like: Tensor) -> Tensor:
 SOURCES = {
     "pixels": lambda images: {"pixels": pixels(images)},
     "gradients": lambda images: {"gradients": gradients(images)},
+    "levels": lambda images: {"levels": levels(images)},
 }

@@ -34,15 +34,21 @@ class CodedTexts(CodedEncoder):
     def __init__(self, facts: Mapping[str, Any]) -> None:
         """Raises CyclicError when the facts of a checkpoint are damaged."""
         super().__init__(facts.get("parts", ()), {}, 4)
-        self.order = list(dict.fromkeys(part.facts.source for part in self.parts))  # type: ignore[union-attr]
+        self.order = list(dict.fromkeys(part.facts.source for part in self.parts))
         self.reader = reader_of(facts)
+        windows = [int(one.get("window", 0)) for one in reader_sources(facts)]
+        # Tokens are as long as the longest window of an encoder; another encoder may not have so many positions.
+        self.lengths = [window if 0 < window < max(windows) else None for window in windows]
         if TERMS in self.order:
             self.terms = TermFeatures(Terms.from_json(facts[TERMS]))
             self._sources[TERMS] = self.terms
 
     def features(self, content: Tensor) -> dict[str, Features]:
         """Return the features of tokens (N, P, W, L), by source and by output."""
-        return {source: self._sources[source](content[:, place]) for place, source in enumerate(self.order)}
+        return {
+            source: self._sources[source](content[:, place, :, : self.lengths[place]])
+            for place, source in enumerate(self.order)
+        }
 
     def unknown_words(self, text: str, words: Collection[str]) -> list[str]:
         """Return the different words of a text that neither training reports nor the tokenizers of encoders know."""

@@ -28,6 +28,7 @@ GRIDS = {
     "ridge": tuple(Setting(ridge=strength) for strength in STRENGTHS),
 }
 MAPS = tuple(GRIDS)
+PARTS = ("pixels", "gradients")  # of the code of an image
 PATIENTS = 5  # fewest with pairs for which the maps are measured: one for each fold
 
 
@@ -45,14 +46,14 @@ class ImageCodes:
             CyclicError: All images are equal.
         """
         self._parts = []
-        for name in SOURCES:
+        for name in PARTS:
             batches = partial(_features, name, images)
             self._parts.append(fit_components(batches, next(batches()).shape[1], self.dims, name))
         return self
 
     def transform(self, images: np.ndarray) -> np.ndarray:
         """Codes (N, at most 2 · dims) float32. Their total variance is 2 on the images of `fit`."""
-        parts = zip(SOURCES, self._parts, strict=True)
+        parts = zip(PARTS, self._parts, strict=True)
         return np.concatenate(
             [np.concatenate([part.encode(batch) for batch in _features(name, images)]) for name, part in parts], axis=1
         )

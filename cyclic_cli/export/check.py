@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cyclic_cli.export.examples import EXAMPLES, POOL
 from cyclic_cli.export.parts import Part
-from cyclic_cli.inference.onnx_model import OnnxModel, session
+from cyclic_cli.inference.onnx_model import OnnxModel, PartRunner
 from cyclic_cli.inference.torch_model import TorchModel
 from cyclic_cli.metrics.reconstruction import psnr
 from cyclic_cli.metrics.retrieval import recall_at_k
@@ -69,7 +69,7 @@ class Comparison:
 
     def __init__(self, path: Path, part: Part, description: Description) -> None:
         self.part, self.rendered = part, description.rendered
-        self._session = session(path)
+        self._runner = PartRunner(path, description)
         self._real: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
 
     def largest_error(self) -> float:
@@ -82,9 +82,9 @@ class Comparison:
         return largest
 
     def both(self, inputs: tuple[Tensor, ...]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The outputs of torch and of ONNX Runtime. Tokens are cut after the longest text of the batch."""
+        """The outputs of torch and of ONNX Runtime. Tokens are cut after the longest text, and window, of the batch."""
         if not inputs[0].is_floating_point():
-            inputs = tuple(one[:, : int((inputs[0] != 0).sum(1).max())] for one in inputs)
+            inputs = _without_padding(inputs)
         elif self.rendered:
             inputs = (torch.round(inputs[0] * 255) / 255,)  # the file takes 8-bit images
         with torch.inference_mode():
@@ -93,7 +93,8 @@ class Comparison:
         arrays = [one.cpu().numpy() for one in inputs]
         if self.rendered:
             arrays = [np.rint(arrays[0] * 255).astype(np.uint8)]
-        return by_torch, self._session.run(list(self.part.outputs), dict(zip(self.part.inputs, arrays, strict=True)))
+        given = dict(zip(self.part.inputs, arrays, strict=True))
+        return by_torch, [one.astype(np.float32, copy=False) for one in self._runner.run(self.part.outputs, given)]
 
     def outputs(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """One output for all examples, (N, ...) of torch and of ONNX Runtime."""
@@ -117,6 +118,16 @@ class Comparison:
             psnr(original, exported) - psnr(original, reference)
             for original, exported, reference in zip(originals, by_runtime, by_torch, strict=True)
         ]))  # fmt: skip
+
+
+def _without_padding(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Tokens (N, L) or (N, P, W, L), and further inputs of their shape, without windows and places that are all 0."""
+    tokens = inputs[0]
+    sides = [slice(None)] * tokens.dim()
+    for side in (1,) if tokens.dim() == 2 else (2, 3):
+        is_used = (tokens != 0).transpose(0, side).flatten(1).any(1)
+        sides[side] = slice(int(is_used.nonzero().max()) + 1)
+    return tuple(one[tuple(sides)] for one in inputs)
 
 
 def _nearest(embeddings: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ float32.
 
 import contextlib
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from functools import cached_property
@@ -19,19 +20,32 @@ from cyclic_cli.inference.onnx_model import session
 
 Inputs = dict[str, np.ndarray]  # a batch of inputs by name
 
+ENCODER = re.compile(r"encoder\d+_")  # names of the nodes of pretrained encoders in a graph of `merging`
 QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 KEPT_IN_FLOAT32 = ("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceL2", "Clip", "Expand", "Div")
 """Operations that average and normalise: in fp16 they would change the order of near neighbours."""
 
 
-def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Convert weights and operations to 16 bits, except `KEPT_IN_FLOAT32`. Inputs and outputs keep their types."""
+def operations_of(model: onnx.ModelProto, encoders_only: bool) -> list[str]:
+    """The names of the operations that int8 may convert: all `QUANTISED`, or those of merged pretrained encoders."""
+    nodes = [node for node in model.graph.node if node.op_type in QUANTISED]
+    return [node.name for node in nodes if not encoders_only or ENCODER.match(node.name)]
+
+
+def to_fp16(model: onnx.ModelProto, encoders_only: bool = False) -> onnx.ModelProto:
+    """Convert weights and operations to 16 bits, except `KEPT_IN_FLOAT32`. Inputs and outputs keep their types.
+
+    With `encoders_only`, the operations outside of merged pretrained encoders stay in float32.
+    """
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     kept = [*DEFAULT_OP_BLOCK_LIST, *KEPT_IN_FLOAT32, "ScatterElements"]  # ONNX Runtime cannot add fp16 in a scatter
     with _no_logging():
-        converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=kept))
+        others = [node.name for node in model.graph.node if encoders_only and not ENCODER.match(node.name)]
+        converted = OnnxModel(
+            convert_float_to_float16(model, keep_io_types=True, op_block_list=kept, node_block_list=others)
+        )
         _remove_double_casts(converted.model)
         converted.topological_sort()  # the conversion appends its new nodes at the end
     return converted.model
@@ -57,8 +71,13 @@ def _target_type(cast: onnx.NodeProto) -> int:
 class Quantiser:
     """Converts one model to int8, with a chosen number of operations left in float32."""
 
-    def __init__(self, model: onnx.ModelProto, inputs: list[Inputs]) -> None:
-        """`inputs` are the calibration batches, from which the ranges of activations are taken."""
+    def __init__(self, model: onnx.ModelProto, inputs: list[Inputs], encoders_only: bool = False) -> None:
+        """
+        Args:
+            model: In float32.
+            inputs: Calibration batches, from which the ranges of activations are taken.
+            encoders_only: See `operations_of`.
+        """
         from onnxruntime import quantization
 
         self.inputs = inputs
@@ -67,7 +86,7 @@ class Quantiser:
             onnx.save(model, original)
             quantization.quant_pre_process(original, prepared, skip_symbolic_shape=True)
             self.model = onnx.load(prepared)
-        self.operations = [node.name for node in self.model.graph.node if node.op_type in QUANTISED]
+        self.operations = operations_of(self.model, encoders_only)
 
     def quantised(self, in_float: int) -> onnx.ModelProto:
         """The model in int8, with the `in_float` operations that cause the largest error kept in float32."""

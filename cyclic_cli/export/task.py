@@ -1,32 +1,33 @@
 """Exports parts of a model as ONNX files, and checks each file against torch before it gets its name.
 
-The phases, in a module each: `examples` (real inputs), `parts` (what is exported), `tracing`, `quantisation` and
-`preprocessing` (the ONNX graph), and `check`. A file that fails its check is kept as `NAME.failed.onnx`. In that case
-no existing file is replaced.
+The phases, in a module each: `examples` (real inputs), `parts` (what is exported), `tracing`, `stand_ins` and `merging`
+(pretrained encoders), `quantisation`, `versions` and `preprocessing` (the ONNX graph), and `check`. A file that fails
+its check is kept as `NAME.failed.onnx`. In that case no existing file is replaced.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 
 from cyclic_cli import registry
+from cyclic_cli.codes.text_codes import reader_sources
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.export.check import LARGEST_RECALL_CHANGE, CheckFailed, check, recall_change
-from cyclic_cli.export.examples import EXAMPLES, examples_of
+from cyclic_cli.export.examples import examples_of
 from cyclic_cli.export.parts import IMAGE_PARTS, Part, part_names, part_of
 from cyclic_cli.export.preprocessing import with_preprocessing
-from cyclic_cli.export.quantisation import Quantiser, to_fp16
-from cyclic_cli.export.tracing import OPSET, trace
+from cyclic_cli.export.stand_ins import Pieces
+from cyclic_cli.export.tracing import OPSET
+from cyclic_cli.export.versions import versions
 from cyclic_cli.inference.onnx_model import OnnxModel
 from cyclic_cli.inference.torch_model import TorchModel
 from cyclic_cli.storage import onnx_file
+from cyclic_cli.storage.checkpoint import pretrained_encoders
 from cyclic_cli.storage.dataset import StoredDataset
-from cyclic_cli.storage.onnx_file import FAILED, Description
+from cyclic_cli.storage.onnx_file import FAILED, Description, draft_of
 from cyclic_cli.text_encoders._vocabulary import Vocabulary
 
 PRECISIONS = ("float32", "fp16", "int8")
@@ -84,13 +85,17 @@ def export(
         report(Progress(done, len(files), "parts"))
         report(Note(f"exporting {name}"))
         description = _description(name, model, preprocessing, precision, licence)
-        summary.parts[name] = _write_part(part_of(name, model, examples, calibration), description, _draft_of(file))
+        one = part_of(name, model, examples, calibration)
+        summary.parts[name] = _write_part(one, description, file, report)
     report(Progress(len(files), len(files), "parts"))
-    drafts = [_draft_of(file) for file in files.values()]
+    drafts = [draft_of(file) for file in files.values()]
     if precision != "float32" and dataset and part == "all" and {"image", "text"} <= set(model.modalities):
         summary.recall_change = _checked_recall_change(model, out, drafts, StoredDataset(dataset), precision)
-    for draft, file in zip(drafts, files.values(), strict=True):
-        onnx_file.rename(draft, file)
+    for file in files.values():
+        for name in onnx_file.read(draft_of(file))[1].piece_files:
+            if draft_of(file.with_name(name)).exists():  # another part may have had the same encoder
+                onnx_file.rename(draft_of(file.with_name(name)), file.with_name(name))
+        onnx_file.rename(draft_of(file), file)
     return summary
 
 
@@ -111,16 +116,13 @@ def _files(model: TorchModel, out: Path, part: str, preprocessing: bool, precisi
     return {part: out}
 
 
-def _draft_of(file: Path) -> Path:
-    """The name of a file until it has passed its check. A file that fails keeps this name."""
-    return file.with_name(file.stem + FAILED)
-
-
 def _description(name: str, model: TorchModel, preprocessing: bool, precision: str, licence: str) -> Description:
     """The metadata of a part."""
     architecture = dict(model.checkpoint.architecture)
     facts = architecture.pop("facts", {})
+    modality = name.removesuffix("-encoder") if name.endswith("-encoder") else "image"
     text_facts = facts["text"] if name == "text-encoder" else None
+    encoders = [] if name == "decoder" else pretrained_encoders(model.checkpoint.architecture, modality)
     return Description(
         part=name,
         architecture=architecture,
@@ -131,11 +133,18 @@ def _description(name: str, model: TorchModel, preprocessing: bool, precision: s
         fingerprint=model.fingerprint,
         licence=licence,
         provenance=model.checkpoint.provenance,
+        encoders=encoders,
     )
 
 
 def _tokenizer(facts: dict[str, Any]) -> dict[str, Any]:
-    """The vocabulary, in the format of this program and in that of the library `tokenizers`, and the known words."""
+    """What turns texts into tokens, and the known words.
+
+    Of fixed codes that is what `TextReader` takes; of others the vocabulary, in the format of this program and in that
+    of the library `tokenizers`.
+    """
+    if "parts" in facts:
+        return {"sources": reader_sources(facts), "words": facts.get("words", [])}
     vocabulary = facts["tokenizer"]
     return {
         "vocabulary": vocabulary,
@@ -145,41 +154,50 @@ def _tokenizer(facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_part(part: Part, description: Description, draft: Path) -> dict[str, Any]:
-    """Write one part and check it. Returns the figures of the check; raises CyclicError when no candidate passes."""
-    failure = None
-    for model, facts in _candidates(trace(part), part, description.precision):
+def _write_part(part: Part, description: Description, file: Path, report: Report) -> dict[str, Any]:
+    """Write one part and check it. Returns the figures of the check; raises CyclicError when no version passes."""
+    failure, draft = None, draft_of(file)
+    for version in versions(part, description.precision, description.rendered):
+        described = replace(description, precision=version.precision)
+        if version.pieces:
+            described = replace(described, pieces=_write_pieces(version.pieces, part, described, file))
+        model = version.graph
         if description.rendered:
             model = with_preprocessing(model, description.preprocessing.size, int(part.examples[0].shape[1]))
-        onnx_file.write(draft, model, description)
+        onnx_file.write(draft, model, described)
         try:
-            figures = check(draft, part, description)
+            figures = check(draft, part, described)
         except CheckFailed as error:
             failure = error
-        else:
-            return figures | facts
+            continue
+        if version.reason:
+            what = "is several files" if version.pieces else "stays in float32"
+            report(Note(f"{part.name} {what}: {version.reason}"))
+        return figures | version.facts
     raise CyclicError(
         f"The export of {part.name} failed its check: {failure}.",
         f"The file is kept as {draft}; no existing file was replaced.",
     ) from failure
 
 
-def _candidates(model: onnx.ModelProto, part: Part, precision: str) -> Iterator[tuple[onnx.ModelProto, dict[str, int]]]:
-    """Versions of a model in a precision, with facts for the summary. The first one that passes its check is taken.
+def _write_pieces(pieces: Pieces, part: Part, description: Description, file: Path) -> list[dict[str, Any]]:
+    """Write what runs before a part in files of their own. Returns `Description.pieces`."""
+    written = []
+    if pieces.front:
+        name = f"{file.stem}.front.onnx"
+        _write_piece(file.with_name(name), pieces.front, f"{part.name}.front", description)
+        outputs = {value.name: value.name for value in pieces.front.graph.output}
+        written.append({"file": name, "inputs": {one: one for one in part.inputs}, "outputs": outputs})
+    for number, (one, stand_in) in enumerate(zip(pieces.encoders, part.stand_ins, strict=True)):
+        name = f"encoder-{stand_in.facts.fingerprint}.onnx"
+        _write_piece(file.with_name(name), one.model, name.removesuffix(".onnx"), description)
+        outputs = {output: f"encoder{number}_{output}" for output in stand_in.outputs}
+        written.append({"file": name, "inputs": one.inputs, "outputs": outputs, "one_by_one": one.one_by_one})
+    return written
 
-    There are several in int8: each leaves more operations in float32 than the one before.
-    """
-    if precision == "float32":
-        yield model, {}
-    elif precision == "fp16":
-        yield to_fp16(model), {}
-    else:
-        chunks = zip(*(torch.split(one, EXAMPLES) for one in part.calibration), strict=True)
-        inputs = [dict(zip(part.inputs, (one.numpy() for one in chunk), strict=True)) for chunk in chunks]
-        quantiser = Quantiser(model, inputs)
-        count = len(quantiser.operations)
-        for in_float in sorted({0, count - 1, *(2**step for step in range(30) if 2**step < count)}):
-            yield quantiser.quantised(in_float), {"operations": count, "in_float32": in_float}
+
+def _write_piece(file: Path, model: onnx.ModelProto, name: str, description: Description) -> None:
+    onnx_file.write(draft_of(file), model, replace(description, part=name, tokenizer={}, pieces=[]))
 
 
 def _checked_recall_change(

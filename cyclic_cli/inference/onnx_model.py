@@ -13,11 +13,16 @@ from cyclic_cli.environment import available_cpus
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.imaging.readers import as_float
 from cyclic_cli.storage import onnx_file
+from cyclic_cli.storage.onnx_file import Description
 
 if TYPE_CHECKING:
+    from cyclic_cli.codes.text_reader import TextReader
     from cyclic_cli.text_encoders._vocabulary import Vocabulary
 
 EMBED_IMAGES = ("image-encoder", "encoder", "autoencoder")  # parts that embed images, the cheapest first
+TYPES = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32,
+}  # fmt: skip
 EXPORT = "Take a model that has one, and export all of its parts: cyclic export --part all."
 
 
@@ -51,7 +56,7 @@ class OnnxModel:
         self.fingerprint = one.fingerprint
         self.architecture = str(one.architecture["name"])
         self.batch = 16 if self._providers == ["CPUExecutionProvider"] else 256
-        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self._runners: dict[str, PartRunner] = {}
 
     @property
     def modalities(self) -> list[str]:
@@ -79,6 +84,8 @@ class OnnxModel:
         from cyclic_cli.text_encoders._vocabulary import padded
 
         self.require("text")
+        if self._reader:
+            return self._embeddings("text-encoder", {"input_ids": self._reader.read(texts)}, len(texts))
         encoded = self._vocabulary.encode(texts, int(self._parts["text-encoder"][1].tokenizer["limit"]))
         tokens = padded(encoded, max(map(len, encoded)))
         values = {"input_ids": tokens, "attention_mask": (tokens != 0) * 1}
@@ -89,6 +96,8 @@ class OnnxModel:
         from cyclic_cli.text_encoders._known_words import unknown_to
 
         self.require("text")
+        if self._reader:
+            return self._reader.unknown_words(text, self._words)
         return unknown_to(self._vocabulary, text, self._words)
 
     def reconstruct(self, fitted: np.ndarray) -> np.ndarray:
@@ -96,6 +105,14 @@ class OnnxModel:
         self.require("image", decoders=True)
         output = self._run("autoencoder", "reconstruction", {"image": self._images("autoencoder", fitted)})
         return output.clip(0, 1)
+
+    @cached_property
+    def _reader(self) -> "TextReader | None":
+        """The reader of texts of a model with fixed codes."""
+        from cyclic_cli.codes.text_reader import TextReader
+
+        sources = self._parts["text-encoder"][1].tokenizer.get("sources")
+        return TextReader(sources) if sources else None
 
     @cached_property
     def _vocabulary(self) -> "Vocabulary":
@@ -124,14 +141,63 @@ class OnnxModel:
         return found
 
     def _run(self, part: str, output: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
-        file = self._parts[part][0]
-        if part not in self._sessions:
-            self._sessions[part] = session(file, self._providers)
+        file, description = self._parts[part]
+        if part not in self._runners:
+            self._runners[part] = PartRunner(file, description, self._providers)
         try:
-            found: np.ndarray = self._sessions[part].run([output], values)[0]
+            found = self._runners[part].run([output], values)[0]
         except Exception as error:  # the errors of ONNX Runtime have no common base class
             raise CyclicError(f"{file} does not run as the part {part}.", "Export it again.") from error
         return found.astype(np.float32, copy=False)
+
+
+class PartRunner:
+    """Runs the file of a part, after the files of its pieces where it has some."""
+
+    def __init__(self, path: Path, description: Description, providers: list[str] | None = None) -> None:
+        """Raises CyclicError when a file is missing or damaged, belongs to another model, or cannot be loaded."""
+        self._pieces = []
+        for piece in description.pieces:
+            file = onnx_file.piece_of(path, piece["file"])
+            if onnx_file.read(file)[1].fingerprint != description.fingerprint:
+                raise CyclicError(f"{file} is of another model than {path}.", "Copy all files of the export.")
+            self._pieces.append((session(file, providers), piece))
+        self._session = session(path, providers)
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs of some names. Raises what ONNX Runtime raises."""
+        values = dict(inputs)
+        for one, piece in self._pieces:
+            given = {port.name: values[piece["inputs"][port.name]] for port in one.get_inputs()}
+            names = list(piece["outputs"])
+            found = _run_one_by_one(one, names, given) if piece.get("one_by_one") else _run(one, names, given)
+            values |= zip(piece["outputs"].values(), found, strict=True)
+        given = {port.name: values[port.name] for port in self._session.get_inputs()}
+        return _run(self._session, list(outputs), given)
+
+
+def _run(one: onnxruntime.InferenceSession, names: list[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Run a session on inputs that may have other number types than it takes."""
+    types = {port.name: TYPES.get(port.type) for port in one.get_inputs()}
+    feeds = {name: value.astype(types[name] or value.dtype, copy=False) for name, value in inputs.items()}
+    found: list[np.ndarray] = one.run(names, feeds)
+    return found
+
+
+def _run_one_by_one(
+    one: onnxruntime.InferenceSession, names: list[str], inputs: Mapping[str, np.ndarray]
+) -> list[np.ndarray]:
+    """Run a session on the samples of a batch, one after another, and on texts without their padding if it can."""
+    mask = inputs.get("attention_mask")
+    is_fixed = any(isinstance(port.shape[1], int) for port in one.get_inputs())
+    rows = []
+    for place in range(len(next(iter(inputs.values())))):
+        sample = {name: value[place : place + 1] for name, value in inputs.items()}
+        length = int(mask[place].sum()) if mask is not None and not is_fixed else None
+        found = _run(one, names, {name: value[:, :length] for name, value in sample.items()} if length else sample)
+        missing = mask.shape[1] - length if mask is not None and length else 0
+        rows.append([np.pad(value, ((0, 0), (0, missing), (0, 0))) if value.ndim == 3 else value for value in found])
+    return [np.concatenate(values) for values in zip(*rows, strict=True)]
 
 
 def session(model: Path | bytes, providers: list[str] | None = None) -> onnxruntime.InferenceSession:

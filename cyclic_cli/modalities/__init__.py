@@ -23,11 +23,11 @@ and may define
 
     def portable(config)        returns the settings as the checkpoint stores them: without those that name a place on
                                 this machine
-    INPUTS                      the inputs of an exported encoder: by name, the dimensions of any length, such as
-                                {"input_ids": {0: "batch", 1: "length"}}. Without INPUTS there is one input with the
-                                name of the modality
-    def inputs_of(content)      needed with INPUTS: returns the input tensors for content as `Samples.load` returns it
-    def value_of(*inputs)       needed with INPUTS: returns the content for the input tensors
+    def inputs_of(content)      returns the inputs of an exported encoder for content as `Samples.load` returns it: by
+                                name, a tensor and its dimensions of any length, such as
+                                {"input_ids": (tokens, {0: "batch", 1: "length"})}. Without it there is one input with
+                                the name of the modality
+    def value_of(*inputs)       needed with `inputs_of`: returns the content for the input tensors
 
 `Samples(dataset, index, config, facts)`, where `index` holds only samples with content in this modality, has
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cyclic_cli import registry
 from cyclic_cli.codes.text_codes import CodedTexts
@@ -35,7 +36,6 @@ from cyclic_cli.text_encoders import _known_words
 from cyclic_cli.text_encoders._vocabulary import END, PADDING, PATIENTS, Vocabulary, padded
 
 COLUMNS = ("text", "has_text")
-INPUTS = {"input_ids": {0: "batch", 1: "length"}, "attention_mask": {0: "batch", 1: "length"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,14 +236,23 @@ class TextEncoder(nn.Module):
         return code * self.spread + self.mean
 
 
-def inputs_of(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return tokens (N, L) and their attention mask (N, L), the usual inputs of text models."""
-    return tokens, (tokens != PADDING).long()
+def inputs_of(tokens: Tensor) -> dict[str, tuple[Tensor, dict[int, str]]]:
+    """Return tokens (N, L) and their attention mask (N, L), the usual inputs of text models.
+
+    Tokens (N, P, W, L) of fixed codes need no mask. They are padded to two windows of two tokens at least, because the
+    exporter takes a dimension of 1 as fixed.
+    """
+    if tokens.dim() == 4:
+        missing = [max(2 - side, 0) for side in tokens.shape[2:]]
+        tokens = functional.pad(tokens, (0, missing[1], 0, missing[0]))
+        return {"input_ids": (tokens, {0: "batch", 2: "windows", 3: "length"})}
+    sides = {0: "batch", 1: "length"}
+    return {"input_ids": (tokens, sides), "attention_mask": ((tokens != PADDING).long(), sides)}
 
 
-def value_of(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return tokens (N, L), with PADDING where the mask is 0."""
-    return input_ids * attention_mask
+def value_of(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Return tokens, with PADDING where the mask is 0."""
+    return input_ids if attention_mask is None else input_ids * attention_mask
 
 
 def portable(config: Config) -> Config:

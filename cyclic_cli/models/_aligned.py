@@ -55,16 +55,3 @@ class AlignedModel(JointModel):
 
     def code_of_latent(self, name: str, latent: Tensor) -> Tensor:
         return latent
-
-    @torch.no_grad()
-    def set_head(self, name: str, means: Sequence[Tensor], maps: Sequence[Tensor]) -> None:
-        """Set the head of a modality from a mean (code,) and a map (code, dims) for each block."""
-        head = self.heads[name]
-        head.weight.copy_(torch.cat([one.T for one in maps]))
-        head.bias.copy_(torch.cat([-mean @ one for mean, one in zip(means, maps, strict=True)]))
-
-    @torch.no_grad()
-    def set_expansion(self, name: str, matrix: Tensor, offset: Tensor) -> None:
-        """Set the linear map from embeddings to codes of a modality: (embedding, code) and (code,)."""
-        self.expansions[name].weight.copy_(matrix.T)
-        self.expansions[name].bias.copy_(offset)

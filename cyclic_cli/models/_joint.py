@@ -115,7 +115,7 @@ class JointModel(nn.Module):
 
     def code_of_latent(self, name: str, latent: Tensor) -> Tensor:
         """Return the codes (N, code) of what `latent` returned."""
-        return self.code(name, *latent.split([self.embedding, self.private], 1))
+        return self.code(name, *torch.split(latent, [self.embedding, self.private], 1))
 
     # ---------------------------------------------------------------------------------------------- a batch
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from cyclic_cli.pretrained.encoder import EncoderFacts
 
 DIGITS = 32
-NOT_COUNTED = ("fingerprint", "licence")  # what names an encoder, and what does not change its features
+NOT_COUNTED = ("fingerprint", "licence", "family")  # names of an encoder, which do not change its features
 LIBRARY = "library"  # the entry of the settings that names the version of the library that read the encoder
 
 
@@ -19,7 +19,7 @@ def fingerprint_of(facts: EncoderFacts, weights: Mapping[str, Tensor] | bytes) -
     """Return the first 32 hexadecimal digits of the SHA-256 of the facts and the weights.
 
     Args:
-        facts: Their own fingerprint and their licence do not count.
+        facts: Their own fingerprint, family and licence do not count: the family of an ONNX file is its name.
         weights: Tensors by name, whose order does not matter; or the content of an ONNX file.
     """
     described = {name: value for name, value in asdict(facts).items() if name not in NOT_COUNTED}
@@ -31,6 +31,6 @@ def fingerprint_of(facts: EncoderFacts, weights: Mapping[str, Tensor] | bytes) -
         return digest.hexdigest()[:DIGITS]
     for name in sorted(weights):
         array = weights[name].detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(f"{name} {array.dtype.str} {np.atleast_1d(array).shape}".encode())  # files hold scalars as (1,)
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:DIGITS]

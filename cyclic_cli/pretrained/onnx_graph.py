@@ -70,7 +70,7 @@ def open_graph(
         modality: image or text.
         image_shape: (C, S, S) of the dataset, whose size a graph for images of any size takes; None where there is
             none.
-        overrides: `mean` and `std` of the pixels, for files whose metadata do not state them.
+        overrides: `mean` and `std` of the pixels, in place of those that the metadata of the file state.
 
     Raises:
         UsageError: there is no output of a name, the graph encodes another modality, or the normalisation of images is
@@ -306,7 +306,7 @@ def _opened_images(
     batch, channels, side = image_input(graph.inputs, graph.where)
     size = side or (image_shape[1] if image_shape else USUAL_SIZE)
     stated = stated_normalisation(metadata, graph.where)
-    values = {name: overrides[name] for name in ("mean", "std") if overrides.get(name) is not None} | stated
+    values = stated | {name: overrides[name] for name in ("mean", "std") if overrides.get(name) is not None}
     if not {"mean", "std"} <= values.keys():
         raise UsageError(f"{graph.where} does not state the mean and std of its pixels.", NORMALISATION)
     mean, std = normalisation({}, values, channels, graph.where)

@@ -74,6 +74,7 @@ class ImageEncoder(PretrainedEncoder):
         self.options = dict.fromkeys(self.family.options, True)
         depth = depth_of(network.config)
         self.layers = sorted({depth // 2, depth * 3 // 4} - {0, depth})
+        self.eval()
         self.facts = facts if facts.outputs else replace(facts, outputs=self._outputs(facts.geometry))
 
     def forward(self, content: Tensor) -> dict[str, Tensor]:

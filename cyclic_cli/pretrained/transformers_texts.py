@@ -54,6 +54,7 @@ class TextEncoder(PretrainedEncoder):
         self.window, self.padding = facts.window or 0, int(settings["padding"])
         self.pools = [POOLS[name] for name in settings["pools"]]
         self.layers = nn.ModuleList(map(_layer, settings["layers"])).requires_grad_(False)
+        self.eval()
         self.facts = facts if facts.outputs else replace(facts, outputs=self._outputs())
 
     def forward(self, content: Tensor) -> dict[str, Tensor]:
@@ -81,7 +82,7 @@ class TextEncoder(PretrainedEncoder):
         """
         numbers = self._numbers(tokens)
         if self.reads == "siglip_text_model":
-            filling = numbers.new_full((len(numbers), self.window), self.padding)
+            filling = numbers.new_full((numbers.shape[0], self.window), self.padding)
             numbers = torch.cat([numbers, filling[:, numbers.shape[1] :]], 1)
         result = self.network(input_ids=numbers)
         vectors: Tensor | None = result.get("text_embeds")

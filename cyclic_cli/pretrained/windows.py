@@ -20,6 +20,6 @@ def over_windows(tokens: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
     else:
         filled = counts > 0
         read = encode(rows[filled])
-        features = read.new_zeros(len(rows), read.shape[1]).index_put((filled.nonzero()[:, 0],), read)
+        features = read.new_zeros(rows.shape[0], read.shape[1]).index_put((filled.nonzero()[:, 0],), read)
     weights = counts.to(features.dtype).reshape(*tokens.shape[:2], 1)
     return (features.reshape(*tokens.shape[:2], -1) * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -129,11 +129,19 @@ def facts_of(path: Path) -> dict[str, Any]:
         "parameters": parameters,
         "bytes": path.stat().st_size,
         "preprocessing": as_plain(checkpoint.preprocessing),
+        "encoders": pretrained_encoders(checkpoint.architecture),
         "fingerprint": checkpoint.fingerprint,
         "provenance": checkpoint.provenance,
         "reproduce": command,
         "reproduces_bit_for_bit": command is not None and not checkpoint.provenance.get("environment_changed", False),
     }
+
+
+def pretrained_encoders(architecture: dict[str, Any], modality: str = "") -> list[dict[str, str]]:
+    """Family, fingerprint and licence of the pretrained encoders of a model, or of one of its modalities."""
+    facts = architecture.get("facts", {})
+    found = [one for name, own in facts.items() if modality in ("", name) for one in own.get("encoders", ())]
+    return [{key: str(one[key]) for key in ("family", "fingerprint", "licence")} for one in found]
 
 
 def _reproduce(provenance: dict[str, Any]) -> str | None:

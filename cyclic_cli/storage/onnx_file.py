@@ -7,12 +7,17 @@ outputs are named after their content:
     autoencoder           image                          reconstruction, embedding
     encoder               image                          code, embedding
     decoder               code                           reconstruction
-    MODALITY-encoder        image; input_ids and           embedding
+    MODALITY-encoder      image; input_ids and           embedding
                           attention_mask; or MODALITY
 
 Images are (N, C, S, S) float32 in [0, 1]; if the file includes the preprocessing, (N, 1, H, W) uint8 of any size.
-Texts are `input_ids` (N, L) int64, and `attention_mask` (N, L) int64 with 1 for tokens and 0 for padding.
+Texts are `input_ids` (N, L) int64, and `attention_mask` (N, L) int64 with 1 for tokens and 0 for padding. Texts of a
+model with fixed codes are `input_ids` (N, P, W, L) int64 alone, as `codes.text_reader` makes them: W windows of L
+tokens for each of P sources, each token number plus 1, with 0 as padding.
 Reconstructions are (N, C, S, S) float32, nominally in [0, 1]. Embeddings are (N, D) float32, L2-normalised.
+
+A pretrained encoder that could not be merged into a part is a file of its own. It runs before the file of the part, see
+`Description.pieces`.
 """
 
 import hashlib
@@ -32,7 +37,7 @@ from cyclic_cli.earlier_names import upgraded_provenance, upgraded_settings
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.files import checksum, refuse_newer, replacing
 
-FORMAT = 3  # format 1 had other names of parts and settings, format 2 of settings
+FORMAT = 4  # format 1 had other names of parts and settings, format 2 of settings; 3 had no pretrained encoders
 KEY = "cyclic"  # of the metadata entry
 OPSETS = ("", "ai.onnx", "ai.onnx.ml")  # domains of the standard operators of ONNX
 LARGEST = 2**31 - 2**20  # bytes of a file that includes its weights: the limit of protobuf, less some space
@@ -49,11 +54,35 @@ class Description:
     architecture: dict[str, Any]  # name, config, image_shape
     preprocessing: Preprocessing
     rendered: bool = False  # includes the preprocessing: takes images of any size in display values
-    tokenizer: dict[str, Any] = field(default_factory=dict)  # of a text encoder: vocabulary, limit in tokens, words
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    """Of a text encoder: `vocabulary`, `limit` in tokens and known `words`; of fixed codes `sources` (see
+    `codes.text_reader`) and `words`."""
     precision: str = "float32"  # float32, fp16 or int8
     fingerprint: str  # of the checkpoint
     licence: str = ""  # of the weights, as given by the user
     provenance: dict[str, Any] = field(default_factory=dict)  # of the checkpoint
+    encoders: list[dict[str, str]] = field(default_factory=list)
+    """The pretrained encoders in the part: `family`, `fingerprint`, and `licence` as their own files state it."""
+    pieces: list[dict[str, Any]] = field(default_factory=list)
+    """What runs before this graph, in order: `file` beside it; `inputs`, by their names those of the part or outputs of
+    earlier pieces; `outputs`, by their names those that later pieces see; `one_by_one`: takes one sample at a time."""
+
+    @property
+    def piece_files(self) -> list[str]:
+        """The names of the files of the pieces."""
+        return [str(piece["file"]) for piece in self.pieces]
+
+
+def draft_of(path: Path) -> Path:
+    """The name of a file until it has passed its check. A file that fails keeps this name."""
+    return path.with_name(path.stem + FAILED)
+
+
+def piece_of(path: Path, name: str) -> Path:
+    """The file of a piece of a part in `path`. While the part is a draft, the piece may be one too."""
+    file = path.with_name(name)
+    draft = draft_of(file)
+    return draft if path.name.endswith(FAILED) and draft.exists() else file
 
 
 def write(path: Path, model: onnx.ModelProto, description: Description) -> None:
@@ -101,7 +130,7 @@ def describe(path: Path) -> dict[str, Any]:
         "kind": "ONNX model",
         "path": str(path),
         **facts,
-        **({"tokens": tokenizer["limit"]} if tokenizer else {}),
+        **({"tokens": tokenizer["limit"]} if "limit" in tokenizer else {}),
         "inputs": {value.name: _kind_of(value) for value in model.graph.input},
         "outputs": {value.name: _kind_of(value) for value in model.graph.output},
         "opset": max((entry.version for entry in model.opset_import), default=0),
@@ -252,18 +281,35 @@ def _described(model: onnx.ModelProto, path: Path) -> Description:
             values["provenance"] = upgraded_provenance(values["provenance"])
         values["preprocessing"] = build(Preprocessing, dict(values["preprocessing"]), str(path))
         description = build(Description, values, str(path))
-        texts: dict[str, Any] = {"vocabulary": "", "limit": 1}
+        if not isinstance(description.architecture["name"], str):
+            raise ValueError("the name of the architecture is not text")
         if description.part == "text-encoder":
-            texts = description.tokenizer
-        if not isinstance(description.architecture["name"], str) or not isinstance(texts["vocabulary"], str):
-            raise ValueError("a value has the wrong type")
-        if not all(isinstance(word, str) for word in texts.get("words", [])):
-            raise ValueError("a known word is not text")
-        if int(texts["limit"]) < 1:
-            raise ValueError("the largest number of tokens is below 1")
+            _check_tokenizer(description.tokenizer)
+        for piece in description.pieces:
+            _check_piece(piece)
         return description
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CyclicError(f"{path} lacks the metadata of cyclic, or they are not valid.", FOREIGN) from error
+
+
+def _check_tokenizer(values: dict[str, Any]) -> None:
+    """Raise an error unless the values can be a `Description.tokenizer`."""
+    if not all(isinstance(word, str) for word in values.get("words", [])):
+        raise ValueError("a known word is not text")
+    if "sources" in values:
+        if not all(isinstance(one, dict) for one in values["sources"]):
+            raise ValueError("a source of tokens is damaged")
+    elif not isinstance(values["vocabulary"], str) or int(values["limit"]) < 1:
+        raise ValueError("the vocabulary is damaged")
+
+
+def _check_piece(values: dict[str, Any]) -> None:
+    """Raise an error unless the values can be one of `Description.pieces`."""
+    name, names = values["file"], [*values["inputs"].items(), *values["outputs"].items()]
+    if not isinstance(name, str) or os.path.basename(name) != name or not name.endswith(".onnx"):
+        raise ValueError("a piece is not a file beside the part")
+    if not all(isinstance(one, str) for pair in names for one in pair):
+        raise ValueError("a name of a value is not text")
 
 
 def _check_operators(model: onnx.ModelProto, path: Path, hint: str) -> None:

@@ -65,6 +65,7 @@ class Alignment:
     """Learns one embedding space for several modalities, from paired and unpaired samples."""
 
     kept = ""
+    epochs_done = 0
     has_solution = False
     closed_form: Mapping[str, Any] = {}
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from cyclic_cli.alignment.choice import choose
 from cyclic_cli.alignment.maps import MODALITIES, Setting, embed
 from cyclic_cli.codes.cache import FeatureCache
+from cyclic_cli.codes.coded import trained_name
 from cyclic_cli.codes.terms import Terms
 from cyclic_cli.codes.text_reader import TERMS
 from cyclic_cli.config import TrainConfig
@@ -32,10 +33,11 @@ from cyclic_cli.events import Note, Report, silent
 from cyclic_cli.models._rebuilding import CLOSED_FORM, make_aligned, used_encoders
 from cyclic_cli.pretrained import find, stored
 from cyclic_cli.pretrained.encoder import PretrainedEncoder
+from cyclic_cli.pretrained.tokens import Tokens
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training import fixed_codes
 from cyclic_cli.training.alignment import Alignment
-from cyclic_cli.training.feature_sources import EncoderSource, GradientSource, PixelSource, Source, TermSource
+from cyclic_cli.training.feature_sources import EncoderSource, HistogramSource, PixelSource, Source, TermSource
 from cyclic_cli.training.fixed_codes import CandidatePart
 from cyclic_cli.training.fold_choice import ranks_of_epochs
 from cyclic_cli.training.gradients import Plan, make_plan
@@ -126,7 +128,21 @@ class ClosedFormAlignment(Alignment):
             self._compute_shares()
         solution = self.ranks.agreed(self._solve)
         self._take(solution.facts, solution.blocks, solution.choice)
-        self.module.load_state_dict({name: torch.from_numpy(one) for name, one in solution.weights.items()}, strict=False)
+        weights = {name: torch.from_numpy(one) for name, one in solution.weights.items()}
+        for modality in self.data.modalities:
+            if not modality.config.frozen:
+                weights |= self._weights_to_train(modality.name)
+        self.module.load_state_dict(self.module.state_dict() | weights)
+
+    def _weights_to_train(self, name: str) -> dict[str, Tensor]:
+        """The weights of the pretrained encoders of a modality, by their names in the module."""
+        used = {one.fingerprint for one in used_encoders(self.data.facts[name])}
+        return {
+            f"encoders.{name}.{trained_name(fingerprint)}.{key}": value
+            for fingerprint, encoder in self._encoders[name].items()
+            if fingerprint in used
+            for key, value in encoder.state_dict().items()
+        }
 
     def restore(self, architecture: dict[str, Any], encoders: Path, tick: Tick, report: Report) -> None:
         """Make the module that a saved state describes, with the frozen encoders of the run."""
@@ -167,12 +183,28 @@ class ClosedFormAlignment(Alignment):
                     f"{path} is a fixed graph, so it cannot be trained.", f"Leave modalities.{name}.frozen=false out."
                 )
         self._encoders[name] = {one.facts.fingerprint: one for one in opened}
+        self._comment(name)
+
+    def _comment(self, name: str) -> None:
+        """Say what an encoder does not see as it was trained: images that were enlarged, and texts that were cut."""
+        for encoder in self._encoders[name].values():
+            family, geometry, size = encoder.facts.family, encoder.facts.geometry, self.data.dataset.image_shape[1]
+            if geometry and size < geometry.native:
+                said = f"{family} was trained with {geometry.native} pixels per side, the images have {size}"
+                self._report(Note(f"{said}; cyclic prepare --size {geometry.native} makes larger ones"))
+            if name == "text":
+                tokens, pool = Tokens(encoder.facts.tokenizer, encoder.facts.window or 0), self.mixture.pools[name]
+                texts = list(dict.fromkeys(pool.texts(np.arange(len(pool)))))
+                if several := sum(count > 1 for count in tokens.windows(texts)):
+                    said = f"{several} of {len(texts)} different texts are longer than the {encoder.facts.window} tokens"
+                    self._report(Note(f"{said} that {family} reads at once; they are read in parts, which are averaged"))
 
     def _sources(self, name: str) -> list[Source]:
         device = self.ranks.fabric.device
         encoders: list[Source] = [EncoderSource(one, self._cache, device) for one in self._encoders[name].values()]
         if name == "image":
-            return [*encoders, PixelSource(), GradientSource(self._cache)]
+            histograms = [HistogramSource(one, self._cache) for one in ("gradients", "levels")]
+            return [*encoders, PixelSource(), *histograms]
         terms = self.data.facts[name].get(TERMS)
         return [*encoders, TermSource(Terms.from_json(terms))] if terms else encoders
 
@@ -201,11 +233,10 @@ class ClosedFormAlignment(Alignment):
             name: fixed_codes.chosen_outputs(parts[name], parts[other], numbers[name], numbers[other], patients)
             for name, other in (MODALITIES, MODALITIES[::-1])
         }
-        form = choose(
-            *(np.concatenate([part.encode(numbers[name]) for part in parts[name]], axis=1) for name in MODALITIES),
-            patients, self.groups, {name: fixed_codes.columns(some) for name, some in parts.items()},
-            {part.name for some in parts.values() for part in some if part.source.is_cheap},
-        )  # fmt: skip
+        images, texts = (fixed_codes.codes_of(parts[name], numbers[name]) for name in MODALITIES)
+        columns = {name: fixed_codes.columns(some) for name, some in parts.items()}
+        cheap = {part.name for some in parts.values() for part in some if part.source.is_cheap}
+        form = choose(images, texts, patients, self.groups, columns, cheap)
         parts = {name: [part for part in some if part.name in form.parts[name]] for name, some in parts.items()}
         blocks = [{"dims": one.matrix["image"].shape[1], "weight": one.weight} for one in form.blocks]
         weights = self._weights(parts, form.blocks)
@@ -225,7 +256,7 @@ class ClosedFormAlignment(Alignment):
     def _weights(self, parts: Named, blocks: Any) -> dict[str, np.ndarray]:
         """The weights of the model by name."""
         weights: dict[str, np.ndarray] = {}
-        codes = {name: fixed_codes.codes_of(some, len(self.mixture.pools[name])) for name, some in parts.items()}
+        codes = {name: fixed_codes.codes_of(some, np.arange(len(self.mixture.pools[name]))) for name, some in parts.items()}
         paired = {name: codes[name][self.mixture.rows[name]] for name in MODALITIES}
         embeddings = {name: embed(blocks, name, paired[name]) for name in MODALITIES}
         for name, some in parts.items():
@@ -268,7 +299,7 @@ class ClosedFormAlignment(Alignment):
             (features[part.facts.source][part.facts.output], part.mean.cpu().numpy(), part.matrix.cpu().numpy())
             for part in encoder.parts
         ]
-        return fixed_codes.projected(parts, len(pool))
+        return fixed_codes.projected(parts, np.arange(len(pool)))
 
     def losses(self, batch: Any, step: int) -> dict[str, float]:
         assert self._is_coded
@@ -311,8 +342,8 @@ class ClosedFormAlignment(Alignment):
     @property
     def setting(self) -> Setting:
         """The setting of the closed form."""
-        return Setting(**{name: value and (tuple(value) if name == "cca" else value) for name, value in
-                          self.closed_form["setting"].items()})
+        chosen = self.closed_form["setting"]
+        return Setting(chosen["cca"] and (chosen["cca"][0], chosen["cca"][1]), chosen["ridge"])
 
     @cached_property
     def groups(self) -> np.ndarray:
@@ -325,8 +356,8 @@ class ClosedFormAlignment(Alignment):
         samples = self._validation["image"][0]
         if not isinstance(samples, CodeSamples) or not len(samples):
             return {}
-        drawing = self.module.encoders["image"].decode
-        return errors_of_drawings(drawing, samples.codes, Samples.of(self.data.dataset, "val"), self.ranks.fabric.device)
+        draw, images = self.module.encoders["image"].decode, Samples.of(self.data.dataset, "val")
+        return errors_of_drawings(draw, samples.codes, images, self.ranks.fabric.device)
 
     @staticmethod
     def is_better(val: dict[str, float], best: dict[str, float]) -> bool:

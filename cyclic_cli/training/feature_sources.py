@@ -1,11 +1,10 @@
 """Where the features of samples come from: pretrained encoders, cheap functions of images, terms of texts.
 
-Features of encoders, and gradient histograms, are computed once and kept in the cache (`codes/cache.py`). Pixels and
+Features of encoders, and histograms of images, are computed once and kept in the cache (`codes/cache.py`). Pixels and
 terms are read from the dataset each time, which is as fast.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -98,21 +97,23 @@ class EncoderSource(_Principal):
         return _computed(self.encoder, content.to(self.device))
 
 
-class GradientSource(_Principal):
-    """Histograms of oriented gradients of images."""
+class HistogramSource(_Principal):
+    """Histograms of images: of oriented gradients or of grey levels."""
 
-    name, title, is_cheap = "gradients", "gradients", True
+    is_cheap = True
 
-    def __init__(self, cache: FeatureCache) -> None:
+    def __init__(self, name: str, cache: FeatureCache) -> None:
+        """`name` is gradients or levels."""
+        self.name = self.title = name
         self.cache = cache
 
     def features(self, pool: Items, tick: Tick, report: Report) -> Mapping[str, Rows]:
         def compute(numbers: np.ndarray) -> dict[str, np.ndarray]:
-            return _computed(SOURCES["gradients"], pool.load(numbers))
+            return _computed(SOURCES[self.name], pool.load(numbers))
 
         dims = {name: one.shape[1] for name, one in compute(np.arange(1)).items()}
         shape = "×".join(map(str, pool.load(np.arange(1)).shape[1:]))
-        key = f"gradients {VERSION} {shape} {torch.__version__}"
+        key = f"{self.name} {VERSION} {shape} {torch.__version__}"
         return self.cache.features(key, dims, pool.digests(), compute, BATCH, tick, report)
 
 
@@ -144,19 +145,19 @@ class TermSource:
         return self.terms.components(rows.pool.texts(np.arange(len(rows))), dims)
 
 
-@dataclass
 class _Computed:
     """Features that are computed where they are read."""
 
-    rows: Callable[[np.ndarray], np.ndarray]
-    pool: Items
-
-    @property
-    def dims(self) -> int:
-        return int(self.rows(np.arange(1)).shape[1])
+    def __init__(self, function: Callable[[np.ndarray], np.ndarray], pool: Items) -> None:
+        """`function` returns the features (M, F) of the samples of the pool with the numbers (M,)."""
+        self.function, self.pool = function, pool
+        self.dims = int(function(np.arange(1)).shape[1])
 
     def __len__(self) -> int:
         return len(self.pool)
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        return self.function(numbers)
 
 
 @torch.inference_mode()

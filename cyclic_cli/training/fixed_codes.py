@@ -26,7 +26,8 @@ from cyclic_cli.data.mixture import Pool
 from cyclic_cli.events import Report
 from cyclic_cli.training.feature_sources import BATCH, ROWS, Rows, Source, Tick
 
-DIMS = 128  # principal components of a part, at most
+DIMS, MOST_DIMS = 128, 256  # principal components of a part, at most: of few features, and of many
+FEATURES_PER_DIM = 16  # features beyond which a part has more than `DIMS` components
 OUTPUTS = 2  # of each encoder that are kept
 COMPARED = 1000  # pairs on which outputs are compared, at most
 IN_MEMORY = 2**28  # bytes of codes that are held in memory; larger ones lie in a file
@@ -34,7 +35,7 @@ RIDGE = 0.1  # of drawings and expansions, relative to the mean variance of the 
 DRAWINGS = 20_000  # images from which drawing is learned, at most
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CandidatePart:
     """One output of a source, with its principal components on the training samples."""
 
@@ -65,10 +66,14 @@ class CandidatePart:
 def candidate_parts(sources: Sequence[Source], pool: Pool, tick: Tick, report: Report) -> list[CandidatePart]:
     """Every part that the code of a modality may have."""
     return [
-        CandidatePart(source, output, rows, source.components(rows, output, DIMS))
+        CandidatePart(source, output, rows, source.components(rows, output, _dims(source, rows)))
         for source in sources
         for output, rows in source.features(pool, tick, report).items()
     ]
+
+
+def _dims(source: Source, rows: Rows) -> int:
+    return DIMS if source.is_cheap else max(DIMS, min(MOST_DIMS, rows.dims // FEATURES_PER_DIM))
 
 
 def chosen_outputs(
@@ -109,18 +114,18 @@ def chosen_outputs(
     return [part for part in parts if part in kept]
 
 
-def codes_of(parts: Sequence[CandidatePart], count: int) -> np.ndarray:
-    """The codes (N, code) float32 of `count` samples, N, from the parts in order."""
-    return projected([(part.rows, part.components.mean, part.components.matrix) for part in parts], count)
+def codes_of(parts: Sequence[CandidatePart], numbers: np.ndarray) -> np.ndarray:
+    """The codes (N, code) float32 of the samples with the numbers (N,), from the parts in order."""
+    return projected([(part.rows, part.components.mean, part.components.matrix) for part in parts], numbers)
 
 
-def projected(parts: Sequence[tuple[Rows, np.ndarray, np.ndarray]], count: int) -> np.ndarray:
-    """The codes (N, code) float32 of `count` samples, N, from features, means (F,) and matrices (F, K)."""
-    codes = _allocated((count, sum(matrix.shape[1] for _, _, matrix in parts)))
-    for first in range(0, count, ROWS):
-        numbers = np.arange(first, min(first + ROWS, count))
-        some = [(rows.rows(numbers) - mean) @ matrix for rows, mean, matrix in parts]
-        codes[numbers] = np.concatenate(some, axis=1)
+def projected(parts: Sequence[tuple[Rows, np.ndarray, np.ndarray]], numbers: np.ndarray) -> np.ndarray:
+    """The codes (N, code) float32 of samples by their numbers (N,), from features, means (F,) and matrices (F, K)."""
+    codes = _allocated((len(numbers), sum(matrix.shape[1] for _, _, matrix in parts)))
+    for first in range(0, len(numbers), ROWS):
+        chosen = numbers[first : first + ROWS]
+        some = [(rows.rows(chosen) - mean) @ matrix for rows, mean, matrix in parts]
+        codes[first : first + len(chosen)] = np.concatenate(some, axis=1)
     return codes
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +20,15 @@ from cyclic_cli.alignment.maps import MODALITIES, Blocks, fit_map
 from cyclic_cli.data.mixture import Mixture
 from cyclic_cli.training.schedule import learning_rate
 
-if TYPE_CHECKING:
-    from cyclic_cli.training.closed_form import ClosedFormAlignment
-
 FOLDS = 5
 LEAST_PATIENTS = 2 * FOLDS
 
 
-def ranks_of_epochs(learner: ClosedFormAlignment) -> list[float]:
-    """The geometric mean rank of held-out partners after 0, 1, … epochs; empty where it cannot be measured."""
+def ranks_of_epochs(learner: Any) -> list[float]:
+    """The geometric mean rank of held-out partners after 0, 1, … epochs; empty where it cannot be measured.
+
+    `learner` is a `ClosedFormAlignment` whose samples are codes.
+    """
     config, mixture = learner.config, learner.mixture
     patients = learner.data.patient_of[mixture.paired]
     if not learner.steps or learner.ranks.world > 1 or not learner.all_frozen:
@@ -43,7 +43,7 @@ def ranks_of_epochs(learner: ClosedFormAlignment) -> list[float]:
     return np.exp(np.average(logs, axis=0, weights=weights)).tolist()
 
 
-def _log_ranks(learner: ClosedFormAlignment, held: np.ndarray) -> Iterator[float]:
+def _log_ranks(learner: Any, held: np.ndarray) -> Iterator[float]:
     """Yield the mean log rank of the held-out pairs (M,) before training, and after each epoch."""
     config, whole = learner.config, learner.mixture
     outside = np.setdiff1d(np.arange(len(whole.paired)), held)

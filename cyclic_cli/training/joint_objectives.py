@@ -85,7 +85,7 @@ def _load(term: Term) -> Any:
 
 
 def check_settings(term: Term, file: Any) -> None:
-    """Raise UsageError unless the settings of a term are keyword arguments of the file's `loss`, with values above 0."""
+    """Raise UsageError unless the settings of a term are keyword arguments of `loss` in the file, above 0."""
     parameters = inspect.signature(file.loss).parameters.items()
     defaults = {name: one.default for name, one in parameters if one.kind is one.KEYWORD_ONLY}
     for name, value in term.settings.items():

@@ -95,7 +95,10 @@ class Loop:
         self.log.report_epoch(val, is_best)
 
     def _validate(self, epochs: int) -> dict[str, float]:
-        """The validation metrics after a number of epochs. A signal ends the run; its next attempt then repeats the validation."""
+        """The validation metrics after a number of epochs.
+
+        A signal ends the run; its next attempt then repeats the validation.
+        """
         self.learner.epochs_done = epochs
         val = self.learner.validate(
             lambda: self._received_signal() is not None, self.log.show if self.log.board else None

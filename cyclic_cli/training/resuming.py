@@ -68,7 +68,7 @@ def refuse_other_run(folder: RunFolder, config: TrainConfig, fingerprints: dict[
 
 def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of `config.yaml`, with the defaults of those that an earlier version did not have."""
-    if settings.get("objective", TrainConfig.objective) == TrainConfig.objective:
+    if settings.get("objective", TrainConfig.objective) in ("autoencode", "views"):  # no image–text model
         return {"start": TrainConfig.start} | settings
     tables = {name: asdict(Modality.of(name, table).config) for name, table in settings["modalities"].items()}
     return {"start": "data"} | settings | {"modalities": tables}

@@ -17,8 +17,8 @@ from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training import alignment, autoencoding, self_supervised
 from cyclic_cli.training.alignment import Alignment
 from cyclic_cli.training.autoencoding import Autoencoding
-from cyclic_cli.training.gradients import Plan, prepare_model
 from cyclic_cli.training.closed_form import ClosedFormAlignment
+from cyclic_cli.training.gradients import Plan, prepare_model
 from cyclic_cli.training.learner import Learner, Tick
 from cyclic_cli.training.self_supervised import SelfSupervised
 from cyclic_cli.training.signals import stopped

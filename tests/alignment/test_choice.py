@@ -74,6 +74,7 @@ def test_scores_equal_fits_without_the_fold() -> None:
     folds = Folds(images, texts, patients, groups, Moments.of(images, texts))
     found = folds.scores(settings, chosen)
     assert len(folds) == 15
+    assert len(found[settings[0]].values) == 3 * len(folds.scores(settings, chosen, repeats=1)[settings[0]].values)
     images, texts = images[:, chosen["image"]], texts[:, chosen["text"]]
     place = 0
     for repeat in range(3):
@@ -141,28 +142,27 @@ def test_strong_noise_asks_for_strong_regularisation() -> None:
     assert choose(images, texts, np.arange(40), grids=grids).setting == Setting((10.0, 4))
 
 
-def parts_of(noise: bool, beside: str) -> tuple[np.ndarray, np.ndarray, dict[str, dict[str, slice]]]:
+def parts_of(noise: bool) -> tuple[np.ndarray, np.ndarray, dict[str, dict[str, slice]]]:
     """Codes whose encoder sees two of four shared variables, and a cheap part that sees all or none of them."""
     images, texts = pairs(150, noise=0.3)
     cheap = np.random.default_rng(5).normal(size=images.shape).astype(np.float32) * 3 if noise else images
     known = images @ np.random.default_rng(6).normal(size=(12, 2)).astype(np.float32)
-    slices = {"image": {"encoder": slice(0, 2), beside: slice(2, 14)}, "text": {"terms": slice(0, 9)}}
+    slices = {"image": {"encoder": slice(0, 2), "pixels": slice(2, 14)}, "text": {"terms": slice(0, 9)}}
     return np.concatenate([known, cheap], axis=1), texts, slices
 
 
-@pytest.mark.parametrize("beside", ["pixels", "terms"])  # the latter begins among the parts that are kept
 @pytest.mark.parametrize("noise", [True, False])
-def test_a_cheap_part_is_kept_beside_an_encoder_where_it_helps(noise: bool, beside: str) -> None:
-    images, texts, slices = parts_of(noise, beside)
+def test_a_cheap_part_is_kept_beside_an_encoder_where_it_helps(noise: bool) -> None:
+    images, texts, slices = parts_of(noise)
     chosen = choose(images, texts, np.arange(150), parts=slices)
-    assert chosen.parts == {"image": ("encoder",) if noise else ("encoder", beside), "text": ("terms",)}
+    assert chosen.parts == {"image": ("encoder",) if noise else ("encoder", "pixels"), "text": ("terms",)}
     assert chosen.columns["image"].tolist() == list(range(2 if noise else 14))
     assert chosen.blocks[0].mean["image"].shape == (2 if noise else 14,)
     assert chosen.embed("image", images).shape == chosen.embed("text", texts).shape  # it selects the columns itself
 
 
 def test_without_an_encoder_all_cheap_parts_are_kept() -> None:
-    images, texts, slices = parts_of(True, "pixels")
+    images, texts, slices = parts_of(True)
     slices["image"] = {"gradients": slices["image"]["encoder"], "pixels": slices["image"]["pixels"]}
     assert choose(images, texts, np.arange(150), parts=slices).parts["image"] == ("gradients", "pixels")
 
@@ -170,18 +170,24 @@ def test_without_an_encoder_all_cheap_parts_are_kept() -> None:
 # ------------------------------------------------------------------------------------------------- few pairs
 
 
-def test_few_pairs_and_few_patients() -> None:
-    images, texts = pairs(6)
-    one = choose(images, texts, np.zeros(6))
-    assert one.rule.startswith("default")
-    assert one.setting.map == "both"
-    assert one.to_json()["mean_log_rank"] is None
-    two = choose(images, texts, np.arange(6) // 3)
-    assert two.counts["folds"] == 6  # two folds, three times
-    assert choose(images[:2], texts[:2], np.arange(2)).rule.startswith("default")  # nothing is left to fit on
-    for chosen in (one, two):
-        assert np.isfinite(chosen.embed("image", images)).all()
-        assert json.loads(json.dumps(chosen.to_json(), allow_nan=False))
+@pytest.mark.parametrize("patients", [1, 2, 9])
+def test_few_patients_get_the_default(patients: int) -> None:
+    images, texts = pairs(18)
+    chosen = choose(images, texts, np.arange(18) % patients)
+    assert chosen.rule.startswith("default")
+    assert chosen.setting == Setting((30.0, 64), 3.0)  # the strongest
+    assert chosen.to_json()["mean_log_rank"] is None
+    assert json.loads(json.dumps(chosen.to_json(), allow_nan=False))["folds"] == 0
+    assert recall_at_1(chosen, images, texts) > 2 / 18
+    cca = choose(images, texts, np.arange(18) % patients, grids={"cca": GRID["cca"]})
+    assert cca.setting == Setting((30.0, 64))
+    assert choose(images, texts, np.arange(18) % 10).counts["folds"] == 15
+    assert np.isfinite(choose(images[:2], texts[:2], np.arange(2)).embed("image", images)).all()
+
+
+def test_the_default_is_weaker_with_more_pairs() -> None:
+    images, texts = pairs(1500)
+    assert choose(images, texts, np.arange(1500) % 3).setting == Setting((1.0, 64), 1.0)
 
 
 def test_no_pairs_and_equal_codes_are_refused() -> None:

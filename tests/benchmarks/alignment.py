@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--dims", type=int, default=768)
     options = parser.parse_args()
     names = [options.work / f"{kind}-{options.pairs}-{options.dims}.npy" for kind in ("images", "texts")]
-    images, texts = (make(name, options.pairs, options.dims, 8.0, turn) for turn, name in enumerate(names))
+    images, texts = (make(name, options.pairs, options.dims, 60.0, turn) for turn, name in enumerate(names))
     found = {"pairs": options.pairs, "dims": options.dims}
     with Memory() as memory:
         begin = time.perf_counter()

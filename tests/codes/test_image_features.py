@@ -9,7 +9,7 @@ import torch
 from skimage.feature import hog
 from torch import Tensor, nn
 
-from cyclic_cli.codes.image_features import SIDE, SOURCES, gradients, pixels
+from cyclic_cli.codes.image_features import SIDE, SOURCES, gradients, levels, pixels
 
 
 def as_features(images: np.ndarray) -> np.ndarray:
@@ -66,6 +66,19 @@ def test_pixels_are_means_over_areas() -> None:
     ragged = torch.rand(2, 1, 50, 50)
     assert pixels(ragged).mean(1).numpy() == pytest.approx(ragged.mean((1, 2, 3)).numpy(), abs=1e-6)
     assert pixels(torch.full((1, 1, 50, 50), 0.25)).numpy() == pytest.approx(0.25, abs=1e-6)
+
+
+def test_levels_are_shares_of_pixels() -> None:
+    images = scans(32, 4) + np.float32(0.01)
+    found = levels(torch.from_numpy(images)).numpy()
+    assert found.shape == (3, 16 * 21)
+    fine = found[:, : 16 * 16].reshape(3, 16, 4, 4) ** 2
+    for place in range(16):
+        within = ((images[:, 0] >= place / 16) & (images[:, 0] < (place + 1) / 16)).reshape(3, 4, 8, 4, 8)
+        assert fine[:, place] == pytest.approx(within.mean(axis=(2, 4)), abs=1e-6)
+    assert found[:, -16:] ** 2 == pytest.approx(fine.mean(axis=(2, 3)), abs=1e-6)
+    white = levels(torch.ones(1, 3, 30, 30)).reshape(-1)  # a side that four does not divide
+    assert white.square().sum().item() == pytest.approx(21, abs=1e-4)
 
 
 class Cheap(nn.Module):

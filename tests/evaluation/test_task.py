@@ -144,7 +144,7 @@ def test_a_copy_that_is_cut_at_the_maximum_length_counts_as_copied(
         assert 0 < len(cut) < len(known) - 1
         return [cut] * len(code)
 
-    monkeypatch.setattr("cyclic_cli.modalities.text.Encoder.write", write)
+    monkeypatch.setattr("cyclic_cli.modalities.text.TextEncoder.write", write)
     assert (
         cyclic("evaluate", paired_dataset, "--model", run, "--json").json["generated_text"]["copied_from_training"] == 1
     )

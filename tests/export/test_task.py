@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cyclic_cli import registry
 from cyclic_cli.config import Preprocessing
-from cyclic_cli.export import task
+from cyclic_cli.export import task, versions
 from cyclic_cli.export.check import Comparison
 from cyclic_cli.export.parts import Part
 from cyclic_cli.export.tracing import trace
@@ -317,7 +317,7 @@ def test_a_failed_check_exits_with_1_and_keeps_the_existing_file(
                 tensor.CopyFrom(numpy_helper.from_array(value + np.float32(0.01), tensor.name))
         return model
 
-    monkeypatch.setattr(task, "trace", broken)
+    monkeypatch.setattr(versions, "trace", broken)
     ran = cyclic(*words, "--overwrite")
     assert ran.code == 1
     assert "its outputs differ by up to" in ran.err

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 import cyclic_cli.models
 import cyclic_cli.objectives
+from cyclic_cli.config import TrainConfig
 from cyclic_cli.models import conv, deep, linear, residual, vae
 from cyclic_cli.models._components import (
     SAMPLE,
@@ -26,6 +27,7 @@ from cyclic_cli.models._components import (
     take_sample,
     with_displaced,
 )
+from cyclic_cli.models._embedding import EmbeddingNetwork, reduced
 from cyclic_cli.models._layers import Enlargement, PooledConvolution, use_fusion
 from cyclic_cli.models._spectrum import covariance_roots, minimise, periodic
 from cyclic_cli.models.deep import linear_maps
@@ -580,3 +582,19 @@ def test_images_are_joined_by_copies_with_opposite_shifts() -> None:
     assert len(shifts) == 1
     assert shifts[0] != (0, 0)
     assert torch.equal(images.roll((-shifts[0][0], -shifts[0][1]), (2, 3)), result[4:])
+
+
+def test_the_default_architecture_is_the_recommended_one() -> None:
+    files = {name: import_module(f"cyclic_cli.models.{name}") for name in NAMES}
+    assert [name for name, file in files.items() if "(recommended)" in (file.__doc__ or "")] == [TrainConfig.arch]
+
+
+@pytest.mark.parametrize("side", [32, 64, 224, 228])
+def test_the_embedding_network_averages_large_images_first(side: int) -> None:
+    torch.manual_seed(0)
+    network = EmbeddingNetwork(1, 6)
+    image = torch.rand(2, 1, side, side)
+    small = image.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).mean((3, 5)) if side == 224 else image
+    torch.testing.assert_close(reduced(image), small)
+    assert network(image).shape == (2, 6)
+    torch.testing.assert_close(network(image), network(small))

@@ -1,0 +1,260 @@
+"""Tests of `cyclic export` of models with fixed codes: their pretrained encoders become part of the ONNX files."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from helpers.makers import Ran, fitted, make_png, smooth_image
+from helpers.onnx_graphs import network, saved, text_network
+from helpers.tiny_encoders import IMAGES, TEXTS, WORDS, tiny_image_folder, tiny_text_folder, tiny_tokenizer
+
+from cyclic_cli.export import versions
+from cyclic_cli.export.merging import CannotMerge
+from cyclic_cli.inference.onnx_model import OnnxModel
+from cyclic_cli.inference.torch_model import TorchModel
+from cyclic_cli.storage import onnx_file
+
+Cyclic = Callable[..., Ran]
+CLOSE = 1e-4  # the limit of the check of an export in float32
+TEXTS_READ = ["There is left disc.", "no", "What nobody ever wrote!", "The disc on the left, " * 20]
+LICENCE = "MIT"
+
+
+@pytest.fixture(scope="module")
+def train(paired_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Trains a model with fixed codes; once for the same words."""
+    from typer.testing import CliRunner
+
+    from cyclic_cli.cli import app
+
+    runs: dict[tuple[str, ...], Path] = {}
+
+    def trained(*words: Any) -> Path:
+        key = tuple(map(str, words))
+        if key not in runs:
+            out = tmp_path_factory.mktemp("runs") / "run"
+            command = ["train", str(paired_dataset), "--objective", "aligned", "--out", str(out), "-q", *key]
+            result = CliRunner().invoke(app, command)
+            assert result.exit_code == 0, result.stderr
+            runs[key] = out
+        return runs[key]
+
+    return trained
+
+
+def onnx_encoders(folder: Path, batch: Any = "N") -> list[Any]:
+    """The words that name an ONNX encoder of images and one of texts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = network(batch=batch, side=32, metadata={"mean": "0.5", "std": "0.5", "license": LICENCE})
+    texts = text_network(batch=batch, tokens=tiny_tokenizer().get_vocab_size())
+    saved(images, folder / "image.onnx")
+    saved(texts, folder / "text.onnx")
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    return ["--image-encoder", folder / "image.onnx", "--text-encoder", folder / "text.onnx"]
+
+
+def check_equal(folder: Path, run: Path) -> None:
+    """Check that exported encoders embed, reconstruct and know words as the checkpoint does."""
+    exported, model = OnnxModel(folder), TorchModel(run / "model.safetensors")
+    pixels = np.stack([fitted(make_png(Path("a.png"), smooth_image(n)), model.preprocessing) for n in range(3)])
+    np.testing.assert_allclose(exported.embed_images(pixels), model.embed_images(pixels), atol=CLOSE)
+    for texts in (TEXTS_READ, TEXTS_READ[:1]):
+        np.testing.assert_allclose(exported.embed_texts(texts), model.embed_texts(texts), atol=CLOSE)
+    if (folder / "autoencoder.onnx").exists():
+        np.testing.assert_allclose(exported.reconstruct(pixels), model.reconstruct(pixels), atol=CLOSE)
+    unknown = model.unknown_words("What xyzzy left")
+    assert exported.unknown_words("What xyzzy left") == unknown
+    assert "xyzzy" in unknown
+
+
+def without_torch(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, in which torch must not be loaded."""
+    code = (
+        "import sys\n"
+        "from cyclic_cli.__main__ import main\n"
+        f"sys.argv = ['cyclic', *{words!r}]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
+    return done
+
+
+def check_search(folder: Path, dataset: Path) -> None:
+    without_torch("embed", str(dataset), "--model", str(folder), "--out", "e.parquet", "-q")
+    assert "xyzzy" in without_torch("search", "Left xyzzy.", "--model", str(folder), "--in", "e.parquet").stderr
+
+
+# -------------------------------------------------------------------------------------------------- in one file
+
+
+def test_a_model_without_pretrained_encoders_is_exported_and_needs_no_torch(
+    train: Callable[..., Path], paired_dataset: Path, cyclic: Cyclic
+) -> None:
+    run = train()
+    for part in ("image-encoder", "text-encoder"):
+        words = ("--dataset", paired_dataset, "--out", f"exported/{part}.onnx")
+        ran = cyclic("export", "--model", run, "--part", part, *words, "--json")
+        assert ran.code == 0, ran.err
+        assert ran.json["parts"][part]["max_abs_error"] < CLOSE
+    check_equal(Path("exported"), run)
+    described = cyclic("info", "exported/text-encoder.onnx", "--json").json
+    assert described["inputs"] == {"input_ids": "batch × 1 × windows × length int64"}
+    assert described["encoders"] == []
+    check_search(Path("exported"), paired_dataset)
+
+
+def test_encoders_of_onnx_files_are_merged(
+    train: Callable[..., Path], paired_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    run = train(*onnx_encoders(tmp_path / "encoders"))
+    words = ("--dataset", paired_dataset, "--part", "image-encoder", "--out", "exported/image-encoder.onnx")
+    assert cyclic("export", "--model", run, *words, "-q").code == 0
+    assert [path.name for path in Path("exported").iterdir()] == ["image-encoder.onnx"]
+    names = [node.name for node in onnx.load("exported/image-encoder.onnx").graph.node]
+    assert any(name.startswith("encoder0_conv") for name in names)
+    exported, model = OnnxModel(Path("exported")), TorchModel(run / "model.safetensors")
+    pixels = np.stack([fitted(make_png(Path("a.png"), smooth_image(n)), model.preprocessing) for n in range(3)])
+    np.testing.assert_allclose(exported.embed_images(pixels), model.embed_images(pixels), atol=CLOSE)
+    described = cyclic("info", "exported/image-encoder.onnx", "--json").json
+    (stated,) = described["encoders"]
+    assert (stated["family"], stated["licence"], len(stated["fingerprint"])) == ("image", LICENCE, 32)
+    assert [one["licence"] for one in cyclic("info", run, "--json").json["checkpoint"]["encoders"]] == [LICENCE, ""]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", ["N", 1])
+def test_all_parts_with_encoders_of_onnx_files(
+    batch: Any, train: Callable[..., Path], paired_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    run = train(*onnx_encoders(tmp_path / f"encoders-{batch}", batch))
+    assert cyclic("export", "--model", run, "--part", "all", "--dataset", paired_dataset, "-q").code == 0
+    assert len(list(Path("exported").iterdir())) == 5
+    check_equal(Path("exported"), run)
+    check_search(Path("exported"), paired_dataset)
+
+
+CASES = [*((image, "bert") for image in IMAGES), *(("vit", text) for text in [*TEXTS, "sentence-transformers"])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("image", "text"), list(dict.fromkeys(CASES)))
+def test_encoders_of_every_family_are_exported(
+    image: str, text: str, train: Callable[..., Path], paired_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    images, texts = tiny_image_folder(image, tmp_path / "images"), tiny_text_folder(text, tmp_path / "texts")
+    run = train("--image-encoder", images, "--text-encoder", texts)
+    assert cyclic("export", "--model", run, "--part", "all", "--dataset", paired_dataset, "-q").code == 0
+    check_equal(Path("exported"), run)
+    check_search(Path("exported"), paired_dataset)
+
+
+@pytest.mark.slow
+def test_several_text_encoders_whose_windows_differ(
+    train: Callable[..., Path], paired_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    words = onnx_encoders(tmp_path / "encoders")[2:]  # reads 32 tokens, the other one 16
+    run = train(*words, "--text-encoder", tiny_text_folder("bert", tmp_path / "bert"))
+    for part in ("image-encoder", "text-encoder"):
+        words = ["--dataset", paired_dataset, "--part", part, "--out", f"exported/{part}.onnx", "-q"]
+        assert cyclic("export", "--model", run, *words).code == 0
+    assert TorchModel(run / "model.safetensors").texts([" ".join(WORDS) * 3]).shape[1] == 2
+    check_equal(Path("exported"), run)
+
+
+@pytest.mark.slow
+def test_preprocessing_stands_before_merged_encoders(
+    train: Callable[..., Path], paired_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    run = train(*onnx_encoders(tmp_path / "encoders"))
+    words = ("--dataset", paired_dataset, "--part", "image-encoder", "--with-preprocessing", "-q")
+    assert cyclic("export", "--model", run, *words).code == 0
+    pixels = smooth_image(3, 90, 60)
+    found = onnxruntime.InferenceSession("image-encoder.onnx").run(None, {"image": pixels[None, None]})[0]
+    model = TorchModel(run / "model.safetensors")
+    wanted = model.embed_images(fitted(make_png(Path("a.png"), pixels), model.preprocessing)[None])
+    np.testing.assert_allclose(found, wanted, atol=0.02)  # the resizing differs by up to a grey level
+
+
+# -------------------------------------------------------------------------------------------------- fewer bits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_only_operations_of_encoders_get_fewer_bits(
+    precision: str, train: Callable[..., Path], paired_dataset: Path, tmp_path: Path, cyclic: Cyclic,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("cyclic_cli.export.check.LEAST_OVERLAP", 0.5)  # images of equal discs are almost equally near
+    run = train("--image-encoder", tiny_image_folder("vit", tmp_path / "vit"))
+    words = ("--dataset", paired_dataset, "--quantize", precision, "--json")
+    ran = cyclic("export", "--model", run, "--part", "image-encoder", *words)
+    assert ran.code == 0, ran.err
+    graph = onnx.load("image-encoder.onnx").graph
+    small = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.INT8
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert small in kinds.values()
+    assert all(name.startswith("encoder0_") for name, kind in kinds.items() if kind == small)
+    described = cyclic("info", "image-encoder.onnx", "--json").json
+    assert described["precision"] == precision
+    ran = cyclic("export", "--model", run, "--part", "text-encoder", *words)
+    assert "text-encoder stays in float32" in ran.err
+    assert cyclic("info", "text-encoder.onnx", "--json").json["precision"] == "float32"
+
+
+# ------------------------------------------------------------------------------------------------ several files
+
+
+@pytest.fixture
+def no_merging(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*pieces: Any) -> onnx.ModelProto:
+        raise CannotMerge("opset 3 of an encoder cannot be converted")
+
+    monkeypatch.setattr(versions, "merge", refusing)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_merging")
+@pytest.mark.parametrize("batch", ["N", 1])
+def test_encoders_that_cannot_be_merged_are_files_of_their_own(
+    batch: Any, train: Callable[..., Path], paired_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    run = train(*onnx_encoders(tmp_path / f"encoders-{batch}", batch))
+    ran = cyclic("export", "--model", run, "--part", "all", "--dataset", paired_dataset)
+    assert ran.code == 0, ran.err
+    assert "text-encoder is several files: opset 3 of an encoder cannot be converted" in ran.err
+    encoders = [one["fingerprint"] for one in cyclic("info", run, "--json").json["checkpoint"]["encoders"]]
+    parts = ("autoencoder", "encoder", "image-encoder", "text-encoder")
+    files = {f"encoder-{one}" for one in encoders} | {*parts, *(f"{part}.front" for part in parts), "decoder"}
+    assert {path.name for path in Path("exported").iterdir()} == {f"{name}.onnx" for name in files}
+    check_equal(Path("exported"), run)
+    check_search(Path("exported"), paired_dataset)
+    for words in (("--quantize", "int8"), ("--with-preprocessing",)):
+        ran = cyclic("export", "--model", run, "--part", "image-encoder", "--dataset", paired_dataset, *words)
+        assert (ran.code, "cannot be one file: opset 3" in ran.err) == (1, True)
+    Path(f"exported/encoder-{encoders[0]}.onnx").unlink()
+    ran = cyclic("embed", "a.png", "--model", "exported", "--out", "x.parquet")
+    assert (ran.code, f"no file exported/encoder-{encoders[0]}.onnx" in ran.err) == (1, True)
+
+
+def test_pieces_lie_beside_the_part(tmp_path: Path) -> None:
+    piece = {"file": "encoder-0.onnx", "inputs": {"image": "image"}, "outputs": {"features": "encoder0_features"}}
+    onnx_file._check_piece(piece)
+    for wrong in ({"file": "../encoder.onnx"}, {"file": "encoder.sh"}, {"inputs": {"image": 1}}):
+        with pytest.raises(ValueError, match=r"."):
+            onnx_file._check_piece(piece | wrong)
+    values: dict[str, Any] = {"sources": [{"terms": json.dumps({})}], "words": ["left"]}
+    onnx_file._check_tokenizer(values)
+    for damaged in ({"sources": ["text"]}, {"words": [1]}):
+        with pytest.raises(ValueError, match=r"."):
+            onnx_file._check_tokenizer(values | damaged)
