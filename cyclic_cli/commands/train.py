@@ -44,8 +44,8 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="PATH",
-            help="Pretrained image encoder: a folder of transformers or open_clip, an .onnx file (PATH#OUTPUT,... names "
-            "its outputs), or a run; may be repeated.",
+            help="Pretrained image encoder: a folder of transformers or open_clip, an .onnx file, or a run; may be "
+            "repeated.",
             show_default=False,
         ),
     ] = None,
@@ -53,8 +53,8 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="PATH",
-            help="Pretrained text encoder: a folder of transformers, sentence-transformers or open_clip, an .onnx file, "
-            "or a run; may be repeated.",
+            help="Pretrained text encoder: a folder of transformers, sentence-transformers or open_clip, an .onnx "
+            "file, or a run; may be repeated.",
             show_default=False,
         ),
     ] = None,

@@ -38,7 +38,8 @@ class StandIn(PretrainedEncoder):
         """`number` is that of the encoder within the graph."""
         super().__init__()
         self.facts, self.number = encoder.facts, number
-        self.outputs = [f"output{place}" for place in range(len(encoder.facts.outputs))]  # of the graph
+        self.inputs = ["content"]  # of the graph
+        self.outputs = [f"output{place}" for place in range(len(encoder.facts.outputs))]
         self._original = [encoder]  # in a list, so that its weights are none of this module
 
     def forward(self, content: Tensor) -> dict[str, Tensor]:
@@ -50,7 +51,8 @@ class StandIn(PretrainedEncoder):
         """The graph of the encoder. `content` is an example of what `forward` gets."""
         dynamic = {0: "batch"} if self.facts.modality == "image" else {0: "batch", 1: "windows", 2: "length"}
         module = _InOrder(self._original[0])
-        return trace_module(module, {"content": content}, self.outputs, {"content": dynamic})
+        (name,) = self.inputs
+        return trace_module(module, {name: content}, self.outputs, {name: dynamic})
 
     @property
     def one_by_one(self) -> bool:
@@ -74,7 +76,7 @@ class GraphStandIn(StandIn):
         self.outputs = list(encoder.facts.settings["outputs"])
         raw = encoder.raw(example)
         self.shapes = [tuple(raw[name].shape[1:]) for name in self.outputs]
-        self.ports = list(encoder.graph.inputs)
+        self.inputs = [port.name for port in encoder.graph.inputs]
 
     @property
     def one_by_one(self) -> bool:
@@ -128,7 +130,7 @@ class TextStandIn(GraphStandIn):
         }
         # A vector for each token has three dimensions; its second one is that of the tokens.
         shapes = [(rows.shape[0], *([rows.shape[1]] * (len(shape) - 1)), shape[-1]) for shape in self.shapes]
-        found = self._node([values[port.name] for port in self.ports], shapes)
+        found = self._node([values[name] for name in self.inputs], shapes)
         features = text_features(dict(zip(self.outputs, found, strict=True)), mask)
         return torch.cat([features[name] for name in names], 1)
 
@@ -188,15 +190,13 @@ def pieces_of(
     """
     calls = {node.op_type: node for node in model.graph.node if node.domain == DOMAIN}
     nodes = [calls[f"encoder{one.number}"] for one in stand_ins]
-    taken = list(dict.fromkeys(name for node in nodes for name in node.input))
-    inner = [name for name in taken if name not in {value.name for value in model.graph.input}]
-    encoders, given = [], {}
+    whole = {value.name for value in model.graph.input}
+    inner = list(dict.fromkeys(name for node in nodes for name in node.input if name not in whole))
+    encoders: list[EncoderGraph] = []
+    given: dict[str, str] = {}  # by the name in the whole graph: the name of an input of the back
     for one, node, content in zip(stand_ins, nodes, _contents(stand_ins, traced, inputs), strict=True):
-        graph = one.graph(content)
-        ports = [value.name for value in graph.graph.input][: len(node.input)]
-        if isinstance(one, GraphStandIn):
-            ports = [port.name for port in one.ports]
-        encoders.append(EncoderGraph(graph, dict(zip(ports, node.input, strict=True)), one.one_by_one))
+        taken = dict(zip(one.inputs, node.input, strict=True))
+        encoders.append(EncoderGraph(one.graph(content), taken, one.one_by_one))
         given |= {old: f"encoder{one.number}_{new}" for old, new in zip(node.output, one.outputs, strict=True)}
     front = _cut(model, inner, {}) if inner else None
     return Pieces(front, encoders, _cut(model, [value.name for value in model.graph.output], given))
@@ -205,9 +205,12 @@ def pieces_of(
 def _contents(stand_ins: Sequence[StandIn], traced: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     """What each stand-in gets for some inputs of the whole."""
     seen: dict[int, Tensor] = {}
-    hooks = [
-        one.register_forward_pre_hook(lambda module, given: seen.update({module.number: given[0].contiguous()})) for one in stand_ins
-    ]
+
+    def see(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, StandIn)
+        seen[module.number] = given[0].contiguous()  # the exporter cannot handle the strides of a view
+
+    hooks = [one.register_forward_pre_hook(see) for one in stand_ins]
     with torch.no_grad():
         traced(*inputs)
     for hook in hooks:
@@ -223,11 +226,9 @@ def _cut(model: onnx.ModelProto, outputs: Iterable[str], given: dict[str, str]) 
     for node in reversed(model.graph.node):
         if node.domain != DOMAIN and needed & {*node.output}:
             nodes.append(node)
-            needed |= {*node.input, *_outer(node)}
+            needed |= {*node.input}
     nodes = [_renamed(node, given) for node in reversed(nodes)]
-    taken = [
-        helper.make_tensor_value_info(new, onnx.TensorProto.FLOAT, None) for old, new in given.items() if old in needed
-    ]
+    taken = [_declared(known[old], new) for old, new in given.items() if old in needed]
     graph = helper.make_graph(
         nodes, model.graph.name, [*model.graph.input, *taken], [known[name] for name in wanted],
         [tensor for tensor in model.graph.initializer if tensor.name in needed],
@@ -236,11 +237,12 @@ def _cut(model: onnx.ModelProto, outputs: Iterable[str], given: dict[str, str]) 
     return helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
 
 
-def _outer(node: onnx.NodeProto) -> set[str]:
-    """The names that the inner graphs of a node read."""
-    graphs = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
-    inner = [one for graph in graphs for one in graph.node]
-    return {name for one in inner for name in (*one.input, *_outer(one))}
+def _declared(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
+    """The declaration of a value under another name."""
+    copy = onnx.ValueInfoProto()
+    copy.type.CopyFrom(value.type)
+    copy.name = name
+    return copy
 
 
 def _renamed(node: onnx.NodeProto, names: dict[str, str]) -> onnx.NodeProto:

@@ -182,7 +182,7 @@ def _write_part(part: Part, description: Description, file: Path, report: Report
 
 def _write_pieces(pieces: Pieces, part: Part, description: Description, file: Path) -> list[dict[str, Any]]:
     """Write what runs before a part in files of their own. Returns `Description.pieces`."""
-    written = []
+    written: list[dict[str, Any]] = []
     if pieces.front:
         name = f"{file.stem}.front.onnx"
         _write_piece(file.with_name(name), pieces.front, f"{part.name}.front", description)

@@ -58,9 +58,7 @@ def used_encoders(facts: Mapping[str, Any]) -> list[EncoderFacts]:
     return [facts_from_json(one) for one in facts.get("encoders", ()) if one["fingerprint"] in sources]
 
 
-def attach_frozen(
-    model: JointModel, architecture: Mapping[str, Any], read: Callable[[str], PretrainedEncoder]
-) -> None:
+def attach_frozen(model: JointModel, architecture: Mapping[str, Any], read: Callable[[str], PretrainedEncoder]) -> None:
     """Give the encoders of a model their frozen pretrained encoders.
 
     Args:

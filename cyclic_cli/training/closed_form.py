@@ -196,8 +196,8 @@ class ClosedFormAlignment(Alignment):
                 tokens, pool = Tokens(encoder.facts.tokenizer, encoder.facts.window or 0), self.mixture.pools[name]
                 texts = list(dict.fromkeys(pool.texts(np.arange(len(pool)))))
                 if several := sum(count > 1 for count in tokens.windows(texts)):
-                    said = f"{several} of {len(texts)} different texts are longer than the {encoder.facts.window} tokens"
-                    self._report(Note(f"{said} that {family} reads at once; they are read in parts, which are averaged"))
+                    said = f"{several} of {len(texts)} different texts are longer than {encoder.facts.window} tokens"
+                    self._report(Note(f"{said}; {family} reads them in windows, which are averaged"))
 
     def _sources(self, name: str) -> list[Source]:
         device = self.ranks.fabric.device
@@ -256,7 +256,8 @@ class ClosedFormAlignment(Alignment):
     def _weights(self, parts: Named, blocks: Any) -> dict[str, np.ndarray]:
         """The weights of the model by name."""
         weights: dict[str, np.ndarray] = {}
-        codes = {name: fixed_codes.codes_of(some, np.arange(len(self.mixture.pools[name]))) for name, some in parts.items()}
+        every = {name: np.arange(len(pool)) for name, pool in self.mixture.pools.items()}
+        codes = {name: fixed_codes.codes_of(some, every[name]) for name, some in parts.items()}
         paired = {name: codes[name][self.mixture.rows[name]] for name in MODALITIES}
         embeddings = {name: embed(blocks, name, paired[name]) for name in MODALITIES}
         for name, some in parts.items():

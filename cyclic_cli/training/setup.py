@@ -87,9 +87,7 @@ def set_up_network(ranks: Ranks, learner: Learner, config: TrainConfig) -> Netwo
     return Network(plan, model, optimizer)
 
 
-def initialise(
-    ranks: Ranks, learner: Learner, initial: Checkpoint | None, report: Report, stop: list[int]
-) -> None:
+def initialise(ranks: Ranks, learner: Learner, initial: Checkpoint | None, report: Report, stop: list[int]) -> None:
     """Initialise the model from the weights `initial`, or without them from the training data.
 
     Raises:

@@ -74,6 +74,14 @@ def check_equal(folder: Path, run: Path) -> None:
     assert "xyzzy" in unknown
 
 
+def export_encoders(run: Path, dataset: Path, cyclic: Cyclic) -> None:
+    for part in ("image-encoder", "text-encoder"):
+        words = ("--dataset", dataset, "--part", part, "--out", f"exported/{part}.onnx", "--json")
+        ran = cyclic("export", "--model", run, *words)
+        assert ran.code == 0, ran.err
+        assert ran.json["parts"][part]["max_abs_error"] < CLOSE
+
+
 def without_torch(*words: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own, in which torch must not be loaded."""
     code = (
@@ -102,16 +110,13 @@ def test_a_model_without_pretrained_encoders_is_exported_and_needs_no_torch(
     train: Callable[..., Path], paired_dataset: Path, cyclic: Cyclic
 ) -> None:
     run = train()
-    for part in ("image-encoder", "text-encoder"):
-        words = ("--dataset", paired_dataset, "--out", f"exported/{part}.onnx")
-        ran = cyclic("export", "--model", run, "--part", part, *words, "--json")
-        assert ran.code == 0, ran.err
-        assert ran.json["parts"][part]["max_abs_error"] < CLOSE
+    export_encoders(run, paired_dataset, cyclic)
     check_equal(Path("exported"), run)
     described = cyclic("info", "exported/text-encoder.onnx", "--json").json
     assert described["inputs"] == {"input_ids": "batch × 1 × windows × length int64"}
     assert described["encoders"] == []
-    check_search(Path("exported"), paired_dataset)
+    assert cyclic("embed", paired_dataset, "--model", "exported", "--out", "e.parquet", "-q").code == 0
+    assert "xyzzy" in without_torch("search", "Left xyzzy.", "--model", "exported", "--in", "e.parquet").stderr
 
 
 def test_encoders_of_onnx_files_are_merged(
@@ -154,9 +159,12 @@ def test_encoders_of_every_family_are_exported(
 ) -> None:
     images, texts = tiny_image_folder(image, tmp_path / "images"), tiny_text_folder(text, tmp_path / "texts")
     run = train("--image-encoder", images, "--text-encoder", texts)
-    assert cyclic("export", "--model", run, "--part", "all", "--dataset", paired_dataset, "-q").code == 0
+    export_encoders(run, paired_dataset, cyclic)
     check_equal(Path("exported"), run)
-    check_search(Path("exported"), paired_dataset)
+    for model in (run, "exported"):  # with torch, and without
+        assert cyclic("embed", paired_dataset, "--model", model, "--out", "e.parquet", "--overwrite", "-q").code == 0
+        ran = cyclic("search", "Left disc.", "--model", model, "--in", "e.parquet", "--json")
+        assert ran.code == 0, ran.err
 
 
 @pytest.mark.slow
@@ -165,10 +173,8 @@ def test_several_text_encoders_whose_windows_differ(
 ) -> None:
     words = onnx_encoders(tmp_path / "encoders")[2:]  # reads 32 tokens, the other one 16
     run = train(*words, "--text-encoder", tiny_text_folder("bert", tmp_path / "bert"))
-    for part in ("image-encoder", "text-encoder"):
-        words = ["--dataset", paired_dataset, "--part", part, "--out", f"exported/{part}.onnx", "-q"]
-        assert cyclic("export", "--model", run, *words).code == 0
-    assert TorchModel(run / "model.safetensors").texts([" ".join(WORDS) * 3]).shape[1] == 2
+    export_encoders(run, paired_dataset, cyclic)
+    assert TorchModel(run / "model.safetensors").texts([" ".join(WORDS) * 3]).shape[1] > 1  # both read it
     check_equal(Path("exported"), run)
 
 
