@@ -21,6 +21,6 @@ tables=(--reports phantoms/findings.csv)
 cyclic prepare "$images" phantoms "${tables[@]}" --already-deidentified --out dataset
 model=(--arch conv --set model.embedding=64)
 cyclic train dataset --objective views "${model[@]}" --epochs 24 --out views --resume auto
-cyclic train dataset "${model[@]}" --epochs 10 --init-from views --out run --resume auto
+cyclic train dataset "${model[@]}" --epochs 3 --init-from views --out run --resume auto
 cyclic export --model run --dataset dataset --licence MIT --out default.onnx --overwrite
 cyclic info run

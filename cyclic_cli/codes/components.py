@@ -22,6 +22,12 @@ ROWS = 4096  # rows of a batch that are converted to float64 at the same time
 ROUNDING = float(np.finfo(np.float32).eps)  # of features
 EQUAL = 10 * ROUNDING  # features whose standard deviation is smaller, relative to their size, are equal
 
+
+
+class EqualFeatures(CyclicError):
+    """All training samples have the same features, so they say nothing."""
+
+
 Batches = Callable[[], Iterable[np.ndarray]]  # all features in batches (M, F), the same ones at each call
 Reduce = Callable[[np.ndarray], np.ndarray]  # the sum of an array over all processes
 
@@ -205,7 +211,7 @@ def _components(
     """
     size = max(1, count) * float(mean @ mean) + total
     if count < 2 or total <= EQUAL**2 * size:
-        raise CyclicError(
+        raise EqualFeatures(
             f"The {name} of all training samples are equal.", f"Leave the {name} out, or train on more samples."
         )
     most = float(values[0])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cyclic_cli.codes.components import Components
+from cyclic_cli.codes.components import Components, EqualFeatures
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.linear_algebra import truncated_svd
 from cyclic_cli.text_encoders._vocabulary import PADDING, PATIENTS
@@ -85,7 +85,7 @@ class Terms:
         Nothing is subtracted from the TF-IDF, so a text without a known term has the code zero.
 
         Raises:
-            CyclicError: All texts have the same terms.
+            EqualFeatures: All texts have the same terms.
         """
         some = (
             texts if len(texts) <= LSA_TEXTS else [texts[place * len(texts) // LSA_TEXTS] for place in range(LSA_TEXTS)]
@@ -94,9 +94,8 @@ class Terms:
         _, directions = truncated_svd(matrix, min(dims, *matrix.shape), LSA_ITERATIONS)
         variances = np.asarray(matrix @ directions.T).var(axis=0, ddof=1 if len(some) > 1 else 0)
         if variances.sum() < 1e-12:
-            raise CyclicError(
-                "All training reports have the same words.",
-                "Train without the part of terms: each report needs words of its own.",
+            raise EqualFeatures(
+                "All training reports have the same frequent words.", "Name a --text-encoder, or train on more reports."
             )
         zeros = np.zeros(len(self), np.float32)
         return Components(zeros, directions.astype(np.float32), float(np.sqrt(variances.sum())), variances)

@@ -16,6 +16,7 @@ import torch
 from onnx import helper
 from torch import Tensor, nn
 
+from cyclic_cli.errors import CyclicError
 from cyclic_cli.export.merging import EncoderGraph
 from cyclic_cli.export.tracing import trace_module
 from cyclic_cli.inference.torch_model import TorchModel
@@ -48,11 +49,20 @@ class StandIn(PretrainedEncoder):
         return {output.name: one for output, one in zip(self.facts.outputs, found, strict=True)}
 
     def graph(self, content: Tensor) -> onnx.ModelProto:
-        """The graph of the encoder. `content` is an example of what `forward` gets."""
+        """The graph of the encoder. `content` is an example of what `forward` gets.
+
+        Raises CyclicError when the exporter of torch cannot handle the encoder.
+        """
         dynamic = {0: "batch"} if self.facts.modality == "image" else {0: "batch", 1: "windows", 2: "length"}
         module = _InOrder(self._original[0])
         (name,) = self.inputs
-        return trace_module(module, {name: content}, self.outputs, {name: dynamic})
+        try:
+            return trace_module(module, {name: content}, self.outputs, {name: dynamic})
+        except torch.onnx.OnnxExporterError as error:
+            raise CyclicError(
+                f"torch cannot export the encoder {self.facts.family} ({self.facts.fingerprint}) to ONNX.",
+                "Give its ONNX file as the encoder when you train.",
+            ) from error
 
     @property
     def one_by_one(self) -> bool:

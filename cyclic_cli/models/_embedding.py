@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cyclic_cli.models._layers import GROUPS, Residual
+from cyclic_cli.linear_algebra import eigh_of_tensor
+from cyclic_cli.models._layers import GROUPS, Residual, set_layer
 
 CELLS = 4  # side of the grid that a spatial code is averaged over
 PROJECTION = 256  # dimensions of the projections that objectives of views compare
 LONGEST = 112  # pixels: images with larger sides are averaged to at most this before they are embedded
 PATCH = 4  # side of the patches, in pixels of the averaged image, that become channels
 WIDTH = 32  # maps of the embedding network at its largest size
+FLOOR = 1e-3  # added to the variances of whitening, relative to their mean
 
 
 def embed(model: Any, image: Tensor, code: Tensor | None = None) -> Tensor:
@@ -59,11 +62,31 @@ class EmbeddingNetwork(nn.Module):
             *halved(WIDTH), Residual(2 * WIDTH), *halved(2 * WIDTH), nn.GroupNorm(GROUPS, 4 * WIDTH), nn.SiLU(),
         )  # fmt: skip
         self.head = nn.Linear(4 * WIDTH, dims)
+        self.whitening = nn.Linear(dims, dims).requires_grad_(False)
+        set_layer(self.whitening, torch.eye(dims), torch.zeros(dims))
 
     def forward(self, image: Tensor) -> Tensor:
-        maps = self.maps(reduced(image) - 0.5)
-        result: Tensor = self.head(maps.mean((2, 3)))
+        result: Tensor = self.whitening(self.features(image))
         return result
+
+    def features(self, image: Tensor) -> Tensor:
+        """Return the output (N, dims) of the last layer that is trained, before it is whitened."""
+        result: Tensor = self.head(self.maps(reduced(image) - 0.5).mean((2, 3)))
+        return result
+
+    def whiten(self, features: Tensor) -> None:
+        """Let the embeddings of images with these features (N, dims) have mean zero and, nearly, unit covariance.
+
+        Views of an image agree most in a few directions, which would decide every cosine similarity. Directions in
+        which the features hardly vary keep a small share (`FLOOR`), so that rounding is not amplified.
+        """
+        rows = features.double()
+        mean = rows.mean(0)
+        values, vectors = eigh_of_tensor((rows - mean).T @ (rows - mean) / len(rows))
+        values = values.clamp(min=0)
+        scale = (values + FLOOR * values.mean() + torch.finfo(torch.float32).tiny).rsqrt()
+        weight = (vectors * scale) @ vectors.T
+        set_layer(self.whitening, weight.float(), (-weight @ mean).float())
 
 
 def halved(channels: int) -> list[nn.Module]:
@@ -85,6 +108,11 @@ class Projected(nn.Module):
         )  # fmt: skip
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the embedding (N, D) of images (N, C, H, W), and its projection (N, PROJECTION)."""
-        embedding = embed(self.model, image)
-        return {"embedding": embedding, "projection": self.projector(embedding)}
+        """Return the embedding (N, D) of images (N, C, H, W), and its projection (N, PROJECTION) before whitening."""
+        network = getattr(self.model, "embedding", None)
+        if network is None:
+            embedding = features = embed(self.model, image)
+        else:
+            features = network.features(image)
+            embedding = network.whitening(features)
+        return {"embedding": embedding, "projection": self.projector(features)}

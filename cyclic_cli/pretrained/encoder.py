@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 MODALITIES = ("image", "text")
@@ -66,6 +67,10 @@ class PretrainedEncoder(nn.Module):
                 mean over its windows, weighted by their numbers of tokens.
         """
         raise NotImplementedError
+
+    def place(self, device: torch.device) -> str:
+        """Return where and by what the encoder computes, on which the last digits of its features depend."""
+        return device.type
 
     def graph_bytes(self) -> bytes:
         """Return the graph of an encoder of the kind `onnx`, which has no weights in torch."""

@@ -125,6 +125,10 @@ class OnnxEncoder(PretrainedEncoder):
         super().__init__()
         self.facts, self.graph = facts, graph
 
+    def place(self, device: torch.device) -> str:
+        """Return the provider and version of ONNX Runtime, which chooses the device itself."""
+        return f"{_providers()[0]} {onnxruntime.__version__}"
+
     def graph_bytes(self) -> bytes:
         """The graph with its weights, as the content of an ONNX file without metadata and traces of a machine."""
         return self.graph.content
@@ -308,7 +312,8 @@ def _opened_images(
     stated = stated_normalisation(metadata, graph.where)
     values = stated | {name: overrides[name] for name in ("mean", "std") if overrides.get(name) is not None}
     if not {"mean", "std"} <= values.keys():
-        raise UsageError(f"{graph.where} does not state the mean and std of its pixels.", NORMALISATION)
+        said = f"{graph.where} does not state the mean and std of its pixels; its source does. If both are 0.5, add"
+        raise UsageError(said, NORMALISATION)
     mean, std = normalisation({}, values, channels, graph.where)
     geometry = Geometry(size=size, native=size, channels=channels, mean=mean, std=std)
     settings = facts.settings | {"one_by_one": batch == 1}

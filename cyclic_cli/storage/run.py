@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,11 @@ class RunFolder:
             and not self.config.exists()
             and (not self.folder.is_dir() or holds_more_than_drafts(self.folder))
         )
+
+    def remove_if_empty(self) -> None:
+        """Remove the folder if it holds nothing."""
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the summary, which marks the run as finished."""

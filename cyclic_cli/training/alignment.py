@@ -66,6 +66,7 @@ class Alignment:
 
     kept = ""
     epochs_done = 0
+    fold_ranks: list[float] | None = None
     has_solution = False
     closed_form: Mapping[str, Any] = {}
 

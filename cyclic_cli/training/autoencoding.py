@@ -45,6 +45,7 @@ class Autoencoding:
     kept = ""
     has_solution = False
     epochs_done = 0
+    fold_ranks: list[float] | None = None
     closed_form: Mapping[str, Any] = {}
 
     def __init__(self, ranks: Ranks, dataset: StoredDataset, config: TrainConfig) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclic_cli.alignment.choice import choose
-from cyclic_cli.alignment.maps import MODALITIES, Setting, embed
+from cyclic_cli.alignment.maps import MODALITIES, Setting
 from cyclic_cli.codes.cache import FeatureCache
 from cyclic_cli.codes.coded import trained_name
 from cyclic_cli.codes.terms import Terms
@@ -38,7 +38,7 @@ from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training import fixed_codes
 from cyclic_cli.training.alignment import Alignment
 from cyclic_cli.training.feature_sources import EncoderSource, HistogramSource, PixelSource, Source, TermSource
-from cyclic_cli.training.fixed_codes import CandidatePart
+from cyclic_cli.training.fixed_codes import CandidatePart, TickOf
 from cyclic_cli.training.fold_choice import ranks_of_epochs
 from cyclic_cli.training.gradients import Plan, make_plan
 from cyclic_cli.training.learner import ShowImages, Tick
@@ -201,22 +201,27 @@ class ClosedFormAlignment(Alignment):
 
     def _sources(self, name: str) -> list[Source]:
         device = self.ranks.fabric.device
-        encoders: list[Source] = [EncoderSource(one, self._cache, device) for one in self._encoders[name].values()]
+        families = [one.facts.family for one in self._encoders[name].values()]
+        encoders: list[Source] = [
+            EncoderSource(one, self._cache, device, families.count(one.facts.family) == 1)
+            for one in self._encoders[name].values()
+        ]
         if name == "image":
             histograms = [HistogramSource(one, self._cache) for one in ("gradients", "levels")]
             return [*encoders, PixelSource(), *histograms]
         terms = self.data.facts[name].get(TERMS)
         return [*encoders, TermSource(Terms.from_json(terms))] if terms else encoders
 
-    def _tick_of(self, name: str) -> Callable[[int, int], None]:
-        return lambda done, total: self._tick(done, total, f"{name}s encoded")
+    def _tick_of(self, name: str, part: str = "training") -> TickOf:
+        """Return the progress of a source by its title; each has a name of its own, so that rates are right."""
+        return lambda title: lambda done, total: self._tick(done, total, f"{part} {name}s encoded by {title}")
 
     def _compute_shares(self) -> None:
         """Each process computes the features of its share of the samples into the cache."""
         for name, pool in self.mixture.pools.items():
             share = Subset(pool, self.ranks.part(np.arange(len(pool))))
-            for source in self._sources(name):
-                source.features(share, self._tick_of(name), self._report)
+            for source in self._sources(name) if len(share) else ():
+                source.features(share, self._tick_of(name)(source.title), self._report)
         self.ranks.fabric.barrier()
 
     # ------------------------------------------------------------------------------------------- closed form
@@ -258,41 +263,40 @@ class ClosedFormAlignment(Alignment):
         weights: dict[str, np.ndarray] = {}
         every = {name: np.arange(len(pool)) for name, pool in self.mixture.pools.items()}
         codes = {name: fixed_codes.codes_of(some, every[name]) for name, some in parts.items()}
-        paired = {name: codes[name][self.mixture.rows[name]] for name in MODALITIES}
-        embeddings = {name: embed(blocks, name, paired[name]) for name in MODALITIES}
         for name, some in parts.items():
             prefix = f"encoders.{name}"
             for place, part in enumerate(some):
                 weights[f"{prefix}.parts.{place}.mean"] = part.components.mean
                 weights[f"{prefix}.parts.{place}.matrix"] = part.components.matrix
-            weights[f"{prefix}.spread"] = np.array(max(float(codes[name].var(axis=0, dtype=np.float64).sum()), 1e-6))
-            weights[f"heads.{name}.weight"] = np.concatenate([one.matrix[name].T for one in blocks])
-            weights[f"heads.{name}.bias"] = np.concatenate([-one.mean[name] @ one.matrix[name] for one in blocks])
-            matrix, offset = fixed_codes.ridge(*((embeddings[other], paired[name]) for other in MODALITIES))
-            weights[f"expansions.{name}.weight"], weights[f"expansions.{name}.bias"] = matrix.T, offset
-        drawing = fixed_codes.learn_drawing(codes["image"], self.mixture.pools["image"], self._tick_of("image"))
+            weights[f"{prefix}.spread"] = np.array(fixed_codes.spread_of(codes[name]))
+            for layer, (matrix, offset) in (
+                ("heads", fixed_codes.head_of(blocks, name)),
+                ("expansions", fixed_codes.expansion(blocks, codes, self.mixture.rows, name)),
+            ):
+                weights[f"{layer}.{name}.weight"], weights[f"{layer}.{name}.bias"] = matrix.T, offset
+        drawing = fixed_codes.learn_drawing(
+            codes["image"], self.mixture.pools["image"], self._tick_of("image")("pixels")
+        )
         weights["encoders.image.variance"] = drawing.pop("variance")
         weights |= {f"encoders.image.drawing.{name}": value for name, value in drawing.items()}
         return {name: np.asarray(value, np.float32) for name, value in weights.items()}
 
     # ------------------------------------------------------------------------------------- codes in training
 
-    @cached_property
-    def _is_coded(self) -> bool:
-        """Replaces content of frozen modalities by their codes, in the training samples, when it is first read."""
+    def _replace_content(self) -> None:
+        """Replace the content of frozen modalities by their codes, in the training samples, unless it was done."""
         for modality in self.data.modalities:
-            if modality.config.frozen:
-                pool = self.mixture.pools[modality.name]
+            pool = self.mixture.pools[modality.name]
+            if modality.config.frozen and not isinstance(pool.parts[0], CodeSamples):
                 samples = CodeSamples(pool.keys, self._codes(modality.name, pool))
                 self.mixture.pools[modality.name] = Pool([samples], pool.sample_keys)
-        return True
 
-    def _codes(self, name: str, pool: Pool) -> np.ndarray:
+    def _codes(self, name: str, pool: Pool, part: str = "training") -> np.ndarray:
         """The codes (N, code) of all samples of a pool, from cached features."""
         encoder = self.module.encoders[name]
         needed = {part.facts.source for part in encoder.parts}
         features = {
-            source.name: source.features(pool, self._tick_of(name), self._report)
+            source.name: source.features(pool, self._tick_of(name, part)(source.title), self._report)
             for source in self._sources(name)
             if source.name in needed
         }
@@ -303,7 +307,7 @@ class ClosedFormAlignment(Alignment):
         return fixed_codes.projected(parts, np.arange(len(pool)))
 
     def losses(self, batch: Any, step: int) -> dict[str, float]:
-        assert self._is_coded
+        self._replace_content()
         return super().losses(batch, step)
 
     # -------------------------------------------------------------------------------------------- validation
@@ -315,7 +319,7 @@ class ClosedFormAlignment(Alignment):
         for modality in self.data.modalities:
             samples, numbers = found[modality.name]
             if modality.config.frozen and len(samples):
-                codes = self._codes(modality.name, Pool([samples], np.empty(len(samples), object)))
+                codes = self._codes(modality.name, Pool([samples], np.empty(len(samples), object)), "validation")
                 found[modality.name] = CodeSamples(samples.keys, codes), numbers
         return found
 
@@ -324,17 +328,21 @@ class ClosedFormAlignment(Alignment):
         retrieval = validate_retrieval(self.ranks, self.module, self._validation, is_stopped)
         if retrieval is None:
             return None
-        if not retrieval and self._ranks_of_epochs:
-            retrieval = {"rank_on_folds": self._ranks_of_epochs[self.epochs_done]}
+        if not retrieval and self.fold_ranks is None:
+            self.fold_ranks = self._ranks_on_folds()
+        if not retrieval and self.fold_ranks:
+            retrieval = {"rank_on_folds": self.fold_ranks[self.epochs_done]}
         return retrieval | self._drawing_errors
 
-    @cached_property
-    def _ranks_of_epochs(self) -> list[float]:
-        """The geometric mean ranks on folds of the known pairs after each number of epochs, see `fold_choice`."""
-        assert self._is_coded
-        if self.steps:
-            self._report(Note("no pairs for validation: folds of the known pairs decide how many epochs help"))
-        return ranks_of_epochs(self)
+    def _ranks_on_folds(self) -> list[float]:
+        """The ranks of `fold_choice`. They are measured before the first step, while the module is the closed form."""
+        if not self.steps:
+            return []
+        self._replace_content()
+        found = ranks_of_epochs(self)
+        said = "folds of the known pairs decide how many epochs help" if found else "the closed form will be kept"
+        self._report(Note(f"no pairs for validation: {said}"))
+        return found
 
     @property
     def all_frozen(self) -> bool:
@@ -348,7 +356,7 @@ class ClosedFormAlignment(Alignment):
 
     @cached_property
     def groups(self) -> np.ndarray:
-        """(P,) Numbers of the known pairs that are equal for pairs with equal images or texts."""
+        """(P,) Numbers of the known pairs, equal for pairs with equal texts."""
         return joined(*(self.mixture.pools[name].keys[self.mixture.rows[name]] for name in MODALITIES))
 
     @cached_property

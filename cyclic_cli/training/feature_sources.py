@@ -18,11 +18,12 @@ from cyclic_cli.codes.terms import Terms
 from cyclic_cli.data.mixture import Pool, Subset
 from cyclic_cli.events import Report
 from cyclic_cli.pretrained.encoder import PretrainedEncoder
+from cyclic_cli.pretrained.fingerprint import LIBRARY
 from cyclic_cli.pretrained.tokens import Tokens
 
 BATCH = 32  # images or texts that go through an encoder together
 ROWS = 1024  # rows of features that are read together
-VERSION = 1  # of the cheap functions of images; a change of their numbers needs a new one
+VERSION = 1  # of all that leads from content to features here; a change of their numbers needs a new one
 
 Items = Pool | Subset
 Tick = Callable[[int, int], None]  # called with the samples done, and their number
@@ -72,9 +73,14 @@ class EncoderSource(_Principal):
 
     is_cheap = False
 
-    def __init__(self, encoder: PretrainedEncoder, cache: FeatureCache, device: torch.device) -> None:
+    def __init__(
+        self, encoder: PretrainedEncoder, cache: FeatureCache, device: torch.device, family_is_unique: bool
+    ) -> None:
+        """`family_is_unique` tells whether the modality has no other encoder of the same family."""
         self.encoder, self.cache, self.device = encoder.to(device), cache, device
         self.name, self.title = encoder.facts.fingerprint, encoder.facts.family
+        if not family_is_unique:
+            self.title += f" {self.name[:6]}"
 
     @cached_property
     def _tokens(self) -> Tokens:
@@ -84,7 +90,8 @@ class EncoderSource(_Principal):
     def features(self, pool: Items, tick: Tick, report: Report) -> Mapping[str, Rows]:
         facts = self.encoder.facts
         dims = {output.name: output.dims for output in facts.outputs}
-        key = f"{facts.fingerprint} {self.device.type} {torch.__version__}"
+        made_by = facts.settings.get(LIBRARY, "")
+        key = f"{facts.fingerprint} {VERSION} {self.encoder.place(self.device)} {torch.__version__} {made_by}"
         return self.cache.features(
             key, dims, pool.digests(), lambda numbers: self._compute(pool, numbers), BATCH, tick, report
         )

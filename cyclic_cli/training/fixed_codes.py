@@ -10,21 +10,25 @@ paired ones.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from cyclic_cli.alignment.layers import mutual_knn
-from cyclic_cli.alignment.maps import Factors
+from cyclic_cli.alignment.maps import Blocks, Factors, embed
 from cyclic_cli.alignment.moments import Moments
 from cyclic_cli.codes.coded import PartFacts
-from cyclic_cli.codes.components import Components, fit_components
+from cyclic_cli.codes.components import Components, EqualFeatures, fit_components
 from cyclic_cli.codes.image_codes import COMPONENTS, reduced
+from cyclic_cli.codes.terms import NONE
 from cyclic_cli.data.mixture import Pool
-from cyclic_cli.events import Report
+from cyclic_cli.errors import CyclicError
+from cyclic_cli.events import Note, Report
 from cyclic_cli.training.feature_sources import BATCH, ROWS, Rows, Source, Tick
+
+TickOf = Callable[[str], Tick]  # by the title of a source
 
 DIMS, MOST_DIMS = 128, 256  # principal components of a part, at most: of few features, and of many
 FEATURES_PER_DIM = 16  # features beyond which a part has more than `DIMS` components
@@ -46,7 +50,7 @@ class CandidatePart:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """For people; no other part of the modality has it."""
         return self.source.title if self.output == self.source.title else f"{self.source.title} {self.output}"
 
     @property
@@ -63,13 +67,26 @@ class CandidatePart:
         return np.concatenate([np.empty((0, self.facts.dims), np.float32), *codes])
 
 
-def candidate_parts(sources: Sequence[Source], pool: Pool, tick: Tick, report: Report) -> list[CandidatePart]:
-    """Every part that the code of a modality may have."""
-    return [
-        CandidatePart(source, output, rows, source.components(rows, output, _dims(source, rows)))
-        for source in sources
-        for output, rows in source.features(pool, tick, report).items()
-    ]
+def candidate_parts(sources: Sequence[Source], pool: Pool, tick_of: TickOf, report: Report) -> list[CandidatePart]:
+    """Every part that the code of a modality may have. Features that are equal for all samples are left out.
+
+    Raises:
+        CyclicError: None is left.
+    """
+    found: list[CandidatePart] = []
+    equal = CyclicError(f"{NONE} A code of texts needs such words.", "Name a --text-encoder, or train on more reports.")
+    for source in sources:
+        for output, rows in source.features(pool, tick_of(source.title), report).items():
+            try:
+                components = source.components(rows, output, _dims(source, rows))
+            except EqualFeatures as error:
+                equal = error
+                report(Note(f"{str(error).rstrip('.')}; they are left out", warning=True))
+            else:
+                found.append(CandidatePart(source, output, rows, components))
+    if not found:
+        raise equal
+    return found
 
 
 def _dims(source: Source, rows: Rows) -> int:
@@ -143,15 +160,57 @@ def columns(parts: Sequence[CandidatePart]) -> dict[str, slice]:
     return {part.name: slice(*ends[place : place + 2]) for place, part in enumerate(parts)}
 
 
-def ridge(*samples: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def spread_of(codes: np.ndarray) -> float:
+    """The mean squared distance of codes (N, P) from their mean."""
+    sums, squares = np.zeros(codes.shape[1]), 0.0
+    for first in range(0, len(codes), ROWS):
+        block = codes[first : first + ROWS].astype(np.float64)
+        sums += block.sum(axis=0)
+        squares += float(np.square(block).sum())
+    return max(squares / len(codes) - float(np.square(sums / len(codes)).sum()), 1e-6)
+
+
+def head_of(blocks: Blocks, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The linear map from the codes of a modality to all blocks of the embedding: a matrix (P, D), an offset (D,)."""
+    matrix = np.concatenate([one.matrix[name] for one in blocks], axis=1)
+    return matrix, np.concatenate([-one.mean[name] @ one.matrix[name] for one in blocks])
+
+
+def expansion(
+    blocks: Blocks, codes: Mapping[str, np.ndarray], numbers: Mapping[str, np.ndarray], name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The linear map from embeddings to codes of a modality: a matrix (D, P) and an offset (P,).
+
+    It is learned from the embeddings of both modalities of the known pairs.
+
+    Args:
+        blocks: Of the closed form.
+        codes: By modality, (N, P) codes of all samples.
+        numbers: By modality, (M,) numbers of the paired samples.
+        name: Of the modality.
+    """
+    count = len(numbers[name])
+
+    def several() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for first in range(0, count, ROWS):
+            some = slice(first, first + ROWS)
+            for other in numbers:
+                yield embed(blocks, other, codes[other][numbers[other][some]]), codes[name][numbers[name][some]]
+
+    return ridge(several())
+
+
+def ridge(samples: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Ridge regression: the matrix (P, Q) and offset (Q,) that predict targets from inputs.
 
     Args:
-        samples: Sets of samples, each a pair of inputs (N, P) and targets (N, Q). All samples count alike.
+        samples: Blocks of samples, each a pair of inputs (N, P) and targets (N, Q). All samples count alike.
     """
-    moments = Moments(samples[0][0].shape[1], samples[0][1].shape[1])
+    moments: Moments | None = None
     for inputs, targets in samples:
-        moments = moments + Moments.of(inputs, targets)
+        moments = moments or Moments(inputs.shape[1], targets.shape[1])
+        moments.add(inputs, targets)
+    assert moments is not None
     matrix, _ = Factors(moments).regressions(RIDGE)
     mean, target = moments.means()
     return matrix, target - mean @ matrix
@@ -181,7 +240,13 @@ def learn_drawing(codes: np.ndarray, pool: Pool, tick: Tick) -> dict[str, np.nda
             yield small[first : first + ROWS]
 
     components = fit_components(batches, small.shape[1], min(COMPONENTS, codes.shape[1]), "pixels")
-    matrix, offset = ridge((codes[numbers], (small - components.mean) @ components.directions.T))
+    matrix, offset = ridge(
+        (
+            codes[numbers[first : first + ROWS]],
+            (small[first : first + ROWS] - components.mean) @ components.directions.T,
+        )
+        for first in range(0, len(numbers), ROWS)
+    )
     return {
         "weights": matrix,
         "components": components.directions,

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from cyclic_cli.alignment.folds import Ranking, held_out
-from cyclic_cli.alignment.maps import MODALITIES, Blocks, fit_map
+from cyclic_cli.alignment.maps import MODALITIES, Setting, fit_map
 from cyclic_cli.data.mixture import Mixture
+from cyclic_cli.training.fixed_codes import expansion, head_of
 from cyclic_cli.training.schedule import learning_rate
 
 FOLDS = 5
@@ -48,11 +49,13 @@ def _log_ranks(learner: Any, held: np.ndarray) -> Iterator[float]:
     config, whole = learner.config, learner.mixture
     outside = np.setdiff1d(np.arange(len(whole.paired)), held)
     one = copy.copy(learner)
-    one.mixture = _without(whole, held)
+    one.mixture = _without(
+        whole, held, set(learner.data.patient_of[whole.paired[held]]), learner.data.patient_by_sample
+    )
     one.module = copy.deepcopy(learner.module)
     one.model = one.module
     codes = {name: whole.pools[name].load(whole.rows[name]).numpy() for name in MODALITIES}
-    _set_heads(one.module, fit_map(learner.setting, *(codes[name][outside] for name in MODALITIES)))
+    _set_closed_form(one.module, learner.setting, {name: codes[name][outside] for name in MODALITIES})
     groups = learner.groups[held]
     optimizer = torch.optim.AdamW(one.parameter_groups(), lr=config.lr or 0.0, weight_decay=config.weight_decay or 0.0)
     yield _held_out_rank(one.module, codes, held, groups)
@@ -68,9 +71,13 @@ def _log_ranks(learner: Any, held: np.ndarray) -> Iterator[float]:
             yield _held_out_rank(one.module, codes, held, groups)
 
 
-def _without(whole: Mixture, held: np.ndarray) -> Mixture:
-    """The mixture without the pairs at the places `held` (M,)."""
+def _without(whole: Mixture, held: np.ndarray, patients: set[str], patient_by_sample: dict[str, str]) -> Mixture:
+    """The mixture without the pairs at the places `held` (M,), and without unpaired items of their `patients`."""
     part = copy.copy(whole)
+    part.unpaired = {}
+    for name, numbers in whole.unpaired.items():
+        owners = [patient_by_sample.get(sample) for sample in whole.pools[name].sample_keys[numbers].tolist()]
+        part.unpaired[name] = numbers[[owner not in patients for owner in owners]]
     kept = np.setdiff1d(np.arange(len(whole.paired)), held)
     part.paired = whole.paired[kept]
     part.rows = {name: numbers[kept] for name, numbers in whole.rows.items()}
@@ -78,11 +85,17 @@ def _without(whole: Mixture, held: np.ndarray) -> Mixture:
 
 
 @torch.no_grad()
-def _set_heads(module: Any, blocks: Blocks) -> None:
+def _set_closed_form(module: Any, setting: Setting, codes: dict[str, np.ndarray]) -> None:
+    """Fit heads and expansions to the pairs of a fold, by modality (M, code)."""
+    blocks = fit_map(setting, *(codes[name] for name in MODALITIES))
+    every = {name: np.arange(len(codes[name])) for name in MODALITIES}
     for name in MODALITIES:
-        head = module.heads[name]
-        head.weight.copy_(torch.from_numpy(np.concatenate([one.matrix[name].T for one in blocks])))
-        head.bias.copy_(torch.from_numpy(np.concatenate([-one.mean[name] @ one.matrix[name] for one in blocks])))
+        for layer, (weight, bias) in (
+            (module.heads[name], head_of(blocks, name)),
+            (module.expansions[name], expansion(blocks, codes, every, name)),
+        ):
+            layer.weight.copy_(torch.from_numpy(np.asarray(weight.T, np.float32)))
+            layer.bias.copy_(torch.from_numpy(np.asarray(bias, np.float32)))
 
 
 @torch.no_grad()

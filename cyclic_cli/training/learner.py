@@ -37,6 +37,7 @@ class Learner(Protocol):
 
     closed_form: Mapping[str, Any]  # what was chosen for the closed form; empty without one
     epochs_done: int  # set by the loop before it validates
+    fold_ranks: list[float] | None  # of held-out pairs after 0, 1, … epochs; None: not measured yet
     has_solution: bool  # whether the initial model is a solution, which later epochs must beat
 
     @property

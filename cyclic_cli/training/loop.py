@@ -40,8 +40,11 @@ class Loop:
             Stopped: a signal ended the run; its state is saved.
             CyclicError: a loss, a validation metric or a weight is not finite; or a state cannot be written.
         """
+        self.learner.fold_ranks = self.progress.fold_ranks
         if self.learner.has_solution and self.progress.best_epoch is None:
-            self._keep(self._validate(0), is_best=True)
+            val = self._validate(0)
+            self.progress.fold_ranks = self.learner.fold_ranks
+            self._keep(val, is_best=True)
         saved_at = time.monotonic()
         for epoch in range(self.progress.epochs_done, self.config.epochs):
             self.clock.start()

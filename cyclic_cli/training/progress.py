@@ -21,6 +21,7 @@ class RunProgress:
     epoch_steps: int = 0  # number of steps in these sums
     val: dict[str, float] = field(default_factory=dict)  # metrics of the best checkpoint
     best_epoch: int | None = None  # number of epochs after which the best checkpoint was saved
+    fold_ranks: list[float] | None = None  # see `Learner`
     metrics_size: int = 0  # of metrics.jsonl, in bytes
     attempt: int = 1  # from 1; each resumption is a new attempt
     environment: dict[str, Any] = field(default_factory=dict)  # see `environment`

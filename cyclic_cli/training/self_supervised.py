@@ -18,14 +18,14 @@ from torch.nn import functional
 from cyclic_cli import config as settings
 from cyclic_cli import registry
 from cyclic_cli.config import PRESETS, TrainConfig
-from cyclic_cli.data.samples import Samples
+from cyclic_cli.data.samples import EpochOrder, Samples
 from cyclic_cli.data.views import ViewConfig, view
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import UsageError
 from cyclic_cli.metrics.retrieval import first_hits
 from cyclic_cli.models._embedding import Projected, as_embedded, embed
 from cyclic_cli.storage.dataset import StoredDataset
-from cyclic_cli.training.autoencoding import Autoencoding
+from cyclic_cli.training.autoencoding import BEFORE_TRAINING, INITIALISATION_IMAGES, Autoencoding
 from cyclic_cli.training.gradients import Plan, layout, make_plan
 from cyclic_cli.training.joint_objectives import check_settings
 from cyclic_cli.training.learner import ShowImages
@@ -144,6 +144,8 @@ class SelfSupervised(Autoencoding):
             is more similar to their second view than to the second views of all other images. Empty without validation
             images; None when `is_stopped` returned True.
         """
+        if not self._whiten(is_stopped):
+            return None
         self.module.eval()
         count = len(self.val_data)
         parts: dict[str, list[Tensor]] = {"embedding": [], "projection": []}
@@ -161,10 +163,29 @@ class SelfSupervised(Autoencoding):
         ranks = first_hits(first, second, np.arange(count), np.arange(count))
         return {"loss": self._validation_loss(whole["projection"]), "agreement": float(np.mean(ranks == 1))}
 
+    def _whiten(self, is_stopped: Callable[[], bool]) -> bool:
+        """Whiten the embeddings of an embedding network on training images. False when `is_stopped` returned True."""
+        network = getattr(self.module.model, "embedding", None)
+        if network is None:
+            return True
+        self.module.eval()
+        chosen = EpochOrder(self.samples, self.config.seed, BEFORE_TRAINING)[:INITIALISATION_IMAGES]
+        features: list[Tensor] = []
+        for numbers, loaded in in_batches(self.ranks, len(chosen)):
+            if is_stopped():
+                return False
+            images = self.data.images(chosen[loaded]).to(self.ranks.fabric.device)
+            features.append(network.features(images)[: len(numbers)].float())
+        network.whiten(self.ranks.gathered(torch.cat(features), len(chosen)))
+        self.module.train()
+        return True
+
     def _validation_loss(self, projection: Tensor) -> float:
         """The weighted objectives, mean over batches of projections (N, VIEWS, D). A smaller last one is left out."""
         weights = self.weights(self.steps)
-        batches = [part for part in projection.split(self.batch_size) if len(part) == self.batch_size] or [projection]
+        batches = [part for part in torch.split(projection, self.batch_size) if len(part) == self.batch_size] or [
+            projection
+        ]
         losses = [self._losses({"projection": part}) for part in batches]
         return float(np.mean([sum(weights[name] * float(loss) for name, loss in one.items()) for one in losses]))
 
@@ -176,4 +197,4 @@ class SelfSupervised(Autoencoding):
 
 def _by_image(rows: Tensor) -> Tensor:
     """Rows (VIEWS N, D) in the order of `SelfSupervised._views`, as (N, VIEWS, D)."""
-    return rows.unflatten(0, (VIEWS, -1)).transpose(0, 1)
+    return torch.unflatten(rows, 0, (VIEWS, -1)).transpose(0, 1)

@@ -110,6 +110,8 @@ def train(
     )
     config = complete_settings(as_before(config, folder) if resume != "never" else config, sources.dataset)
     with stop_signals() as stop, ExitStack() as held:
+        if not folder.folder.exists():
+            held.callback(folder.remove_if_empty)  # nothing is left of a run that failed before its first file
         ranks = distributed.launch(config.device, config.precision, config.devices, config.strategy)
         report = report if ranks.is_main else silent
 
@@ -190,6 +192,9 @@ def _attempt(
         with ranks.report_lost_peer():
             loop.run()
             saver.finish()
+        if learner.has_solution and learner.steps:
+            kept = f"epoch {progress.best_epoch} is kept" if progress.best_epoch else "the closed form is kept"
+            report(Note(f"{kept}: best of {config.epochs} epochs and the closed form"))
     finally:
         learner.close()
         saver.close()

@@ -11,14 +11,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from helpers.makers import Ran, fitted, make_png, smooth_image
 from helpers.onnx_graphs import network, saved, text_network
 from helpers.tiny_encoders import IMAGES, TEXTS, WORDS, tiny_image_folder, tiny_text_folder, tiny_tokenizer
 
+from cyclic_cli.errors import CyclicError
 from cyclic_cli.export import versions
 from cyclic_cli.export.merging import CannotMerge
+from cyclic_cli.export.stand_ins import StandIn
 from cyclic_cli.inference.onnx_model import OnnxModel
 from cyclic_cli.inference.torch_model import TorchModel
+from cyclic_cli.pretrained.find import open_encoder
 from cyclic_cli.storage import onnx_file
 
 Cyclic = Callable[..., Ran]
@@ -106,35 +110,33 @@ def check_search(folder: Path, dataset: Path) -> None:
 # -------------------------------------------------------------------------------------------------- in one file
 
 
-def test_a_model_without_pretrained_encoders_is_exported_and_needs_no_torch(
-    train: Callable[..., Path], paired_dataset: Path, cyclic: Cyclic
+def test_an_onnx_encoder_of_images_is_merged_and_texts_need_none(
+    train: Callable[..., Path], paired_dataset: Path, tmp_path: Path, cyclic: Cyclic
 ) -> None:
-    run = train()
+    run = train(*onnx_encoders(tmp_path / "encoders")[:2])
     export_encoders(run, paired_dataset, cyclic)
+    assert {path.name for path in Path("exported").iterdir()} == {"image-encoder.onnx", "text-encoder.onnx"}
+    names = [node.name for node in onnx.load("exported/image-encoder.onnx").graph.node]
+    assert any(name.startswith("encoder0_conv") for name in names)
     check_equal(Path("exported"), run)
     described = cyclic("info", "exported/text-encoder.onnx", "--json").json
     assert described["inputs"] == {"input_ids": "batch × 1 × windows × length int64"}
     assert described["encoders"] == []
+    (stated,) = cyclic("info", "exported/image-encoder.onnx", "--json").json["encoders"]
+    assert (stated["family"], stated["licence"], len(stated["fingerprint"])) == ("image", LICENCE, 32)
+    assert cyclic("info", run, "--json").json["checkpoint"]["encoders"] == [stated]
     assert cyclic("embed", paired_dataset, "--model", "exported", "--out", "e.parquet", "-q").code == 0
     assert "xyzzy" in without_torch("search", "Left xyzzy.", "--model", "exported", "--in", "e.parquet").stderr
 
 
-def test_encoders_of_onnx_files_are_merged(
-    train: Callable[..., Path], paired_dataset: Path, tmp_path: Path, cyclic: Cyclic
+@pytest.mark.slow
+def test_all_parts_of_a_model_without_pretrained_encoders(
+    train: Callable[..., Path], paired_dataset: Path, cyclic: Cyclic
 ) -> None:
-    run = train(*onnx_encoders(tmp_path / "encoders"))
-    words = ("--dataset", paired_dataset, "--part", "image-encoder", "--out", "exported/image-encoder.onnx")
-    assert cyclic("export", "--model", run, *words, "-q").code == 0
-    assert [path.name for path in Path("exported").iterdir()] == ["image-encoder.onnx"]
-    names = [node.name for node in onnx.load("exported/image-encoder.onnx").graph.node]
-    assert any(name.startswith("encoder0_conv") for name in names)
-    exported, model = OnnxModel(Path("exported")), TorchModel(run / "model.safetensors")
-    pixels = np.stack([fitted(make_png(Path("a.png"), smooth_image(n)), model.preprocessing) for n in range(3)])
-    np.testing.assert_allclose(exported.embed_images(pixels), model.embed_images(pixels), atol=CLOSE)
-    described = cyclic("info", "exported/image-encoder.onnx", "--json").json
-    (stated,) = described["encoders"]
-    assert (stated["family"], stated["licence"], len(stated["fingerprint"])) == ("image", LICENCE, 32)
-    assert [one["licence"] for one in cyclic("info", run, "--json").json["checkpoint"]["encoders"]] == [LICENCE, ""]
+    run = train()
+    assert cyclic("export", "--model", run, "--part", "all", "--dataset", paired_dataset, "-q").code == 0
+    check_equal(Path("exported"), run)
+    check_search(Path("exported"), paired_dataset)
 
 
 @pytest.mark.slow
@@ -165,6 +167,26 @@ def test_encoders_of_every_family_are_exported(
         assert cyclic("embed", paired_dataset, "--model", model, "--out", "e.parquet", "--overwrite", "-q").code == 0
         ran = cyclic("search", "Left disc.", "--model", model, "--in", "e.parquet", "--json")
         assert ran.code == 0, ran.err
+
+
+@pytest.mark.slow
+def test_encoders_of_a_run_are_exported(
+    joint_run: Path, train: Callable[..., Path], paired_dataset: Path, cyclic: Cyclic
+) -> None:
+    run = train("--image-encoder", joint_run, "--text-encoder", joint_run)
+    export_encoders(run, paired_dataset, cyclic)
+    check_equal(Path("exported"), run)
+
+
+def test_an_encoder_that_torch_cannot_export_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = open_encoder(str(tiny_image_folder("vit", tmp_path / "vit")), "image", (1, 32, 32), {})
+
+    def failing(*args: Any, **settings: Any) -> None:
+        raise torch.onnx.OnnxExporterError("No ONNX function found")
+
+    monkeypatch.setattr(torch.onnx, "export", failing)
+    with pytest.raises(CyclicError, match="cannot export the encoder vit"):
+        StandIn(encoder, 0).graph(torch.zeros(2, 1, 32, 32))
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.makers import fitted
 
+from cyclic_cli.data.views import ViewConfig, view
 from cyclic_cli.inference.load import PACKAGED_EXPORT, PACKAGED_MODEL
 from cyclic_cli.inference.onnx_model import OnnxModel
 from cyclic_cli.inference.torch_model import TorchModel
@@ -40,6 +42,14 @@ def test_checkpoint_and_export_are_the_same_model(radiographs: np.ndarray) -> No
     assert by_torch.preprocessing == by_onnx.preprocessing
     np.testing.assert_allclose(by_onnx.reconstruct(radiographs), by_torch.reconstruct(radiographs), atol=1e-4)
     np.testing.assert_allclose(by_onnx.embed_images(radiographs), by_torch.embed_images(radiographs), atol=1e-4)
+
+
+def test_views_of_a_radiograph_are_more_similar_than_other_radiographs(radiographs: np.ndarray) -> None:
+    images, keys = torch.from_numpy(radiographs / np.float32(255)), np.arange(len(radiographs), dtype=np.uint64)
+    shown = [np.rint(255 * view(images, keys, ViewConfig(), 1.0, 0, 0, number).numpy()) for number in (0, 1)]
+    first, second = (OnnxModel(PACKAGED_EXPORT).embed_images(one.astype(np.uint8)) for one in shown)
+    assert first.shape == (10, 64)
+    assert np.mean((first @ second.T).argmax(1) == np.arange(10)) >= 0.8
 
 
 def test_checkpoint_and_export_are_small() -> None:

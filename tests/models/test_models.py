@@ -589,6 +589,13 @@ def test_the_default_architecture_is_the_recommended_one() -> None:
     assert [name for name, file in files.items() if "(recommended)" in (file.__doc__ or "")] == [TrainConfig.arch]
 
 
+@pytest.mark.parametrize("features", [torch.zeros(5, 6), torch.ones(5, 6), torch.eye(6)[:1]], ids=str)
+def test_whitening_of_features_that_do_not_vary_is_finite(features: Tensor) -> None:
+    network = EmbeddingNetwork(1, 6)
+    network.whiten(features)
+    assert network.whitening(features).isfinite().all()
+
+
 @pytest.mark.parametrize("side", [32, 64, 224, 228])
 def test_the_embedding_network_averages_large_images_first(side: int) -> None:
     torch.manual_seed(0)

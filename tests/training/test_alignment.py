@@ -22,6 +22,7 @@ from cyclic_cli.config import PRESETS, TrainConfig, train_settings
 from cyclic_cli.data.mixture import UNPAIRED
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.events import silent
 from cyclic_cli.models._rebuilding import rebuild
 from cyclic_cli.privacy.keys import paired_place
 from cyclic_cli.privacy.keys import place as subset_place
@@ -141,7 +142,7 @@ def test_paired_samples_fill_a_batch_where_unpaired_ones_are_too_few(paired_data
 
 def test_only_a_random_share_of_a_batch_is_decoded(paired_dataset: Path) -> None:
     one = learner(paired_dataset, batch_size=96, paired_fraction=1.0)
-    one.initialise(lambda *_: None)
+    one.initialise(lambda *_: None, silent)
     model, pool = one.module, one.data.mixture.pools["image"]
     assert model.decoded_share == 0.5
     keep = torch.rand(90, generator=torch.Generator().manual_seed(0))
@@ -348,10 +349,11 @@ def test_data_without_pairs_and_further_sources_train(
 
 
 def test_inactive_objectives_are_named_and_runs_with_no_other_are_refused(paired_dataset: Path, cyclic: Cyclic) -> None:
-    said = cyclic("train", paired_dataset, "--objective", "cyclip", "--paired-fraction", 0, "--out", "none")
+    data = ("--set", "start=data")
+    said = cyclic("train", paired_dataset, "--objective", "cyclip", "--paired-fraction", 0, *data, "--out", "none")
     assert said.code == 2
     assert "contrastive, geometry" in said.err
-    pseudo = ("--set", "objectives={pseudo_pairs: 1, contrastive: 1}")
+    pseudo = (*data, "--set", "objectives={pseudo_pairs: 1, contrastive: 1}")
     said = cyclic("train", paired_dataset, "--objective", "cyclic", "--paired-fraction", 0, *pseudo, "--out", "none")
     assert said.code == 2
     assert "pseudo_pairs, contrastive" in said.err
@@ -568,7 +570,7 @@ def test_cycle_outputs_equal_their_computation_part_by_part(paired_dataset: Path
     """Each output of an image–text model against the same composition of encoders, heads and expansions."""
     one = learner(paired_dataset, private=4, embedding=8)
     model, numbers = one.module.eval(), np.arange(5)
-    one.initialise(lambda *_: None)
+    one.initialise(lambda *_: None, silent)
     values = {name: pool.load(numbers) for name, pool in one.data.mixture.pools.items()}
     samples = {name: torch.arange(5) for name in values}
     needs = ["code_cycle", "latent_cycle", "half_latent_cycle", "data_cycle", "reconstruction", "translation"]
@@ -606,7 +608,7 @@ def test_unpaired_samples_do_not_train_a_fitted_encoder(arch: str, fitted: bool,
         objectives={"walk": 1.0},
         modalities={"image": {}, "text": {"arch": arch}},
     )
-    one.initialise(lambda *_: None)
+    one.initialise(lambda *_: None, silent)
     model, chosen = one.module, one.batch(0)
     values = {name: one.data.mixture.pools[name].load(numbers) for name, numbers in chosen.numbers.items()}
     samples = {name: torch.from_numpy(of) for name, of in chosen.samples.items()}
@@ -636,7 +638,7 @@ def test_the_contrastive_scale_is_limited_and_may_fall_again(paired_dataset: Pat
 def test_codes_of_unpaired_samples_are_those_of_the_encoder(paired_dataset: Path) -> None:
     """In any order of paired and unpaired samples in a batch, and without pairs."""
     one = learner(paired_dataset)
-    one.initialise(lambda *_: None)
+    one.initialise(lambda *_: None, silent)
     model, pool = one.module, one.data.mixture.pools["image"]
     value = pool.load(np.arange(6))
     for samples in ([0, UNPAIRED, 2, UNPAIRED, UNPAIRED, 5], [UNPAIRED] * 6, list(range(6))):

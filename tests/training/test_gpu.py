@@ -59,8 +59,8 @@ def test_image_text_models_train_to_the_same_losses(
     objective: str, precision: str, tolerance: float, paired_dataset: Path, tmp_path: Path
 ) -> None:
     config = TrainConfig(
-        objective=objective, arch="deep", model={"width": 4, "latent": 16}, epochs=2, batch_size=32, lr=1e-6, paired_fraction=0.5,
-        precision=precision,
+        objective=objective, arch="deep", model={"width": 4, "latent": 16}, epochs=2, batch_size=32, lr=1e-6,
+        paired_fraction=0.5, precision=precision,
     )  # fmt: skip
     train(paired_dataset, tmp_path / "gpu", replace(config, device=GPU))
     train(paired_dataset, tmp_path / "cpu", replace(config, device="cpu", precision="32"))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from torch.nn import functional
 
 from cyclic_cli import distributed
 from cyclic_cli.config import TrainConfig
+from cyclic_cli.data.samples import Samples
 from cyclic_cli.data.views import view
 from cyclic_cli.inference.torch_model import TorchModel
 from cyclic_cli.models import conv
+from cyclic_cli.models._embedding import FLOOR
 from cyclic_cli.registry import names
 from cyclic_cli.storage.checkpoint import read_checkpoint
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training.self_supervised import SelfSupervised, filled_in
-from cyclic_cli.training.task import train
+from cyclic_cli.training.task import TrainSummary, train
 
 Cyclic = Callable[..., Ran]
 
@@ -45,21 +48,27 @@ def learner(dataset: Path, **settings: Any) -> SelfSupervised:
     return SelfSupervised(distributed.launch("cpu", "32"), stored, config)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"arch": "conv", "model": {"embedding": 32}},
-        *(pytest.param({"arch": arch}, marks=pytest.mark.slow) for arch in names("models")),
-    ],
-    ids=str,
-)
-def test_views_of_an_image_agree_after_training(settings: dict[str, Any], paired_dataset: Path, tmp_path: Path) -> None:
-    config = TrainConfig(objective="views", epochs=8, batch_size=32, **settings)
-    untrained = train(paired_dataset, tmp_path / "a", TrainConfig(objective="views", lr=0.0, epochs=1, **settings))
-    trained = train(paired_dataset, tmp_path / "b", config)
+def test_views_of_an_image_agree_after_training(paired_dataset: Path, tmp_path: Path) -> None:
+    untrained, trained = trained_and_not(paired_dataset, tmp_path, arch="conv", model={"embedding": 32})
     assert trained.val["agreement"] > untrained.val["agreement"] + 0.05
-    losses = [row["val"]["loss"] for row in rows(tmp_path / "b", "epoch")]
+    losses = [row["val"]["loss"] for row in rows(tmp_path / "trained", "epoch")]
     assert trained.val["loss"] == min(losses) < losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", names("models"))
+def test_every_architecture_learns_from_views(arch: str, paired_dataset: Path, tmp_path: Path) -> None:
+    untrained, trained = trained_and_not(paired_dataset, tmp_path, arch=arch)
+    assert trained.val["loss"] < untrained.val["loss"] - 0.1
+
+
+def trained_and_not(dataset: Path, folder: Path, **settings: Any) -> list[TrainSummary]:
+    """The summaries of a run without training and of a run of eight epochs."""
+    config = TrainConfig(objective="views", epochs=8, batch_size=32, **settings)
+    return [
+        train(dataset, folder / "untrained", replace(config, epochs=1, lr=0.0)),
+        train(dataset, folder / "trained", config),
+    ]
 
 
 def test_the_loss_compares_all_views_of_a_batch(paired_dataset: Path) -> None:
@@ -76,6 +85,22 @@ def test_the_loss_compares_all_views_of_a_batch(paired_dataset: Path) -> None:
     similar = (torch.cat(rows) @ torch.cat(rows).T / 0.2).fill_diagonal_(-1e9)
     expected = functional.cross_entropy(similar, torch.arange(12).roll(6))
     assert found["simclr"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_embedding_network_is_white_on_the_training_images(paired_dataset: Path, tmp_path: Path) -> None:
+    """The covariance has the eigenvalues v / (v + floor), where v are those of the features before whitening."""
+    config = TrainConfig(objective="views", arch="conv", model={"embedding": 8}, epochs=2, batch_size=32)
+    train(paired_dataset, tmp_path / "run", config)
+    network = TorchModel(tmp_path / "run" / "model.safetensors", "cpu").module.embedding
+    samples = Samples.of(StoredDataset(paired_dataset), "train")
+    with torch.no_grad():
+        images = samples.images(np.arange(len(samples)))
+        features, embeddings = (found.double().numpy() for found in (network.features(images), network(images)))
+    np.testing.assert_allclose(embeddings.mean(0), 0, atol=1e-3)
+    variances = np.linalg.eigvalsh(np.cov(features.T, bias=True))
+    expected = variances / (variances + FLOOR * variances.mean())
+    np.testing.assert_allclose(np.linalg.eigvalsh(np.cov(embeddings.T, bias=True)), np.sort(expected), atol=1e-3)
+    assert expected.max() > 0.99
 
 
 def test_the_run_is_an_encoder_without_a_decoder(paired_dataset: Path, tiny_files: Path, cyclic: Cyclic) -> None:
