@@ -133,5 +133,5 @@ class ResidualNetwork(nn.Module):
 
 def _counts(tokens: Tensor, vocabulary: int) -> Tensor:
     """Return how often each token occurs in texts (N, L), as (N, V) float32. PADDING is not counted."""
-    counts = torch.zeros(len(tokens), vocabulary, device=tokens.device)
+    counts = torch.zeros(tokens.shape[0], vocabulary, device=tokens.device)
     return counts.scatter_add_(1, tokens, (tokens != PADDING).float())

@@ -15,7 +15,7 @@ from cyclic_cli.inference.torch_model import TorchModel
 from cyclic_cli.phantom.dataset import write_demo
 
 GOLDEN = Path(__file__).with_name("packaged_embeddings.json")
-TOLERANCE = 2e-4  # per component of an embedding: processors round differently, in the pixels by up to one grey level
+TOLERANCE = 1e-3  # per component: a tenth of the pixels off by one grey level change it by up to 8e-4
 
 
 @pytest.fixture(scope="module")
