@@ -95,7 +95,7 @@ def test_components_equal_scikit_learn() -> None:
     assert codes.var(axis=0, ddof=1).sum() == pytest.approx(1, abs=1e-5)
     assert not components.encode(terms.matrix(["unheard"]).toarray()).any()
     assert len(terms.components(texts, 500).variances) <= len(terms)
-    with pytest.raises(CyclicError, match="the same words"):
+    with pytest.raises(CyclicError, match="the same frequent words"):
         Terms.fit(["same words"] * 12, patients_of(texts[:12])).components(["same words"] * 12, 5)
 
 

@@ -44,12 +44,16 @@ def test_checkpoint_and_export_are_the_same_model(radiographs: np.ndarray) -> No
     np.testing.assert_allclose(by_onnx.embed_images(radiographs), by_torch.embed_images(radiographs), atol=1e-4)
 
 
-def test_views_of_a_radiograph_are_more_similar_than_other_radiographs(radiographs: np.ndarray) -> None:
-    images, keys = torch.from_numpy(radiographs / np.float32(255)), np.arange(len(radiographs), dtype=np.uint64)
-    shown = [np.rint(255 * view(images, keys, ViewConfig(), 1.0, 0, 0, number).numpy()) for number in (0, 1)]
-    first, second = (OnnxModel(PACKAGED_EXPORT).embed_images(one.astype(np.uint8)) for one in shown)
-    assert first.shape == (10, 64)
-    assert np.mean((first @ second.T).argmax(1) == np.arange(10)) >= 0.8
+def test_a_view_of_a_radiograph_is_most_similar_to_another_view_of_it(radiographs: np.ndarray) -> None:
+    """For half of the draws at least; by chance it would be a tenth."""
+    model, keys = TorchModel(PACKAGED_MODEL, "cpu"), np.arange(len(radiographs), dtype=np.uint64)
+    images = torch.from_numpy(radiographs / np.float32(255))
+    found = []
+    for seed in range(3):
+        views = [view(images, keys, ViewConfig(crop=0.7), 1.0, seed, 0, number) for number in (0, 1)]
+        first, second = (model.embed("image", one) for one in views)
+        found += list((first @ second.T).argmax(1) == np.arange(len(radiographs)))
+    assert np.mean(found) >= 0.5
 
 
 def test_checkpoint_and_export_are_small() -> None:

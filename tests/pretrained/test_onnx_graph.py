@@ -173,7 +173,9 @@ def test_outputs_without_a_declared_size_are_resolved_by_a_run() -> None:
     ],
 )
 def test_metadata_state_the_normalisation_and_the_licence(metadata: dict[str, str]) -> None:
-    facts = opened(network(metadata=metadata)).facts
+    path = saved(network(metadata=metadata), Path("encoder.onnx"))
+    facts = open_graph(path, (), "image", None, {}).facts
+    assert open_graph(path, (), "image", None, {"mean": 0.4}).facts.geometry.mean == (0.4, 0.4, 0.4)
     assert (facts.geometry.mean, facts.geometry.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
     assert (facts.kind, facts.modality, facts.family, facts.licence) == ("onnx", "image", "encoder", "MIT")
 
