@@ -19,6 +19,7 @@ from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.pretrained.encoder import PretrainedEncoder
 from cyclic_cli.pretrained.tokens import Tokens
 from cyclic_cli.pretrained.transformers_folder import open_folder, rebuild
+from cyclic_cli.pretrained.transformers_library import configuration
 
 FORWARDS = {"clip", "siglip", "vit", "deit", "clip_vision_model", "siglip_vision_model"}  # interpolate when told to
 REPORTS = ["no acute findings", "the heart is enlarged", "", "small left pleural effusion"]
@@ -443,3 +444,13 @@ def test_unknown_modules_of_sentence_transformers_are_refused(copied: Any) -> No
 def test_without_the_library_the_extra_is_named(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert "cyclic-cli[hub]" in refused(folders["image"], "image").hint
+
+
+def test_a_configuration_cannot_ask_for_foreign_code(tmp_path: Path) -> None:
+    folder = tiny_image_folder("vit", tmp_path / "vit")
+    values = json.loads((folder / "config.json").read_text())
+    for name in ("attn_implementation", "_attn_implementation", "experts_implementation", "quantization_config"):
+        changed = values | {name: "kernels-community/flash-attn"}
+        settings = configuration(changed, "here")
+        assert settings._attn_implementation in ("sdpa", "eager")
+        assert "kernels-community" not in json.dumps(settings.to_dict())

@@ -14,6 +14,7 @@ from helpers.makers import Ran
 from helpers.onnx_graphs import network, saved
 from helpers.run_files import gradient_difference, rows, weights
 from helpers.tiny_encoders import tiny_image_folder, tiny_text_folder
+from safetensors.torch import load_file, save_file
 
 from cyclic_cli.config import PrepareConfig, Preprocessing
 from cyclic_cli.inference.torch_model import TorchModel
@@ -269,3 +270,47 @@ def test_two_processes_find_the_closed_form_of_one(
     first, second = (rows(tmp_path / name, "epoch") for name in ("one", "two"))
     assert [row["val"] for row in first] == [pytest.approx(row["val"], rel=1e-3) for row in second]
     assert gradient_difference(tmp_path / "one", tmp_path / "two") < 1e-2
+
+
+def test_two_encoders_of_one_family_are_told_apart(paired_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
+    folders = [tiny_text_folder("bert", tmp_path / name) for name in ("one", "two")]
+    values = load_file(folders[1] / "model.safetensors")
+    changed = {name: value + 0.1 * torch.randn_like(value) for name, value in values.items()}
+    save_file(changed, folders[1] / "model.safetensors", {"format": "pt"})
+    several = [word for folder in folders for word in ("--text-encoder", folder)]
+    ran = cyclic(*words(paired_dataset, "run", *several))
+    assert ran.code == 0, ran.err
+    parts = ran.json["alignment"]["parts"]["text"]
+    assert len(set(parts)) == len(parts) == 3
+    assert len(list(Path("run/encoders").glob("*.safetensors"))) == 2
+
+
+def test_reports_without_frequent_words_need_an_encoder(tiny_dataset: Path, cyclic: Cyclic) -> None:
+    said = cyclic(*words(tiny_dataset, "run"))  # every word is used by fewer than ten patients, or by all of them
+    assert said.code == 1, said.out
+    assert "--text-encoder" in said.err
+    assert not Path("run").exists()
+
+
+def test_folds_that_were_measured_are_not_measured_again_after_a_stop(no_val: Path, cyclic: Cyclic) -> None:
+    more = ("--epochs", 3, "--lr", 1e-3)
+    assert cyclic(*words(no_val, "whole", *more, objective="cyclic")).code == 0
+    stopping = (
+        "import os, signal\n"
+        "from cyclic_cli.training.steps import Stepper\n"
+        "from cyclic_cli.__main__ import main\n"
+        "usual = Stepper.step\n"
+        "def counted(self):\n"
+        "    result = usual(self)\n"
+        "    if self.progress.step == 5: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return result\n"
+        "Stepper.step = counted\n"
+        "main()\n"
+    )
+    parts = list(map(str, words(no_val, "parts", *more, objective="cyclic")))
+    assert subprocess.run([sys.executable, "-c", stopping, *parts], capture_output=True, timeout=300).returncode == 143
+    ran = cyclic(*parts, "--resume", "must")
+    assert ran.code == 0, ran.err
+    assert "folds of the known pairs" not in ran.err
+    first, second = ([row["val"] for row in rows(Path(name), "epoch")] for name in ("whole", "parts"))
+    assert first == second
