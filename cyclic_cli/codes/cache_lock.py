@@ -105,8 +105,14 @@ def make_private(folder: Path) -> None:
     Raises:
         CyclicError: it cannot be made, or the file system or its owner keeps it open to others.
     """
-    with writing(folder):
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CyclicError(
+            f"The cache folder {folder.parent} cannot be made: {error.strerror}.",
+            "Name another one with $CYCLIC_CACHE.",
+        ) from error
+    with writing(folder):
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700)
         if not folder.stat().st_mode & 0o077:

@@ -73,6 +73,7 @@ def _describe(path: Path) -> dict[str, Any]:
         return description.describe(path)
     if path.is_dir() and not (path / "model.safetensors").exists():
         raise CyclicError(
-            f"{path} is neither a dataset nor a run.", "Give a dataset, a run, an encoder or a .safetensors file."
+            f"{path} is neither a dataset nor a run nor an encoder.",
+            "Give one of these, a .safetensors, .onnx or .parquet file; an encoder's folder has a config.json.",
         )
     return checkpoint.describe(checkpoint.find_checkpoint(path))

@@ -162,5 +162,5 @@ class TorchModel:
 
 
 def embedding_of(module: Any, image: Tensor, code: Tensor | None = None) -> Tensor:
-    """L2-normalised embeddings (N, D) of images (N, C, H, W) by an autoencoder. `code` may hold their codes if known."""
+    """L2-normalised embeddings (N, D) of images (N, C, H, W) by an autoencoder; `code` may hold their codes."""
     return functional.normalize(embed(module, image, code), dim=1)

@@ -10,6 +10,7 @@ from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.pretrained.encoder import MODALITIES, EncoderFacts, PretrainedEncoder
 
 OUTPUTS = "#"  # between the path of an ONNX file and the names of its outputs
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")  # endings of files that hold weights as a pickle
 POSSIBLE = (
     "Give a folder that save_pretrained of transformers wrote, a sentence-transformers or open_clip folder, an .onnx "
     "file, or a run of cyclic."
@@ -105,4 +106,9 @@ def _open_folder(
         return own_run.open_run(path, modality, image_shape, overrides)
     if graph := min(path.glob("*.onnx"), default=None):
         raise UsageError(f"{path} is a folder of ONNX files.", f"Name one of them: --{modality}-encoder {graph}")
+    if pickled := min((file for ending in PICKLES for file in path.glob(f"*{ending}")), default=None):
+        raise CyclicError(
+            f"{path} holds weights as a pickle ({pickled.name}), which is not read, and no config.json.",
+            "Copy the whole folder of the model; then its config.json tells how to convert the weights.",
+        )
     raise CyclicError(f"{path} holds no encoder.", POSSIBLE)

@@ -67,6 +67,8 @@ def _kind(module: Any, path: Path) -> str:
 
 
 def _pools(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise CyclicError(f"{folder}, which modules.json names, is missing.", "Copy the whole folder of the encoder.")
     settings = read_object(folder / "config.json")
     stated = settings.get("pooling_mode")  # of recent versions: a name, or several
     chosen = {stated} if isinstance(stated, str) else set(stated or ())
