@@ -23,7 +23,6 @@ ROUNDING = float(np.finfo(np.float32).eps)  # of features
 EQUAL = 10 * ROUNDING  # features whose standard deviation is smaller, relative to their size, are equal
 
 
-
 class EqualFeatures(CyclicError):
     """All training samples have the same features, so they say nothing."""
 
