@@ -21,7 +21,7 @@ NOT_STORED = (
     "output_hidden_states", "problem_type", "return_dict", "torch_dtype", "transformers_version",
 )  # fmt: skip  # of a configuration: what does not change the network
 NO_SDPA = ("swin",)  # families whose `scaled_dot_product_attention` cannot be exported to ONNX
-FOREIGN = ("implementation", "quantization", "kernel", "auto_map")  # parts of names of values that may load other code
+FOREIGN = ("implementation", "quantization", "use_kernels", "auto_map")  # parts of names of values that load other code
 POOLER = "pooler."  # the layer behind the last one that some checkpoints lack; it is dropped where nothing uses it
 
 
@@ -46,7 +46,8 @@ def configuration(values: Mapping[str, Any], where: str) -> Any:
         settings = known.AutoConfig.for_model(**_without_foreign_code(values))
     except Exception as error:  # the library checks values by several means, each with its own exceptions
         raise _damaged(where) from error
-    settings._attn_implementation = "eager" if settings.model_type in NO_SDPA else "sdpa"
+    if settings.model_type in NO_SDPA:
+        settings._attn_implementation = "eager"
     return settings
 
 

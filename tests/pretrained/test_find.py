@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.tiny_encoders import tiny_image_folder, tiny_text_folder
+from helpers.tiny_encoders import IMAGES, SIZE, TEXTS, tiny_image_folder, tiny_text_folder
 
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.pretrained import find, onnx_graph, own_run, transformers_folder
@@ -102,3 +102,11 @@ def test_folders_open(tmp_path: Path) -> None:
     assert image.facts.geometry is not None
     assert (image.facts.geometry.size, image.facts.geometry.std) == (16, (0.5, 0.5, 0.5))
     assert find.open_encoder(str(tiny_text_folder("bert", tmp_path / "bert")), "text", None, {}).facts.family == "bert"
+
+
+def test_encoders_of_every_family_are_opened(tmp_path: Path) -> None:
+    for modality, families, make in (("image", IMAGES, tiny_image_folder), ("text", TEXTS, tiny_text_folder)):
+        for family in families:
+            folder = make(family, tmp_path / modality / family)
+            facts = open_encoder(str(folder), modality, (1, SIZE, SIZE), {}).facts
+            assert facts.modality == modality, family
