@@ -108,5 +108,5 @@ def test_encoders_of_every_family_are_opened(tmp_path: Path) -> None:
     for modality, families, make in (("image", IMAGES, tiny_image_folder), ("text", TEXTS, tiny_text_folder)):
         for family in families:
             folder = make(family, tmp_path / modality / family)
-            facts = open_encoder(str(folder), modality, (1, SIZE, SIZE), {}).facts
+            facts = find.open_encoder(str(folder), modality, (1, SIZE, SIZE), {}).facts
             assert facts.modality == modality, family
