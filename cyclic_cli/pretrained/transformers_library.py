@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from cyclic_cli.errors import CyclicError
+from cyclic_cli.text_encoders._configurations import without_foreign_code
 
 NOT_STORED = (
     "_name_or_path", "architectures", "auto_map", "dtype", "id2label", "label2id", "output_attentions",
     "output_hidden_states", "problem_type", "return_dict", "torch_dtype", "transformers_version",
 )  # fmt: skip  # of a configuration: what does not change the network
 NO_SDPA = ("swin",)  # families whose `scaled_dot_product_attention` cannot be exported to ONNX
-FOREIGN = ("implementation", "quantization", "use_kernels", "auto_map")  # parts of names of values that load other code
 POOLER = "pooler."  # the layer behind the last one that some checkpoints lack; it is dropped where nothing uses it
 
 
@@ -43,23 +43,12 @@ def configuration(values: Mapping[str, Any], where: str) -> Any:
     """Return the configuration of a network. Raises CyclicError when its values are not those of its model type."""
     known = library()
     try:
-        settings = known.AutoConfig.for_model(**_without_foreign_code(values))
+        settings = known.AutoConfig.for_model(**without_foreign_code(values))
     except Exception as error:  # the library checks values by several means, each with its own exceptions
         raise _damaged(where) from error
     if settings.model_type in NO_SDPA:
         settings._attn_implementation = "eager"
     return settings
-
-
-def _without_foreign_code(values: Any) -> Any:
-    """The values of a configuration without those by which the library would look for kernels or other code."""
-    if not isinstance(values, Mapping):
-        return values
-    return {
-        name: _without_foreign_code(value)
-        for name, value in values.items()
-        if not (isinstance(name, str) and any(part in name for part in FOREIGN))
-    }
 
 
 def plain(settings: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.text_encoders._configurations import without_foreign_code
 from cyclic_cli.text_encoders._decoding import Decoder, GeneratingEncoder, trimmed
 from cyclic_cli.text_encoders._vocabulary import END, SPECIAL, Vocabulary
 
@@ -186,7 +187,7 @@ def _model(configuration: dict[str, Any]) -> Any:
     """Return a model with random weights. Raises CyclicError when the configuration is not that of an encoder."""
     library = _library()
     try:
-        settings = library.AutoConfig.for_model(**configuration)
+        settings = library.AutoConfig.for_model(**without_foreign_code(configuration))
         if settings.is_encoder_decoder:
             raise CyclicError(
                 "The pretrained model is an encoder-decoder.", "Give a model with an encoder only, such as BERT."

@@ -60,11 +60,7 @@ class CandidatePart:
 
     def encode(self, numbers: np.ndarray) -> np.ndarray:
         """The part (M, K) float32 of the codes of the samples with the numbers (M,)."""
-        codes = [
-            self.components.encode(self.rows.rows(numbers[first : first + ROWS]))
-            for first in range(0, len(numbers), ROWS)
-        ]
-        return np.concatenate([np.empty((0, self.facts.dims), np.float32), *codes])
+        return codes_of([self], numbers)
 
 
 def candidate_parts(sources: Sequence[Source], pool: Pool, tick_of: TickOf, report: Report) -> list[CandidatePart]:
