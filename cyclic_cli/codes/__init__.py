@@ -10,6 +10,8 @@ on training samples alone. On codes, the room `alignment` compares images with t
     text_reader.py       reads texts for their parts: terms, and tokens of pretrained encoders
     image_codes.py       the parts of an image's code, and how an image is drawn from it
     text_codes.py        the parts of a text's code
+    sources.py           gives features: a pretrained encoder, a cheap function, terms
+    cached_codes.py      the codes of many samples, from such features
     coded.py             an encoder whose code is fixed, as a torch module
 
     contents.py          digests of images and texts

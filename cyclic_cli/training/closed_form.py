@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from cyclic_cli.alignment.choice import choose
 from cyclic_cli.alignment.maps import MODALITIES, Setting
 from cyclic_cli.codes.cache import FeatureCache
+from cyclic_cli.codes.cached_codes import TickOf, cached_codes
 from cyclic_cli.codes.coded import trained_name
-from cyclic_cli.codes.terms import Terms
+from cyclic_cli.codes.sources import Source, sources_of
 from cyclic_cli.codes.text_reader import TERMS
 from cyclic_cli.config import TrainConfig
 from cyclic_cli.data.mixture import Pool, Subset
@@ -37,8 +38,7 @@ from cyclic_cli.pretrained.tokens import Tokens
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training import fixed_codes
 from cyclic_cli.training.alignment import Alignment
-from cyclic_cli.training.feature_sources import EncoderSource, HistogramSource, PixelSource, Source, TermSource
-from cyclic_cli.training.fixed_codes import CandidatePart, TickOf
+from cyclic_cli.training.fixed_codes import CandidatePart
 from cyclic_cli.training.fold_choice import ranks_of_epochs
 from cyclic_cli.training.gradients import Plan, make_plan
 from cyclic_cli.training.learner import ShowImages, Tick
@@ -200,17 +200,8 @@ class ClosedFormAlignment(Alignment):
                     self._report(Note(f"{said}; {family} reads them in windows, which are averaged"))
 
     def _sources(self, name: str) -> list[Source]:
-        device = self.ranks.fabric.device
-        families = [one.facts.family for one in self._encoders[name].values()]
-        encoders: list[Source] = [
-            EncoderSource(one, self._cache, device, families.count(one.facts.family) == 1)
-            for one in self._encoders[name].values()
-        ]
-        if name == "image":
-            histograms = [HistogramSource(one, self._cache) for one in ("gradients", "levels")]
-            return [*encoders, PixelSource(), *histograms]
-        terms = self.data.facts[name].get(TERMS)
-        return [*encoders, TermSource(Terms.from_json(terms))] if terms else encoders
+        encoders, terms = list(self._encoders[name].values()), self.data.facts[name].get(TERMS)
+        return sources_of(name, encoders, terms, self._cache, self.ranks.fabric.device)
 
     def _tick_of(self, name: str, part: str = "training") -> TickOf:
         """Return the progress of a source by its title; each has a name of its own, so that rates are right."""
@@ -293,18 +284,9 @@ class ClosedFormAlignment(Alignment):
 
     def _codes(self, name: str, pool: Pool, part: str = "training") -> np.ndarray:
         """The codes (N, code) of all samples of a pool, from cached features."""
-        encoder = self.module.encoders[name]
-        needed = {part.facts.source for part in encoder.parts}
-        features = {
-            source.name: source.features(pool, self._tick_of(name, part)(source.title), self._report)
-            for source in self._sources(name)
-            if source.name in needed
-        }
-        parts = [
-            (features[part.facts.source][part.facts.output], part.mean.cpu().numpy(), part.matrix.cpu().numpy())
-            for part in encoder.parts
-        ]
-        return fixed_codes.projected(parts, np.arange(len(pool)))
+        return cached_codes(
+            self.module.encoders[name], self._sources(name), pool, self._tick_of(name, part), self._report
+        )
 
     def losses(self, batch: Any, step: int) -> dict[str, float]:
         self._replace_content()

@@ -1,6 +1,6 @@
 """Learns the fixed codes of a run and the closed form between them, from features that are computed once.
 
-    features            of all training samples, by source and output            feature_sources.py
+    features            of all training samples, by source and output            codes/sources.py
     parts               principal components of each output, of variance one     codes/components.py
     closed form         which parts and which maps, by folds over known pairs    alignment/choice.py
     drawing, expansion  ridge regressions that lead from codes to pixels, and from embeddings to codes
@@ -9,8 +9,7 @@ Everything that is fitted is fitted on training samples alone. Parts are fitted 
 paired ones.
 """
 
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,22 +18,20 @@ import torch
 from cyclic_cli.alignment.layers import mutual_knn
 from cyclic_cli.alignment.maps import Blocks, Factors, embed
 from cyclic_cli.alignment.moments import Moments
+from cyclic_cli.codes.cached_codes import TickOf, allocated, projected
 from cyclic_cli.codes.coded import PartFacts
 from cyclic_cli.codes.components import Components, EqualFeatures, fit_components
 from cyclic_cli.codes.image_codes import COMPONENTS, reduced
+from cyclic_cli.codes.sources import BATCH, ROWS, Rows, Source, Tick
 from cyclic_cli.codes.terms import NONE
 from cyclic_cli.data.mixture import Pool
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Note, Report
-from cyclic_cli.training.feature_sources import BATCH, ROWS, Rows, Source, Tick
-
-TickOf = Callable[[str], Tick]  # by the title of a source
 
 DIMS, MOST_DIMS = 128, 256  # principal components of a part, at most: of few features, and of many
 FEATURES_PER_DIM = 16  # features beyond which a part has more than `DIMS` components
 OUTPUTS = 2  # of each encoder that are kept
 COMPARED = 1000  # pairs on which outputs are compared, at most
-IN_MEMORY = 2**28  # bytes of codes that are held in memory; larger ones lie in a file
 RIDGE = 0.1  # of drawings and expansions, relative to the mean variance of the regressors
 DRAWINGS = 20_000  # images from which drawing is learned, at most
 
@@ -132,24 +129,6 @@ def codes_of(parts: Sequence[CandidatePart], numbers: np.ndarray) -> np.ndarray:
     return projected([(part.rows, part.components.mean, part.components.matrix) for part in parts], numbers)
 
 
-def projected(parts: Sequence[tuple[Rows, np.ndarray, np.ndarray]], numbers: np.ndarray) -> np.ndarray:
-    """The codes (N, code) float32 of samples by their numbers (N,), from features, means (F,) and matrices (F, K)."""
-    codes = _allocated((len(numbers), sum(matrix.shape[1] for _, _, matrix in parts)))
-    for first in range(0, len(numbers), ROWS):
-        chosen = numbers[first : first + ROWS]
-        some = [(rows.rows(chosen) - mean) @ matrix for rows, mean, matrix in parts]
-        codes[first : first + len(chosen)] = np.concatenate(some, axis=1)
-    return codes
-
-
-def _allocated(shape: tuple[int, int]) -> np.ndarray:
-    """An array (N, P) float32 in memory, or where it is large in a file without a name."""
-    if 4 * shape[0] * shape[1] <= IN_MEMORY:
-        return np.empty(shape, np.float32)
-    with tempfile.TemporaryFile() as file:  # the map keeps the file
-        return np.memmap(file, np.float32, "w+", shape=shape)
-
-
 def columns(parts: Sequence[CandidatePart]) -> dict[str, slice]:
     """The columns of each part in the concatenation of all."""
     ends = np.cumsum([0, *(part.facts.dims for part in parts)]).tolist()
@@ -221,7 +200,7 @@ def learn_drawing(codes: np.ndarray, pool: Pool, tick: Tick) -> dict[str, np.nda
         tick: Called with the images that were read, and their number.
     """
     numbers = np.unique(np.linspace(0, len(pool) - 1, min(len(pool), DRAWINGS)).astype(int))
-    small = _allocated((len(numbers), reduced(pool.load(numbers[:1])).shape[1]))
+    small = allocated((len(numbers), reduced(pool.load(numbers[:1])).shape[1]))
     sums, squares = torch.zeros((), dtype=torch.float64), 0.0
     for first in range(0, len(numbers), BATCH):
         images = pool.load(numbers[first : first + BATCH])

@@ -16,6 +16,7 @@ from helpers.run_files import gradient_difference, rows, weights
 from helpers.tiny_encoders import tiny_image_folder, tiny_text_folder
 from safetensors.torch import load_file, save_file
 
+from cyclic_cli.codes import sources
 from cyclic_cli.config import PrepareConfig, Preprocessing
 from cyclic_cli.inference.torch_model import TorchModel
 from cyclic_cli.prepare.task import prepare
@@ -23,7 +24,6 @@ from cyclic_cli.pretrained.encoder import PretrainedEncoder
 from cyclic_cli.storage.checkpoint import read_checkpoint
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.storage.files import read_tensors
-from cyclic_cli.training import feature_sources
 
 Cyclic = Callable[..., Ran]
 NORMALISED = ("--set", "modalities.image.mean=0.5", "--set", "modalities.image.std=0.5")
@@ -116,14 +116,14 @@ def test_features_are_computed_once(
     paired_dataset: Path, encoders: list[object], cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
-    usual = feature_sources._computed
+    usual = sources._computed
 
     def counted(function: object, content: torch.Tensor) -> object:
         if isinstance(function, PretrainedEncoder):
             computed.append(len(content))
         return usual(function, content)
 
-    monkeypatch.setattr(feature_sources, "_computed", counted)
+    monkeypatch.setattr(sources, "_computed", counted)
     assert cyclic(*words(paired_dataset, "one", *encoders)).code == 0
     assert computed
     computed.clear()

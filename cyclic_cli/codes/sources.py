@@ -4,7 +4,7 @@ Features of encoders, and histograms of images, are computed once and kept in th
 terms are read from the dataset each time, which is as fast.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -150,6 +150,25 @@ class TermSource:
     def components(self, rows: Rows, output: str, dims: int) -> Components:
         assert isinstance(rows, _Computed)
         return self.terms.components(rows.pool.texts(np.arange(len(rows))), dims)
+
+
+def sources_of(
+    modality: str, encoders: Sequence[PretrainedEncoder], terms: Any, cache: FeatureCache, device: torch.device
+) -> list[Source]:
+    """All sources of features of a modality.
+
+    Args:
+        modality: image or text.
+        encoders: Pretrained encoders, in the order of their parts.
+        terms: `Terms` of the training reports as plain types; None: there are none, or images are meant.
+        cache: Keeps features.
+        device: On which the encoders run.
+    """
+    families = [one.facts.family for one in encoders]
+    found: list[Source] = [EncoderSource(one, cache, device, families.count(one.facts.family) == 1) for one in encoders]
+    if modality == "image":
+        return [*found, PixelSource(), *(HistogramSource(one, cache) for one in ("gradients", "levels"))]
+    return [*found, TermSource(Terms.from_json(terms))] if terms else found
 
 
 class _Computed:
