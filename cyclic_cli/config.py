@@ -33,9 +33,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "visit": {"weight": 0.5, "start": 0.2, "full": 0.5, "scarce": True},
         "walk": {"weight": 1.0, "start": 0.2, "full": 0.5, "scarce": True},
     },
+    "captioning": {},
 }
-"""Weights of the objectives by the presets of `--objective`. `aligned` has none: it is the closed form alone. Each
-architecture has its own weights for `autoencode`."""
+"""Weights of the objectives by the presets of `--objective`. `aligned` has none: it is the closed form alone. Nor has
+`captioning`: its loss is that of its text decoder. Each architecture has its own weights for `autoencode`."""
+CAPTIONING_EPOCHS = 20
+"""Epochs of `--objective captioning` when none are named. They are short: codes are computed once."""
 STARTS = ("auto", "closed_form", "data")
 """How an image–text model begins: with heads in closed form on fixed codes, or with encoders initialised from the data
 and random heads. auto: data where an architecture of its encoders is named, else closed_form."""
@@ -228,7 +231,7 @@ class TrainConfig:
 
     @property
     def is_joint(self) -> bool:
-        """Whether the run trains an image–text model, rather than an autoencoder or an encoder of images alone."""
+        """Whether the run trains an image–text model, or a decoder of one, rather than a model of images alone."""
         return self.objective not in ("autoencode", "views")
 
 
@@ -294,8 +297,12 @@ def train_settings(values: dict[str, Any]) -> TrainConfig:
     if not run.is_joint:
         return run
     if run.start == "auto":
-        is_usual = set(run.modalities) == {"image", "text"} and not _names_architectures(values)
+        # The `model` of captioning is the decoder that it trains.
+        named = {name: value for name, value in values.items() if name != "model" or run.objective != "captioning"}
+        is_usual = set(run.modalities) == {"image", "text"} and not _names_architectures(named)
         run = dataclasses.replace(run, start="closed_form" if is_usual else "data")
+    if run.objective == "captioning" and "epochs" not in values:
+        run = dataclasses.replace(run, epochs=CAPTIONING_EPOCHS)
     return run if "arch" in values else dataclasses.replace(run, arch=JOINT_ARCH)
 
 

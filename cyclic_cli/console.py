@@ -171,9 +171,9 @@ class _TrainingStatus:
             grid.add_row("  learning rate", f"{self.step.lr:.1e}")
         if self.last and self.last.val:
             best = self.best if self.best and self.best is not self.last else None
-            grid.add_row("  validation", f"{_val(self.last)}, epoch {self.last.epoch}{'' if best else ', the best'}")
+            grid.add_row("  validation", f"{_val(self.last)}, {_place(self.last)}{'' if best else ', the best'}")
             if best:
-                grid.add_row("  the best", f"{_val(best)}, epoch {best.epoch}")
+                grid.add_row("  the best", f"{_val(best)}, {_place(best)}")
         return grid
 
 
@@ -273,9 +273,14 @@ def _val(event: Epoch) -> str:
     return "  ".join(f"{name} {value:.5g}" for name, value in event.val.items()) or "no validation data"
 
 
+def _place(event: Epoch) -> str:
+    return f"epoch {event.epoch}" if event.epoch else "closed form"
+
+
 def _line(event: Event) -> str:
     if isinstance(event, Note):
         return event.text
     if isinstance(event, Epoch):
-        return f"epoch {event.epoch}/{event.epochs}  val {_val(event)}{'  best' if event.best else ''}"
+        place = f"epoch {event.epoch}/{event.epochs}" if event.epoch else _place(event)
+        return f"{place}  val {_val(event)}{'  best' if event.best and event.epochs else ''}"
     return str(event)

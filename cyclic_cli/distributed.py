@@ -13,9 +13,10 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -178,6 +179,7 @@ class Ranks:
     rank: int
     world: int
     sharded: bool = False  # whether FSDP shards the model
+    _raised: WeakSet[CyclicError] = field(default_factory=WeakSet, compare=False, repr=False)  # in all processes
 
     @property
     def is_main(self) -> bool:
@@ -201,17 +203,44 @@ class Ranks:
         """The result of `decide` in the first process, in all processes. Its CyclicError is raised in all of them."""
         if self.world == 1:
             return decide()
-        outcome: Value | CyclicError | None = None
+        outcome: Value | None = None
+        failure: CyclicError | None = None
         if self.is_main:
             try:
                 outcome = decide()
             except CyclicError as error:
-                outcome = error
-        outcome = self.fabric.broadcast(outcome)
-        if isinstance(outcome, CyclicError):
-            outcome.everywhere = True
-            raise outcome
-        return outcome  # type: ignore[return-value]
+                failure = error
+        self._fail_together(failure)
+        return self.fabric.broadcast(outcome)  # type: ignore[no-any-return]
+
+    def together(self, work: Callable[[], Value]) -> Value:
+        """The result of `work`, in which all processes exchange numbers. A CyclicError of one is raised in all of them.
+
+        `work` exchanges by `added` and `agreed` alone: these ask first whether another process has failed. So no
+        process waits for one that has ended.
+        """
+        if self.world == 1:
+            return work()
+        failure: CyclicError | None = None
+        try:
+            result = work()
+        except CyclicError as error:
+            if error in self._raised:
+                raise
+            failure = error
+        self._fail_together(failure)
+        return result
+
+    def _fail_together(self, failure: CyclicError | None) -> None:
+        """Raise in all processes the `failure` that one of them brings; of several, that of the first process."""
+        failed = torch.zeros(self.world, device=self.fabric.device)
+        failed[self.rank] = failure is not None
+        ranks = self.summed(failed).nonzero().flatten().tolist()
+        if ranks:
+            error: CyclicError = self.fabric.broadcast(failure, src=ranks[0])
+            error.everywhere = True
+            self._raised.add(error)
+            raise error
 
     @contextmanager
     def report_lost_peer(self) -> Iterator[None]:
@@ -231,6 +260,15 @@ class Ranks:
             return values
         total: Tensor = self.fabric.all_reduce(values, reduce_op="sum")
         return total
+
+    def added(self, array: np.ndarray) -> np.ndarray:
+        """The sum of an array over all processes, added in float64; it has the dtype of the array."""
+        if self.world == 1:
+            return array
+        self._fail_together(None)
+        # A copy, because the sum replaces it; on the device of the process, because NCCL adds nothing elsewhere.
+        values = torch.tensor(array, dtype=torch.float64, device=self.fabric.device)
+        return self.summed(values).cpu().numpy().astype(array.dtype, copy=False)
 
     def gathered(self, rows: Tensor, samples: int) -> Tensor:
         """The rows (N, ...) of a whole batch of N samples, gathered from the parts of all processes, with gradient."""

@@ -45,7 +45,7 @@ class Step:
 class Epoch:
     """One pass over the training data is done and validated; `val` is empty when there is no validation data."""
 
-    epoch: int
+    epoch: int  # from 1; 0: the closed form before the first one
     epochs: int
     val: dict[str, float]
     best: bool

@@ -12,7 +12,7 @@ import numpy as np
 
 from cyclic_cli.alignment.folds import Columns, Folds, Scores
 from cyclic_cli.alignment.maps import MODALITIES, Blocks, Factors, Setting, embed
-from cyclic_cli.alignment.moments import Moments, Rows
+from cyclic_cli.alignment.moments import Moments, Pairs, Rows
 from cyclic_cli.errors import CyclicError
 
 CHEAP = ("pixels", "gradients", "levels")  # features of images that need no pretrained encoder
@@ -20,7 +20,7 @@ FEWEST = 10  # patients with pairs; with fewer, folds tell too little and the de
 
 # Few settings, because a choice among many overfits some hundred pairs. From strong to weak regularisation: of equally
 # good settings the first is taken.
-STRENGTHS = (30.0, 10.0, 3.0, 1.0, 0.3)
+STRENGTHS = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)
 VARIATES = 64
 RIDGES = (3.0, 1.0)
 GRID = {
@@ -67,6 +67,34 @@ class ClosedForm:
         }
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What the choice needs of the known pairs: sums, and the codes of the pairs that folds rank."""
+
+    total: Moments  # of all pairs
+    folds: Folds | None  # None: fewer than `FEWEST` patients
+    patients: int
+
+
+def measure(pairs: Pairs, patients: np.ndarray, groups: np.ndarray | None = None) -> Measured:
+    """Sum over the known pairs, all of them and by fold. Processes call it together, and get the same sums.
+
+    Args:
+        pairs: The codes of the N known pairs.
+        patients: (N,) the patients of the pairs.
+        groups: (N,) ints; pairs of one group have equal content, and count as hits for one another. None: only the own
+            partner is a hit.
+
+    Raises:
+        CyclicError: There are fewer than two pairs.
+    """
+    if len(patients) < 2:
+        raise CyclicError("Aligning images and texts needs pairs, at least two.", "Raise --paired-fraction.")
+    groups = np.arange(len(patients)) if groups is None else groups
+    total, several = pairs.moments(), len(np.unique(patients))
+    return Measured(total, Folds(pairs, patients, groups, total) if several >= FEWEST else None, several)
+
+
 def choose(
     images: Rows,
     texts: Rows,
@@ -75,36 +103,31 @@ def choose(
     parts: Parts | None = None,
     cheap: Collection[str] = CHEAP,
     grids: Grids = GRID,
-    total: Moments | None = None,
+) -> ClosedForm:
+    """`measure` and `choose_by` in one, for a single process with image codes (N, P) and text codes (N, Q) of pairs."""
+    return choose_by(measure(Pairs(images, texts), patients, groups), parts, cheap, grids)
+
+
+def choose_by(
+    measured: Measured, parts: Parts | None = None, cheap: Collection[str] = CHEAP, grids: Grids = GRID
 ) -> ClosedForm:
     """Fit a map to all known pairs, with the parts and settings that rank best in folds over their patients.
 
     Args:
-        images: (N, P) image codes of the known pairs.
-        texts: (N, Q) text codes of the same samples.
-        patients: (N,) the patients of the pairs.
-        groups: (N,) ints; pairs of one group have equal content, and count as hits for one another. None: only the own
-            partner is a hit.
+        measured: Of the known pairs.
         parts: The columns of each part of the codes. None: each code is one part.
         cheap: Names of parts that join the others of their modality only where the folds say so.
         grids: By map, the settings to choose from. With pairs of fewer than `FEWEST` patients, a default of the first
             map is taken.
-        total: The moments of all pairs, where they were computed elsewhere, such as by several processes.
 
     Raises:
-        CyclicError: There are fewer than two pairs, or all codes of a modality are equal.
+        CyclicError: All codes of a modality are equal, or not finite.
     """
-    if len(patients) < 2:
-        raise CyclicError("Aligning images and texts needs pairs, at least two.", "Raise --paired-fraction.")
-    total = Moments.of(images, texts) if total is None else total
+    total, folds = measured.total, measured.folds
     _check(total)
     parts = parts or {
-        name: {"code": slice(0, codes.shape[1])} for name, codes in zip(MODALITIES, (images, texts), strict=True)
+        name: {"code": slice(0, dims)} for name, dims in zip(MODALITIES, (total.images, total.texts), strict=True)
     }
-    groups = np.arange(len(patients)) if groups is None else groups
-    folds, several = None, len(np.unique(patients))
-    if several >= FEWEST:
-        folds = Folds(images, texts, patients, groups, total)
     kept = _searched(folds, parts, cheap) if folds else _first_parts(parts, cheap)
     columns = columns_of(parts, kept)
     setting, scores = _best(folds, columns, grids) if folds else (_default(grids, total.count), {})
@@ -117,7 +140,7 @@ def choose(
         if folds
         else f"default, for fewer than {FEWEST} patients with pairs",
         scores=scores,
-        counts={"pairs": total.count, "patients": several, "folds": len(folds) if folds else 0},
+        counts={"pairs": total.count, "patients": measured.patients, "folds": len(folds) if folds else 0},
     )
 
 

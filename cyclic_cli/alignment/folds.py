@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cyclic_cli.alignment.maps import MODALITIES, Blocks, Factors, Setting, Side, embed
-from cyclic_cli.alignment.moments import Moments, Rows
+from cyclic_cli.alignment.moments import Moments, Pairs
 from cyclic_cli.metrics.retrieval import TIE
 
 FOLDS = 5
@@ -69,13 +69,10 @@ class _Fold:
 class Folds:
     """Repeated folds. The moments outside a fold are those of all pairs minus the fold's."""
 
-    def __init__(
-        self, images: Rows, texts: Rows, patients: np.ndarray, groups: np.ndarray, total: Moments, seed: int = 0
-    ) -> None:
+    def __init__(self, pairs: Pairs, patients: np.ndarray, groups: np.ndarray, total: Moments, seed: int = 0) -> None:
         """
         Args:
-            images: (N, P) image codes.
-            texts: (N, Q) text codes of the same samples.
+            pairs: The codes of N pairs. Only those that are ranked are gathered from other processes.
             patients: (N,) the patients of the pairs; at least three.
             groups: (N,) ints; pairs of one group have equal content, and are hits for one another.
             total: Of all pairs.
@@ -87,8 +84,8 @@ class Folds:
             generator = np.random.default_rng((seed, number))
             for held in held_out(patients, generator):
                 ranked = held if len(held) <= RANKED else np.sort(generator.choice(held, RANKED, replace=False))
-                outside = total - Moments.of(images, texts, held)
-                self._folds.append(_Fold(outside, images[ranked], texts[ranked], groups[ranked]))
+                outside = total - pairs.moments(held)
+                self._folds.append(_Fold(outside, *pairs.codes(ranked), groups[ranked]))
                 self._repeats.append(number)
         fitted = sum(fold.moments.count for fold in self._folds)
         self._share = (len(self._folds) * total.count - fitted) / max(1, fitted)

@@ -12,6 +12,7 @@ from cyclic_cli.metrics.retrieval import l2_normalised
 
 NEIGHBOURS = 10
 MOST = 2000  # pairs that are compared, evenly spaced among all
+DECIMALS = 5  # of similarities: equal texts are equally near, whatever the rounding of their codes
 
 
 def mutual_knn(a: np.ndarray, b: np.ndarray, k: int = NEIGHBOURS, patients: np.ndarray | None = None) -> float:
@@ -40,7 +41,7 @@ def mutual_knn(a: np.ndarray, b: np.ndarray, k: int = NEIGHBOURS, patients: np.n
 def _neighbours(features: np.ndarray, banned: np.ndarray, k: int) -> np.ndarray:
     """Mask (N, N) of the k nearest neighbours of each row; of equally near ones, the first."""
     unit = l2_normalised(features - features.mean(axis=0))
-    similarity = np.where(banned, -np.inf, unit @ unit.T)
+    similarity = np.where(banned, -np.inf, (unit @ unit.T).round(DECIMALS))
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     mask = np.zeros(banned.shape, dtype=bool)
     np.put_along_axis(mask, nearest, True, axis=1)

@@ -1,14 +1,17 @@
 """Sums of outer products of paired codes. They stream, add up over processes, and do not grow with the pairs.
 
+`Pairs` are the known pairs of all processes, of which each holds the codes of its own.
+
 The sums without a fold are the sums of all pairs minus those of the fold, so folds need no second pass over the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+
+from cyclic_cli.codes.exchange import ALONE, Exchange, rows_of_all
 
 ROWS = 4096  # pairs that are converted to float64 at the same time
 
@@ -85,17 +88,36 @@ class Moments:
         cut = self.images
         return both[:cut, :cut], both[cut:, cut:], both[:cut, cut:]
 
-    # ------------------------------------------------------------------------------------ several processes
+    def added(self, ranks: Exchange) -> Moments:
+        """The moments of the pairs of all processes, in all processes."""
+        count = round(float(ranks.added(np.array([float(self.count)]))[0]))
+        return self._with(count, ranks.added(self.sums), ranks.added(self.products))
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays that may be added up over processes: count (1,), sums (P + Q,), products (P + Q, P + Q); float64."""
-        return {"count": np.array([float(self.count)]), "sums": self.sums, "products": self.products}
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray], images: int) -> Moments:
-        """The moments behind the arrays of one process, or behind the added arrays of several. `images` is P."""
-        moments = cls.__new__(cls)
-        moments.images, moments.texts = images, len(arrays["sums"]) - images
-        moments.count = round(float(arrays["count"][0]))
-        moments.sums, moments.products = arrays["sums"], arrays["products"]
-        return moments
+class Pairs:
+    """The codes of the known pairs. Each process has those of its share, and all call the methods together."""
+
+    def __init__(self, images: Rows, texts: Rows, places: np.ndarray | None = None, ranks: Exchange = ALONE) -> None:
+        """
+        Args:
+            images: (n, P) image codes of the pairs of this process.
+            texts: (n, Q) text codes of the same samples.
+            places: (n,) the places of these pairs among all known pairs, rising; None: they are all pairs.
+            ranks: The processes.
+        """
+        self._images, self._texts, self._ranks = images, texts, ranks
+        self._places = np.arange(len(images)) if places is None else places
+
+    def moments(self, rows: np.ndarray | None = None) -> Moments:
+        """Of all pairs, or of those at the places `rows` (M,), rising."""
+        own = None if rows is None else np.flatnonzero(np.isin(self._places, rows))
+        return Moments.of(self._images, self._texts, own).added(self._ranks)
+
+    def codes(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The image codes (M, P) and text codes (M, Q) of the pairs at the places `rows` (M,), rising."""
+        own = np.flatnonzero(np.isin(self._places, rows))
+        places = np.searchsorted(rows, self._places[own])
+        image, text = (
+            rows_of_all(np.asarray(codes[own]), places, len(rows), self._ranks) for codes in (self._images, self._texts)
+        )
+        return image, text

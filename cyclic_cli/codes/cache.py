@@ -39,8 +39,8 @@ Compute = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 Tick = Callable[[int, int], None]
 
 
-def _no_tick(done: int, total: int) -> None:
-    pass
+def no_tick(done: int, total: int) -> None:
+    """Takes progress, and shows none."""
 
 
 class FeatureCache:
@@ -63,8 +63,9 @@ class FeatureCache:
         contents: Sequence[bytes],
         compute: Compute,
         batch: int,
-        tick: Tick = _no_tick,
+        tick: Tick = no_tick,
         report: Report = silent,
+        about: Mapping[str, str] | None = None,
     ) -> dict[str, CachedFeatures]:
         """The features of N items by the name of the output.
 
@@ -77,33 +78,36 @@ class FeatureCache:
             tick: Is told how many distinct items are done, and how many there are, while features are computed. It may
                 raise an error to stop; what was computed until then is kept.
             report: Is told when features that do not fit the limit go elsewhere.
+            about: What the encoder is, for people, see `cache_size.ABOUT`. It must name neither contents nor paths.
 
         Raises:
             CyclicError: the encoder gives numbers that are not finite; the disk is full; the features fit neither the
                 limit nor a temporary folder; the folder of the cache cannot be written or kept private.
         """
-        layout = _layout(encoder_key, dims)
+        layout = layout_of(encoder_key, dims)
         filling = _Filling(
             folder=self._root / layout.name,
             layout=layout,
             outputs=tuple(dims),
-            wanted=_Wanted.of(contents, encoder_key),
+            wanted=Wanted.of(contents, encoder_key),
             limit=self._limit,
             checked=self._checked,
         )
+        cache_size.write_about(self._root / layout.name, about or {})
         filling.complete(compute, batch, tick, report)
         if filling.merge_small():  # for a moment others could remove the folder
             filling.complete(compute, batch, tick, report)
         return filling.result()
 
 
-def _layout(encoder_key: str, dims: Mapping[str, int]) -> Layout:
+def layout_of(encoder_key: str, dims: Mapping[str, int]) -> Layout:
+    """The layout of an encoder's segments; arguments as in `FeatureCache.features`."""
     name = json.dumps([segments.FORMAT, encoder_key, dict(dims)]).encode()
     return Layout(hashlib.blake2b(name, digest_size=DIGEST).hexdigest(), tuple(dims.values()))
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class Wanted:
     """The items of a call: N, of which U are distinct."""
 
     keys: np.ndarray  # (U,) digests hashed once more with the encoder's key, so that texts cannot be looked up by hash
@@ -111,7 +115,8 @@ class _Wanted:
     key_of: np.ndarray  # (N,) number of the key of an item
 
     @classmethod
-    def of(cls, contents: Sequence[bytes], encoder_key: str) -> "_Wanted":
+    def of(cls, contents: Sequence[bytes], encoder_key: str) -> "Wanted":
+        """Arguments as in `FeatureCache.features`."""
         if any(len(content) != DIGEST for content in contents):
             raise ValueError(f"a digest has {DIGEST} bytes")
         given = np.frombuffer(b"".join(contents), f"S{DIGEST}")
@@ -133,7 +138,7 @@ class _Filling:
         folder: Path,
         layout: Layout,
         outputs: tuple[str, ...],
-        wanted: _Wanted,
+        wanted: Wanted,
         limit: int | None,
         checked: dict[Path, Segment | None],
     ) -> None:
@@ -157,7 +162,7 @@ class _Filling:
             tick(done, total)
             for begin in range(0, len(order), batch):
                 some = order[begin : begin + batch]
-                features = self._checked_features(compute(self._wanted.first[some]), len(some))
+                features = checked_features(compute(self._wanted.first[some]), self._outputs, self._layout, len(some))
                 pending.add(self._wanted.keys[some], features)
                 done += len(some)
                 tick(done, total)
@@ -189,22 +194,7 @@ class _Filling:
         self._missing = np.flatnonzero(self._segment_of < 0)
 
     def _read(self, folder: Path) -> list[Segment]:
-        """The undamaged segments of a folder, in the order of their names. Damaged ones are removed."""
-        found = []
-        for path in cache_size.segment_paths(folder):
-            if path not in self._checked:
-                try:
-                    self._checked[path] = segments.read(path, self._layout)
-                except OSError:  # removed at this moment, or the network file system is away
-                    continue
-                except ValueError:
-                    self._checked[path] = None
-                    with suppress(OSError):
-                        path.unlink()
-            segment = self._checked[path]
-            if segment is not None:
-                found.append(segment)
-        return found
+        return undamaged(folder, self._layout, self._checked)
 
     @property
     def _needed(self) -> int:
@@ -250,23 +240,50 @@ class _Filling:
         report(Note(f"{message}. They are kept in {folder.path} until this command ends.", warning=True))
         return folder
 
-    def _checked_features(self, features: Mapping[str, np.ndarray], count: int) -> list[np.ndarray]:
-        """The features (count, F) float32 in the order of the outputs. Raises CyclicError when they are unusable."""
-        found = []
-        for name, width in zip(self._outputs, self._layout.dims, strict=True):
-            output = np.asarray(features[name], np.float32)
-            if output.shape != (count, width):
-                raise CyclicError(
-                    f"The encoder gives {name!r} the shape {output.shape}, not {(count, width)}.",
-                    "Use another encoder.",
-                )
-            if not np.isfinite(output).all():
-                raise CyclicError(
-                    f"The encoder gives numbers in {name!r} that are not finite.",
-                    "Its weights may be damaged, or meant for other inputs: save it again, or use another encoder.",
-                )
-            found.append(output)
-        return found
+
+def undamaged(folder: Path, layout: Layout, checked: dict[Path, Segment | None]) -> list[Segment]:
+    """The undamaged segments of a folder, in the order of their names. Damaged ones are removed.
+
+    Args:
+        folder: The folder of the encoder.
+        layout: The layout of its segments.
+        checked: Segments that were looked at before, which gets the new ones; None where a segment is damaged.
+    """
+    found = []
+    for path in cache_size.segment_paths(folder):
+        if path not in checked:
+            try:
+                checked[path] = segments.read(path, layout)
+            except OSError:  # removed at this moment, or the network file system is away
+                continue
+            except ValueError:
+                checked[path] = None
+                with suppress(OSError):
+                    path.unlink()
+        segment = checked[path]
+        if segment is not None:
+            found.append(segment)
+    return found
+
+
+def checked_features(
+    features: Mapping[str, np.ndarray], outputs: Sequence[str], layout: Layout, count: int
+) -> list[np.ndarray]:
+    """The features (count, F) float32 in the order of the outputs. Raises CyclicError when they are unusable."""
+    found = []
+    for name, width in zip(outputs, layout.dims, strict=True):
+        output = np.asarray(features[name], np.float32)
+        if output.shape != (count, width):
+            raise CyclicError(
+                f"The encoder gives {name!r} the shape {output.shape}, not {(count, width)}.", "Use another encoder."
+            )
+        if not np.isfinite(output).all():
+            raise CyclicError(
+                f"The encoder gives numbers in {name!r} that are not finite.",
+                "Its weights may be damaged, or meant for other inputs: save it again, or use another encoder.",
+            )
+        found.append(output)
+    return found
 
 
 class _Pending:

@@ -4,9 +4,11 @@ The cache is a folder with a folder for each encoder, which is removed as a whol
 first, and never one that is in use, see `cache_lock`.
 """
 
+import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +17,8 @@ from typing import Any
 
 from cyclic_cli.codes import cache_lock, segments
 from cyclic_cli.environment import cache_folder
-from cyclic_cli.errors import UsageError
+from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.storage.files import replacing
 
 FOLDER = "codes"  # within the cache folder
 LIMIT = "CYCLIC_CACHE_LIMIT"
@@ -25,6 +28,9 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 NAME = re.compile(r"[0-9a-f]{32}")  # of an encoder's folder
 SEGMENT = re.compile(r"\d{20}-[0-9a-f]{16}\.safetensors")
 DRAFT = re.compile(r"\..*\.tmp")
+ABOUT = ("encoder", "modality", "device", "torch")  # what an encoder is, for people; earlier versions stored nothing
+ABOUT_FILE = "about.json"
+LONGEST_ABOUT = 2**12  # bytes
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,7 @@ def remove_encoder(encoder: EncoderFolder) -> bool:
         if is_alone:
             for path in _look(encoder.path).files:
                 path.unlink(missing_ok=True)
+            (encoder.path / ABOUT_FILE).unlink(missing_ok=True)
             (encoder.path / cache_lock.LOCK).unlink(missing_ok=True)  # last: who waits for it then sees that it is gone
             with suppress(OSError):
                 encoder.path.rmdir()
@@ -126,6 +133,26 @@ def remove_drafts(folder: Path) -> None:
     for path in _entries(folder):
         if DRAFT.fullmatch(path.name):
             path.unlink(missing_ok=True)
+
+
+def write_about(folder: Path, about: Mapping[str, str]) -> None:
+    """Write what an encoder is into its folder, unless that was done. It is no error when it cannot be written."""
+    path = folder / ABOUT_FILE
+    if not about or path.exists():
+        return
+    with suppress(CyclicError), replacing(path) as draft, open(draft, "xb", opener=segments.private) as file:
+        file.write(json.dumps({name: about[name] for name in ABOUT if name in about}).encode())
+
+
+def about(folder: Path) -> dict[str, str]:
+    """What an encoder is, by the names of `ABOUT`; those that nobody wrote, or that are damaged, are missing."""
+    try:
+        with (folder / ABOUT_FILE).open("rb") as file:
+            found = dict(json.loads(file.read(LONGEST_ABOUT)))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+    texts = {name: found.get(name) for name in ABOUT}
+    return {name: text for name, text in texts.items() if isinstance(text, str) and text.isprintable()}
 
 
 def describe() -> dict[str, Any]:
@@ -147,7 +174,8 @@ def _described(encoder: EncoderFolder) -> dict[str, Any]:
     with cache_lock.alone(encoder.path) as is_alone:
         in_use = None if is_alone is None else not is_alone
     moment = datetime.fromtimestamp(encoder.last_use).astimezone().isoformat(" ", "seconds")
-    return {"items": _items(encoder), "bytes": encoder.size, "last_use": moment, "in_use": in_use}
+    known = dict[str, str | None].fromkeys(ABOUT) | about(encoder.path)
+    return {**known, "items": _items(encoder), "bytes": encoder.size, "last_use": moment, "in_use": in_use}
 
 
 def _items(encoder: EncoderFolder) -> int:

@@ -42,6 +42,17 @@ class Maps:
         return self._open[number]
 
 
+class InMemory(Maps):
+    """One segment that was never written: the features (U, F) float32 of each output."""
+
+    def __init__(self, outputs: Sequence[np.ndarray], layout: Layout) -> None:
+        super().__init__([], layout, None)
+        self._arrays = [np.empty(0), *outputs]  # no digests: nobody looks for them
+
+    def arrays(self, number: int) -> list[np.ndarray]:
+        return self._arrays
+
+
 class CachedFeatures:
     """The features (N, F) of one output of an encoder. While it exists, its files are not removed from the cache."""
 

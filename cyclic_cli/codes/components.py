@@ -1,17 +1,18 @@
 """Principal components of features that are read in batches, scaled to a total variance of one.
 
-Up to `EXACT` features, sums of outer products are kept: one pass over the features, and processes may add theirs. For
-more features a randomised method reads them several times (Halko et al., SIAM Review 2011). Its last step is the
+Up to `EXACT` features, sums of outer products are kept: one pass over the features, and processes add theirs. For more
+features a randomised method reads them several times (Halko et al., SIAM Review 2011). Its last step is the
 Nyström approximation of the scatter matrix (Tropp et al., NeurIPS 2017), which needs no further pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from cyclic_cli.codes.exchange import ALONE, Exchange
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.linear_algebra import OVERSAMPLED, eigh, svd
 
@@ -28,12 +29,6 @@ class EqualFeatures(CyclicError):
 
 
 Batches = Callable[[], Iterable[np.ndarray]]  # all features in batches (M, F), the same ones at each call
-Reduce = Callable[[np.ndarray], np.ndarray]  # the sum of an array over all processes
-
-
-def alone(array: np.ndarray) -> np.ndarray:
-    """The `Reduce` of a single process."""
-    return array
 
 
 @dataclass(frozen=True)
@@ -92,19 +87,20 @@ class ComponentSums:
         self.mean += away * (count / total)
         self.count = total
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays that may be added up over processes: count (1,), sums (F,) and products (F, F), all float64."""
-        products = self.scatter + self.count * np.outer(self.mean, self.mean)
-        return {"count": np.array([float(self.count)]), "sums": self.count * self.mean, "products": products}
+    def added(self, ranks: Exchange) -> ComponentSums:
+        """The sums of all processes, in all processes.
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> ComponentSums:
-        """The sums behind the arrays of one process, or behind the added arrays of several."""
-        sums = cls(len(arrays["sums"]))
-        sums.count = round(float(arrays["count"][0]))
-        sums.mean = arrays["sums"] / max(1, sums.count)
-        sums.scatter = arrays["products"] - sums.count * np.outer(sums.mean, sums.mean)
-        return sums
+        Each scatter matrix is moved to the common mean before it is added, so that no digits cancel.
+        """
+        total = ComponentSums.__new__(ComponentSums)
+        sums = ranks.added(np.append(self.count * self.mean, self.count))
+        total.count = round(sums[-1])
+        total.mean = sums[:-1] / max(1, total.count)
+        away = self.mean - total.mean
+        moved = np.outer(self.count * away, away)
+        moved += self.scatter
+        total.scatter = ranks.added(moved)
+        return total
 
     def components(self, dims: int, name: str) -> Components:
         """The first `dims` principal components; fewer where the features have a lower rank.
@@ -116,28 +112,27 @@ class ComponentSums:
         return _components(self.count, self.mean, values, directions, float(self.scatter.trace()), dims, name)
 
 
-def fit_components(batches: Batches, features: int, dims: int, name: str, reduce: Reduce = alone) -> Components:
+def fit_components(batches: Batches, features: int, dims: int, name: str, ranks: Exchange = ALONE) -> Components:
     """Principal components of features that are read in batches. The same batches give the same bits.
 
     Args:
         batches: Gives all features of this process, in batches (M, F); called once, or `PASSES` times for more than
-            `EXACT` features.
+            `EXACT` features. A process may have none.
         features: F.
         dims: The number of components. There are fewer where the features have a lower rank.
         name: Of the features, for messages.
-        reduce: Adds arrays up over processes.
+        ranks: The processes. They add their sums, and all get the components that the first one computes from them.
 
     Raises:
-        CyclicError: All features are equal, or not finite.
+        CyclicError: All features are equal, or not finite; in all processes.
     """
     if features > EXACT:
-        return _randomised(batches, features, dims, name, reduce)
-    sums = ComponentSums(features)
+        return _randomised(batches, features, dims, name, ranks)
+    own = ComponentSums(features)
     for batch in batches():
-        sums.add(batch)
-    if reduce is not alone:
-        sums = ComponentSums.from_arrays({key: reduce(array) for key, array in sums.arrays().items()})
-    return sums.components(dims, name)
+        own.add(batch)
+    sums = own.added(ranks) if ranks.world > 1 else own
+    return ranks.agreed(lambda: sums.components(dims, name))
 
 
 def _leading(scatter: np.ndarray, dims: int, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -159,8 +154,8 @@ def _start(features: int, width: int) -> np.ndarray:
     return np.asarray(np.linalg.qr(np.random.default_rng(0).standard_normal((features, width)))[0])
 
 
-def _randomised(batches: Batches, features: int, dims: int, name: str, reduce: Reduce) -> Components:
-    count, mean, total = _first_sums(batches, features, name, reduce)
+def _randomised(batches: Batches, features: int, dims: int, name: str, ranks: Exchange) -> Components:
+    count, mean, total = _first_sums(batches, features, name, ranks)
     width = min(dims + OVERSAMPLED, max(1, count), features)
     basis = _start(features, width)
     for place in range(PASSES - 1):
@@ -168,10 +163,19 @@ def _randomised(batches: Batches, features: int, dims: int, name: str, reduce: R
         for batch in batches():
             centred = np.asarray(batch - mean, np.float32)
             image += centred.T @ (centred @ basis.astype(np.float32))
-        image = _finite(reduce(image), name)
+        image = _finite(ranks.added(image), name)
         if place < PASSES - 2:
             basis = np.linalg.qr(image)[0]
-    # Nyström: scatter ≈ image (basisᵀ image)⁻¹ imageᵀ. A small shift keeps the inverse stable, and is taken off again.
+    return ranks.agreed(lambda: _nystroem(image, basis, count, mean, total, dims, name))
+
+
+def _nystroem(
+    image: np.ndarray, basis: np.ndarray, count: int, mean: np.ndarray, total: float, dims: int, name: str
+) -> Components:
+    """Components from the scatter matrix times a basis (F, width): scatter ≈ image (basisᵀ image)⁻¹ imageᵀ.
+
+    A small shift keeps the inverse stable, and is taken off again.
+    """
     shift = ROUNDING * float(np.linalg.norm(image)) + np.finfo(np.float64).tiny
     image = image + shift * basis
     middle, turn = _eigh(basis.T @ image, name)
@@ -180,8 +184,8 @@ def _randomised(batches: Batches, features: int, dims: int, name: str, reduce: R
     return _components(count, mean, np.maximum(roots**2 - shift, 0), left.T, total, dims, name)
 
 
-def _first_sums(batches: Batches, features: int, name: str, reduce: Reduce) -> tuple[int, np.ndarray, float]:
-    """Number, mean (F,) and sum of squared distances from the mean of features."""
+def _first_sums(batches: Batches, features: int, name: str, ranks: Exchange) -> tuple[int, np.ndarray, float]:
+    """Number, mean (F,) and sum of squared distances from the mean of the features of all processes."""
     count, mean, total = 0, np.zeros(features), 0.0
     for batch in batches():
         for first in range(0, len(batch), ROWS // 16):
@@ -192,10 +196,12 @@ def _first_sums(batches: Batches, features: int, name: str, reduce: Reduce) -> t
             total += float(np.square(rows - middle).sum() + count * share * (away @ away))
             mean += away * share
             count += len(rows)
-    if reduce is not alone:
-        sums = reduce(np.array([count, total + count * float(mean @ mean)]))
-        count, mean = round(sums[0]), reduce(count * mean) / max(1.0, sums[0])
-        total = float(sums[1] - count * (mean @ mean))
+    if ranks.world > 1:
+        sums = ranks.added(np.append(count * mean, count))
+        common = sums[:-1] / max(1.0, sums[-1])
+        away = mean - common
+        total = float(ranks.added(np.array([total + count * (away @ away)]))[0])
+        count, mean = round(sums[-1]), common
     _finite(np.array(total), name)
     return count, mean, total
 

@@ -102,22 +102,36 @@ def write_features(folder: Path, layout: Layout, digests: bytes, outputs: Sequen
         CyclicError: the disk is full, or the folder cannot be written.
     """
     columns = [np.frombuffer(digests, np.uint8).reshape(-1, DIGEST), *outputs]
-    kinds = tuple("F16" if _survives_float16(output) else "F32" for output in outputs)
+    kinds = kinds_of(outputs)
     path = new_path(folder)
     _write(path, layout, len(columns[0]), kinds, lambda column: _row_blocks(columns[column]))
     return path
 
 
+def kinds_of(outputs: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """The number types in which a segment stores features (n, F) float32, by output."""
+    return tuple("F16" if _survives_float16(output) else "F32" for output in outputs)
+
+
+def as_stored(features: np.ndarray) -> np.ndarray:
+    """Features (n, F) float32 as a segment gives them back: those of items that survive float16 are rounded to it."""
+    with np.errstate(over="ignore"):
+        rounded = features.astype(np.float16).astype(np.float32)
+    return np.where(_rows_that_survive(features)[:, None], rounded, features)
+
+
 def _survives_float16(features: np.ndarray) -> bool:
-    """Whether float16 changes the features (n, F) of no item by more than `EXACT` of their Euclidean norm."""
-    for block in _row_blocks(features):
-        exact = block.astype(np.float64)
-        with np.errstate(over="ignore"):
-            rounded = block.astype(np.float16).astype(np.float64)
-        change = np.linalg.norm(rounded - exact, axis=1)
-        if not (change <= EXACT * np.linalg.norm(exact, axis=1)).all():
-            return False
-    return True
+    """Whether all items survive float16, see `_rows_that_survive`."""
+    return all(_rows_that_survive(block).all() for block in _row_blocks(features))
+
+
+def _rows_that_survive(features: np.ndarray) -> np.ndarray:
+    """Whether float16 changes an item's features (n, F) by no more than `EXACT` of their Euclidean norm: (n,) bool."""
+    exact = features.astype(np.float64)
+    with np.errstate(over="ignore"):
+        rounded = features.astype(np.float16).astype(np.float64)
+    survives: np.ndarray = np.linalg.norm(rounded - exact, axis=1) <= EXACT * np.linalg.norm(exact, axis=1)
+    return survives
 
 
 def _row_blocks(array: np.ndarray) -> Iterator[np.ndarray]:
@@ -135,7 +149,7 @@ def _write(
 ) -> None:
     """Write a segment whose columns (digests, then outputs) come in blocks of rows."""
     check = _first_checksum(count, kinds, layout)
-    with replacing(path) as draft, open(draft, "xb", opener=_private) as file:
+    with replacing(path) as draft, open(draft, "xb", opener=private) as file:
         file.write(_header(count, kinds, layout, 0))
         for column, kind in enumerate(("U8", *kinds)):
             for block in blocks(column):
@@ -146,7 +160,7 @@ def _write(
         file.write(_header(count, kinds, layout, check))
 
 
-def _private(path: str, flags: int) -> int:
+def private(path: str, flags: int) -> int:
     """Open a new file that only its owner may read, whatever the umask."""
     number = os.open(path, flags | os.O_CLOEXEC, 0o600)
     os.fchmod(number, 0o600)

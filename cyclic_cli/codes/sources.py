@@ -4,7 +4,8 @@ Features of encoders, and histograms of images, are computed once and kept in th
 terms are read from the dataset each time, which is as fast.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from cyclic_cli.codes.components import Components, fit_components
 from cyclic_cli.codes.image_features import SOURCES
 from cyclic_cli.codes.terms import Terms
 from cyclic_cli.data.mixture import Pool, Subset
+from cyclic_cli.distributed import Ranks
 from cyclic_cli.events import Report
 from cyclic_cli.pretrained.encoder import PretrainedEncoder
 from cyclic_cli.pretrained.fingerprint import LIBRARY
@@ -41,6 +43,23 @@ class Rows(Protocol):
         """Features (M, F) float32 of the samples with the numbers (M,)."""
 
 
+@dataclass(frozen=True)
+class Share:
+    """The samples of a modality whose features this process reads."""
+
+    pool: Pool  # the samples of all processes
+    numbers: np.ndarray  # (n,) those of this process, rising
+    ranks: Ranks
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def items(self) -> Subset:
+        """The samples. A process without any reads sample 0, to know the number of features, and does not count it."""
+        return Subset(self.pool, self.numbers if len(self) else np.arange(1))
+
+
 class Source(Protocol):
     """Gives features of samples."""
 
@@ -51,8 +70,11 @@ class Source(Protocol):
     def features(self, pool: Items, tick: Tick, report: Report) -> Mapping[str, Rows]:
         """The features of all samples of a pool, by name of the output."""
 
-    def components(self, rows: Rows, output: str, dims: int) -> Components:
-        """The principal components of the features of one output, at most `dims`."""
+    def components(self, rows: Rows, output: str, dims: int, share: Share) -> Components:
+        """The principal components of one output, at most `dims`, fitted to the samples of all processes.
+
+        `rows` are the features of the items of this process's `share`. All processes call it together.
+        """
 
 
 class _Principal:
@@ -60,12 +82,13 @@ class _Principal:
 
     title: str
 
-    def components(self, rows: Rows, output: str, dims: int) -> Components:
-        def batches() -> Any:
-            for first in range(0, len(rows), ROWS):
-                yield rows.rows(np.arange(first, min(first + ROWS, len(rows))))
+    def components(self, rows: Rows, output: str, dims: int, share: Share) -> Components:
+        def batches() -> Iterator[np.ndarray]:
+            for first in range(0, len(share), ROWS):
+                yield rows.rows(np.arange(first, min(first + ROWS, len(share))))
 
-        return fit_components(batches, rows.dims, dims, f"{output} of {self.title}" if output != self.title else output)
+        name = f"{output} of {self.title}" if output != self.title else output
+        return fit_components(batches, rows.dims, dims, name, share.ranks)
 
 
 class EncoderSource(_Principal):
@@ -93,8 +116,15 @@ class EncoderSource(_Principal):
         made_by = facts.settings.get(LIBRARY, "")
         key = f"{facts.fingerprint} {VERSION} {self.encoder.place(self.device)} {torch.__version__} {made_by}"
         return self.cache.features(
-            key, dims, pool.digests(), lambda numbers: self._compute(pool, numbers), BATCH, tick, report
+            key, dims, pool.digests(), lambda numbers: self._compute(pool, numbers), BATCH, tick, report, self._about
         )
+
+    @property
+    def _about(self) -> dict[str, str]:
+        """What `info --cache` says about the features."""
+        facts = self.encoder.facts
+        about = {"encoder": f"{facts.family} ({facts.kind})", "modality": facts.modality}
+        return about | {"device": self.encoder.place(self.device), "torch": torch.__version__}
 
     def _compute(self, pool: Items, numbers: np.ndarray) -> dict[str, np.ndarray]:
         if self.encoder.facts.modality == "text":
@@ -121,7 +151,8 @@ class HistogramSource(_Principal):
         dims = {name: one.shape[1] for name, one in compute(np.arange(1)).items()}
         shape = "×".join(map(str, pool.load(np.arange(1)).shape[1:]))
         key = f"{self.name} {VERSION} {shape} {torch.__version__}"
-        return self.cache.features(key, dims, pool.digests(), compute, BATCH, tick, report)
+        about = {"encoder": self.name, "modality": "image", "device": "cpu", "torch": torch.__version__}
+        return self.cache.features(key, dims, pool.digests(), compute, BATCH, tick, report, about)
 
 
 class PixelSource(_Principal):
@@ -147,9 +178,10 @@ class TermSource:
 
         return {"terms": _Computed(rows, pool)}
 
-    def components(self, rows: Rows, output: str, dims: int) -> Components:
-        assert isinstance(rows, _Computed)
-        return self.terms.components(rows.pool.texts(np.arange(len(rows))), dims)
+    def components(self, rows: Rows, output: str, dims: int, share: Share) -> Components:
+        """Fitted by the first process: every process has all texts."""
+        pool = share.pool
+        return share.ranks.agreed(lambda: self.terms.components(pool.texts(np.arange(len(pool))), dims))
 
 
 def sources_of(

@@ -39,12 +39,32 @@ def info(
 
         described = cache_size.remove() if remove else cache_size.describe()
         path = Path(described["path"])
+        if not json and "by_encoder" in described:
+            named = {_name_of(key, one): _for_people(one) for key, one in described["by_encoder"].items()}
+            described = described | {"by_encoder": named}
         if described.get("kept"):
             console.print_line(f"{described['kept']} of the encoders are in use and stay: repeat this later.", "yellow")
     else:
         described = _describe(path)
     kind = described["kind"]
     show(f"{kind[0].upper()}{kind[1:]} {path}", described, json)
+
+
+def _name_of(key: str, encoder: dict[str, Any]) -> str:
+    """What an encoder of the cache is called: its name, and enough of its key to tell it from others of this name."""
+    return f"{encoder['encoder']} {key[:8]}" if encoder["encoder"] else key[:8]
+
+
+def _for_people(encoder: dict[str, Any]) -> dict[str, Any]:
+    """What people want to know about an encoder of the cache, without what nobody wrote down."""
+    from cyclic_cli.codes.cache_size import as_text
+
+    shown = {
+        "modality": encoder["modality"], "device": encoder["device"], "torch": encoder["torch"],
+        "items": encoder["items"], "size": as_text(encoder["bytes"]), "last use": encoder["last_use"],
+        "in use": encoder["in_use"],
+    }  # fmt: skip
+    return {name: value for name, value in shown.items() if value is not None}
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -66,7 +66,11 @@ def train(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Number of passes over the training data.", show_default=str(TrainConfig.epochs))
+        int | None,
+        typer.Option(
+            help="Number of passes over the training data.",
+            show_default=f"{TrainConfig.epochs}, or {settings.CAPTIONING_EPOCHS} for captioning",
+        ),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step.", show_default="that of the architecture")
@@ -134,7 +138,8 @@ def train(
     init_from: Annotated[
         Path | None,
         typer.Option(
-            help="Run folder or checkpoint of the same model, whose weights initialise the training.",
+            help="Run folder or checkpoint of the same model, whose weights initialise the training; for captioning, "
+            "of the image–text model that is to write texts.",
             show_default=False,
         ),
     ] = None,
@@ -148,7 +153,7 @@ def train(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model on a dataset: an autoencoder or encoder of images, or an image–text model."""
+    """Train a model on a dataset: an autoencoder or encoder of images, an image–text model, or its text decoder."""
     flags = {
         "arch": arch, "fraction": fraction, "paired_fraction": paired_fraction, "epochs": epochs,
         "batch_size": batch_size, "lr": lr, "seed": seed, "objective": objective, "device": device,
@@ -171,6 +176,6 @@ def train(
     if environment.is_main_process():
         show("Run", asdict(summary), json)
         if not json and not quiet:
-            has_decoder = run_settings.objective == "autoencode"
-            next_command = "reconstruct SCAN" if has_decoder else f"evaluate {found}"
+            next_commands = {"autoencode": "reconstruct SCAN", "captioning": "reconstruct SCAN --to text"}
+            next_command = next_commands.get(run_settings.objective, f"evaluate {found}")
             console.print_line(f"Next: cyclic {next_command} --model {summary.run}")

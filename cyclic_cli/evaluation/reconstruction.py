@@ -26,7 +26,9 @@ def reconstruction(model: TorchModel, split: EmbeddedSplit, stored: StoredDatase
         found |= _image_errors(model, split, stored, report)
     if model.is_joint:
         found["relative_error"] = {
-            name: _relative_error(model, name, values) for name, values in split.values.items() if len(values)
+            name: _relative_error(model, name, values, split.codes.get(name))
+            for name, values in split.values.items()
+            if len(values)
         }
     return found
 
@@ -34,12 +36,13 @@ def reconstruction(model: TorchModel, split: EmbeddedSplit, stored: StoredDatase
 def _image_errors(
     model: TorchModel, split: EmbeddedSplit, stored: StoredDataset, report: Report
 ) -> dict[str, float | None]:
-    values, samples = split.values["image"], split.with_modality("image")
+    values, samples, codes = split.values["image"], split.with_modality("image"), split.codes.get("image")
     errors: dict[str, list[float]] = {"mse": [], "psnr": [], "ssim": []}
     for first in range(0, len(samples), BATCH):
         chosen = np.arange(first, min(first + BATCH, len(samples)))
         pixels = stored.images(values.shards[chosen], values.places[chosen])
-        for sample, original, decoded in zip(samples[chosen], as_float(pixels), model.reconstruct(pixels), strict=True):
+        all_decoded = model.reconstruct(pixels, codes[chosen] if codes is not None else None)
+        for sample, original, decoded in zip(samples[chosen], as_float(pixels), all_decoded, strict=True):
             area = image_area(
                 int(split.index["height"][sample]), int(split.index["width"][sample]), stored.facts.preprocessing.size
             )
@@ -49,15 +52,21 @@ def _image_errors(
     return {name: _finite_mean(several) for name, several in errors.items()}
 
 
-def _relative_error(model: TorchModel, name: str, values: Any) -> float:
-    """The mean relative error of a modality that is decoded from its own shared and private code."""
+def _relative_error(model: TorchModel, name: str, values: Any, codes: np.ndarray | None) -> float:
+    """The mean relative error of a modality that is decoded from its own shared and private code.
+
+    `codes` (N, code) are the fixed codes of the samples; None: they are encoded here.
+    """
     import torch
 
     total = 0.0
     with torch.inference_mode():
         for first in range(0, len(values), BATCH):
-            value = model.placed(values.load(np.arange(first, min(first + BATCH, len(values)))))
-            code = model.module.code(name, *model.module.parts(name, value))
+            chosen = np.arange(first, min(first + BATCH, len(values)))
+            known = None if codes is None else model.placed(torch.from_numpy(np.asarray(codes[chosen])))
+            # fixed codes of texts have no content to be compared with but themselves
+            value = known if known is not None and name != "image" else model.placed(values.load(chosen))
+            code = model.module.code(name, *model.module.parts(name, value if known is None else known))
             total += float(model.module.encoders[name].errors(code, value).sum())
     return total / len(values)
 

@@ -1,10 +1,12 @@
 """Reads a split of a dataset, and embeds its samples with a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from cyclic_cli.codes.cached_codes import allocated
+from cyclic_cli.codes.code_reader import CodeReader
 from cyclic_cli.data.mixture import UNPAIRED, modalities_of, present_samples
 from cyclic_cli.events import Progress, Report
 from cyclic_cli.inference.torch_model import TorchModel
@@ -25,6 +27,7 @@ class EmbeddedSplit:
     numbers: dict[str, np.ndarray]  # by modality (S,): the row of the sample in `values`, or UNPAIRED if it has none
     values: dict[str, Any]  # by modality, the `Samples` (N) that have it
     embeddings: dict[str, np.ndarray]  # by modality (N, D) float32, L2-normalised
+    codes: dict[str, np.ndarray] = field(default_factory=dict)  # by modality of frozen encoders (N, code) float32
 
     def with_modality(self, name: str) -> np.ndarray:
         """The samples (P,) that have a modality."""
@@ -56,27 +59,33 @@ def _as_numbers(column: np.ndarray) -> np.ndarray:
 
 
 def read_split(
-    stored: StoredDataset, model: TorchModel, split: str, report: Report, fraction: float = 1.0
+    stored: StoredDataset, model: TorchModel, split: str, reader: CodeReader, report: Report, fraction: float = 1.0
 ) -> EmbeddedSplit:
-    """Read and embed a split, or the first `fraction` of its patients."""
+    """Read and embed a split, or the first `fraction` of its patients.
+
+    Codes of frozen encoders are those of `reader`, see `TorchModel.using_cache`.
+    """
     modalities, facts = modalities_of(model.checkpoint.architecture)
     columns = ["sample", "patient", "text", "has_text", *FACTS, *stored.facts.labels]
     columns += [name for modality in modalities for name in modality.file.COLUMNS]
     index = stored.rows(columns, split, fraction)
     labels = {name: index[name] for name in stored.facts.labels}
-    values, numbers, embeddings = {}, {}, {}
+    values, numbers, embeddings, codes = {}, {}, {}, {}
     for modality in modalities:
         name = modality.name
         values[name], numbers[name] = present_samples(stored, modality, index, facts[name])
-        embeddings[name] = _embedded(model, name, values[name], report)
-    return EmbeddedSplit(index, labels, numbers, values, embeddings)
+        if name in reader:
+            embeddings[name], codes[name] = _embedded_codes(model, reader, name, values[name], report)
+        else:
+            embeddings[name] = _embedded(model, name, values[name], report)
+    return EmbeddedSplit(index, labels, numbers, values, embeddings, codes)
 
 
-def read_training_split(stored: StoredDataset, model: TorchModel, report: Report) -> EmbeddedSplit:
+def read_training_split(stored: StoredDataset, model: TorchModel, reader: CodeReader, report: Report) -> EmbeddedSplit:
     """Read and embed the patients that the model was trained on, up to about `LARGEST_TRAINING_SET` samples."""
     total = int(stored.facts.counts.get("splits", {}).get("train", 0))
     fraction = min(training_setting(model, "fraction"), LARGEST_TRAINING_SET / max(1, total))
-    return read_split(stored, model, "train", report, fraction)
+    return read_split(stored, model, "train", reader, report, fraction)
 
 
 def training_setting(model: TorchModel, name: str) -> float:
@@ -92,3 +101,24 @@ def _embedded(model: TorchModel, name: str, values: Any, report: Report) -> np.n
         parts.append(model.embed(name, values.load(chosen)))
         report(Progress(int(chosen[-1]) + 1, len(values), f"{name}s embedded"))
     return np.concatenate(parts[1:] or parts)
+
+
+def _embedded_codes(
+    model: TorchModel, reader: CodeReader, name: str, values: Any, report: Report
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (N, D) and codes (N, code) of the samples of a modality with frozen encoders."""
+    digests, texts = values.digests(), getattr(values, "texts", None)
+    codes = allocated((len(values), reader.size(name)))
+    parts = [np.empty((0, 1), np.float32)]
+    for first in range(0, len(values), BATCH):
+        chosen = np.arange(first, min(first + BATCH, len(values)))
+
+        def load(numbers: np.ndarray, chosen: np.ndarray = chosen) -> Any:
+            return values.load(chosen[numbers])
+
+        some = digests[first : first + BATCH]
+        found = reader.codes(name, some, load, () if texts is None else texts[chosen])
+        codes[chosen] = found.cpu().numpy()
+        parts.append(model.embed(name, found))
+        report(Progress(int(chosen[-1]) + 1, len(values), f"{name}s embedded"))
+    return np.concatenate(parts[1:] or parts), codes

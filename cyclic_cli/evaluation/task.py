@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cyclic_cli import registry
+from cyclic_cli.codes.code_reader import CodeReader
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.evaluation.embeddings import (
     check_prompts,
@@ -100,9 +101,11 @@ def evaluate(
         check_words(prompts_by_label, model, report)
     if trained_on:
         check_fits(training_dataset, model, report)
-    samples = _read_samples(stored, model, split, report)
+    with model.using_cache(report) as reader:
+        samples = _read_samples(stored, model, split, reader, report)
+        needs_training = samples.labels or baselines
+        train = _read_training_samples(training_dataset, model, reader, report) if needs_training else None
     groups = samples.hit_groups()
-    train = _read_training_samples(training_dataset, model, report) if samples.labels or baselines else None
     if paired_fraction is None:
         paired_fraction = training_setting(model, "paired_fraction")
     return Evaluation(
@@ -123,18 +126,22 @@ def evaluate(
     )
 
 
-def _read_samples(stored: StoredDataset, model: TorchModel, split: str, report: Report) -> EmbeddedSplit:
+def _read_samples(
+    stored: StoredDataset, model: TorchModel, split: str, reader: CodeReader, report: Report
+) -> EmbeddedSplit:
     """The samples of the split. Raises CyclicError when there are none."""
-    samples = read_split(stored, model, split, report)
+    samples = read_split(stored, model, split, reader, report)
     if not len(samples.index["sample"]):
         counts = ", ".join(f"{name} {count}" for name, count in stored.facts.counts.get("splits", {}).items())
         raise CyclicError(f"The split {split} has no samples ({counts}).", "Name another --split.")
     return samples
 
 
-def _read_training_samples(stored: StoredDataset, model: TorchModel, report: Report) -> EmbeddedSplit | None:
+def _read_training_samples(
+    stored: StoredDataset, model: TorchModel, reader: CodeReader, report: Report
+) -> EmbeddedSplit | None:
     """The samples of the training split; None, with a warning, when there are none."""
-    samples = read_training_split(stored, model, report)
+    samples = read_training_split(stored, model, reader, report)
     if len(samples.index["sample"]):
         return samples
     report(Note(f"{stored.folder} has no training split, so there are no probes or baselines: see --train.", True))

@@ -4,7 +4,8 @@ The phases, and the files that hold them:
 
     inputs    `embed_inputs.py`: files are read by decoder processes as `prepare` reads them, samples of a dataset from
               its memory map; either way in chunks of a fixed number of inputs, ahead of the model (`streaming.py`)
-    batches   `embed_batches.py`: chunks go through the model in batches
+    batches   `embed_batches.py`: chunks go through the model in batches; of a dataset, features of frozen encoders
+              come from the cache that training filled, and new ones go there
     parts     `embed_parts.py`: of a file, the rows of a fixed number of chunks; each part is written whole, by one
               process or several, and the parts are merged in order
     totals    `embed_summary.py`
@@ -12,6 +13,7 @@ The phases, and the files that hold them:
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from cyclic_cli.inference.embed_batches import BatchEncoder
 from cyclic_cli.inference.embed_inputs import CHUNK_SIZE, InputStream
 from cyclic_cli.inference.embed_parts import CHUNKS_PER_PART, await_process, merge_parts, write_parts
 from cyclic_cli.inference.embed_summary import EmbedSummary, record_chunk
+from cyclic_cli.inference.load import using_cache
 from cyclic_cli.inference.streaming import read_ahead
 from cyclic_cli.storage.embeddings import TEXTS
 from cyclic_cli.storage.embeddings_draft import Draft
@@ -49,7 +52,8 @@ def embed_stream(
     """
     began = time.monotonic()
     summary.model = model.fingerprint
-    with read_ahead((chunk.read for chunk in stream.chunks), stream.readers) as chunks:
+    reads = (chunk.read for chunk in stream.chunks)
+    with _cache_of(stream, model, report), read_ahead(reads, stream.readers) as chunks:
         for chunk, vectors in BatchEncoder(model, batch).encode(chunks):
             record_chunk(chunk, vectors, summary, stream.total, began, report)
             for encoder_input, vector in zip(chunk.encoder_inputs, vectors, strict=True):
@@ -102,7 +106,8 @@ def embed_to_file(
     draft.begin(request)
     kinds = dict.fromkeys(TEXTS, "string") | stream.kinds | ({"text": "string"} if with_text else {})
     began, summary.model, summary.output = time.monotonic(), model.fingerprint, str(out)
-    digests = write_parts(stream, BatchEncoder(model, batch), draft, request, kinds, summary, report)
+    with _cache_of(stream, model, report):
+        digests = write_parts(stream, BatchEncoder(model, batch), draft, request, kinds, summary, report)
     if rank:
         draft.mark_done(rank)
         return
@@ -111,3 +116,8 @@ def embed_to_file(
     merge_parts(draft, digests, model, stream, kinds, summary, report)
     summary.warn(report)
     summary.measure_time(began)
+
+
+def _cache_of(stream: InputStream, model: "Model", report: Report) -> AbstractContextManager[object]:
+    """The cache of features while a dataset is embedded; files and typed texts do not use it."""
+    return using_cache(model, report) if stream.cached else nullcontext()

@@ -86,6 +86,7 @@ class InputStream:
     facts: dict[str, Any]  # of the embedding file: secret, dataset, labels
     request: dict[str, Any] = field(default_factory=dict)  # further options that the rows depend on
     kinds: dict[str, str] = field(default_factory=dict)  # Arrow types of the columns beyond those of every file
+    cached: bool = False  # whether features come from the cache that training filled
 
 
 def from_dataset(folder: Path, model: "Model", with_text: bool, report: Report) -> InputStream:
@@ -109,8 +110,9 @@ def from_dataset(folder: Path, model: "Model", with_text: bool, report: Report) 
         "secret": str(stored.facts.request.get("secret", "")), "dataset": stored.facts.fingerprint, "labels": labels,
     }  # fmt: skip
     return InputStream(
-        chunks=chunks(), total=stored.facts.counts["samples"], readers=1, facts=facts, kinds=stored.label_kinds()
-    )
+        chunks=chunks(), total=stored.facts.counts["samples"], readers=1, facts=facts, kinds=stored.label_kinds(),
+        cached=True,
+    )  # fmt: skip
 
 
 def _read_samples(stored: StoredDataset, modalities: list[str], with_text: bool, rows: list[dict[str, Any]]) -> Chunk:

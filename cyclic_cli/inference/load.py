@@ -1,6 +1,7 @@
 """Load trained models: checkpoints with torch, exported models with ONNX Runtime."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +94,13 @@ def load_models(named: list[Path], device: str = "auto", report: Report = silent
                 "Compare models that were trained on one dataset.",
             )
     return models
+
+
+def using_cache(model: "Model", report: Report = silent) -> AbstractContextManager[object]:
+    """See `TorchModel.using_cache`; of an exported model there is no cache."""
+    using = getattr(model, "using_cache", None)
+    found: AbstractContextManager[object] = using(report) if using else nullcontext()
+    return found
 
 
 def check_fits(stored: StoredDataset, model: "Model", report: Report = silent) -> None:

@@ -3,6 +3,8 @@
 `onnx_model.py` does the same without torch, for models that `cyclic export` made.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from cyclic_cli import registry
+from cyclic_cli.codes.code_reader import CodeReader
+from cyclic_cli.codes.coded import CodedEncoder
+from cyclic_cli.codes.contents import image_digests, text_digests
+from cyclic_cli.codes.open_cache import OpenCache
+from cyclic_cli.codes.text_reader import TERMS
 from cyclic_cli.config import Preprocessing, build
 from cyclic_cli.distributed import resolve, use_available_threads, use_whole_float32
 from cyclic_cli.errors import CyclicError
+from cyclic_cli.events import Report, silent
 from cyclic_cli.imaging.readers import as_float
 from cyclic_cli.models._embedding import embed
 from cyclic_cli.models._joint import Reconstructing
@@ -60,6 +68,7 @@ class TorchModel:
             attach_frozen(module, self.checkpoint.architecture, lambda name: read_encoder(encoders_of(path), name))
         self.module = module.to(self._device).eval()
         self.batch = BATCHES[self._device.type]
+        self._codes: CodeReader | None = None
 
     def _module(self) -> Any:
         description = self.checkpoint.architecture
@@ -120,8 +129,39 @@ class TorchModel:
         """N texts as the input of the model: tokens."""
         return self.placed(self.module.encoders["text"].read(texts))
 
+    @contextmanager
+    def using_cache(self, report: Report = silent) -> Iterator[CodeReader]:
+        """While the block runs, features of frozen pretrained encoders come from the cache, and new ones go there.
+
+        This is for datasets: `embed_images` and `embed_texts` then compare the contents with those that training
+        encoded. Yields the codes; of modalities without a frozen pretrained encoder it has none.
+
+        Raises:
+            UsageError: `$CYCLIC_CACHE_LIMIT` is no size.
+        """
+        facts = self.checkpoint.architecture.get("facts", {})
+        encoders = self._frozen_encoders()
+        with OpenCache(report) as cache:
+            terms = {name: facts[name].get(TERMS) for name in encoders}
+            self._codes = CodeReader(encoders, terms, cache, self._device, report)
+            try:
+                yield self._codes
+            finally:
+                self._codes = None
+
+    def _frozen_encoders(self) -> dict[str, CodedEncoder]:
+        """The encoders of fixed codes with pretrained encoders that training did not move, by modality."""
+        if not self.is_joint:
+            return {}
+        tables = self.checkpoint.architecture["config"]["modalities"]
+        return {
+            name: encoder
+            for name, encoder in self.module.encoders.items()
+            if isinstance(encoder, CodedEncoder) and tables[name].get("frozen", True) and encoder.pretrained
+        }
+
     def embed(self, name: str, value: Tensor) -> np.ndarray:
-        """L2-normalised embeddings (N, D) float32 of one modality's inputs, as its `Samples` load them.
+        """L2-normalised embeddings (N, D) float32 of one modality's inputs, as its `Samples` load them, or fixed codes.
 
         The embedding of an autoencoder is that of its embedding network if it has one, else its code; a spatial code
         is averaged over a grid of 4×4 cells.
@@ -136,12 +176,20 @@ class TorchModel:
 
     def embed_images(self, fitted: np.ndarray) -> np.ndarray:
         """L2-normalised embeddings (N, D) float32 of images (N, C, H, W) uint8 or uint16."""
-        return self.embed("image", self.images(fitted))
+        if self._codes is None or "image" not in self._codes:
+            return self.embed("image", self.images(fitted))
+        codes = self._codes.codes("image", image_digests(fitted), lambda chosen: self.images(fitted[chosen]))
+        return self.embed("image", codes)
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """L2-normalised embeddings (N, D) float32 of N texts. Raises CyclicError without a text encoder."""
         self.require("text")
-        return self.embed("text", self.texts(texts))
+        if self._codes is None or "text" not in self._codes:
+            return self.embed("text", self.texts(texts))
+        codes = self._codes.codes(
+            "text", text_digests(texts), lambda chosen: self.texts([texts[one] for one in chosen]), texts
+        )
+        return self.embed("text", codes)
 
     def unknown_words(self, text: str) -> list[str]:
         """The different words of a text that the model does not know, in order, see `text_encoders._known_words`."""
@@ -153,11 +201,15 @@ class TorchModel:
     def _words(self) -> frozenset[str]:
         return frozenset(self.checkpoint.architecture["facts"]["text"].get("words", ()))
 
-    def reconstruct(self, fitted: np.ndarray) -> np.ndarray:
-        """Images (N, C, H, W) uint8 or uint16 → reconstructions (N, C, H, W) float32 in [0, 1]."""
+    def reconstruct(self, fitted: np.ndarray, codes: np.ndarray | None = None) -> np.ndarray:
+        """Images (N, C, H, W) uint8 or uint16 → reconstructions (N, C, H, W) float32 in [0, 1].
+
+        `codes` may hold the fixed codes (N, code) of the images, which are then not encoded again.
+        """
         with torch.inference_mode():
             model = Reconstructing(self.module) if self.is_joint else self.module
-            output: np.ndarray = model(self.images(fitted))["reconstruction"].float().clamp(0, 1).cpu().numpy()
+            content = self.images(fitted) if codes is None else self.placed(torch.from_numpy(codes))
+            output: np.ndarray = model(content)["reconstruction"].float().clamp(0, 1).cpu().numpy()
         return output
 
 

@@ -16,6 +16,7 @@ from cyclic_cli.imaging import figures
 from cyclic_cli.inference.reconstruct import BATCH, ReconstructSummary, read_scans
 from cyclic_cli.inference.torch_model import TorchModel
 from cyclic_cli.inference.typed_texts import checked_words
+from cyclic_cli.models._aligned import AlignedModel
 from cyclic_cli.prepare.sources import expand, printable
 from cyclic_cli.storage.files import write_bytes
 
@@ -67,9 +68,12 @@ def generate_texts(
     model.require("image", "text", decoders=True)
     encoder = model.module.encoders["text"]
     if not encoder.generates:
+        is_fixed = isinstance(model.module, AlignedModel)
         raise CyclicError(
             f"The text encoder of {model.path} cannot generate text.",
-            "Train with --set modalities.text.arch=transformer.",
+            "Train one: cyclic train DATASET --objective captioning --init-from RUN."
+            if is_fixed
+            else "Train with --set modalities.text.arch=transformer.",
         )
     report(Note(f"each text is an {REMARK}"))
     inputs = expand(sources, Path("reconstructions"))

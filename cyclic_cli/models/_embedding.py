@@ -71,8 +71,13 @@ class EmbeddingNetwork(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """Return the output (N, dims) of the last layer that is trained, before it is whitened."""
-        result: Tensor = self.head(self.maps(reduced(image) - 0.5).mean((2, 3)))
+        result: Tensor = self.head(self.last_maps(image).mean((2, 3)))
         return result
+
+    def last_maps(self, image: Tensor) -> Tensor:
+        """Return the maps (N, 4 · WIDTH, h, w) whose means give the features."""
+        maps: Tensor = self.maps(reduced(image) - 0.5)
+        return maps
 
     def whiten(self, features: Tensor) -> None:
         """Let the embeddings of images with these features (N, dims) have mean zero and, nearly, unit covariance.

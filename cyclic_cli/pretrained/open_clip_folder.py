@@ -25,8 +25,9 @@ from cyclic_cli.pretrained.geometry import fitted, normalisation, size_for
 from cyclic_cli.pretrained.open_clip_tensors import Mapped, NoMapping, Source, image_half, text_half
 from cyclic_cli.pretrained.pooling import mean_of_tokens, pooled_patches
 from cyclic_cli.pretrained.tokens import Tokens, with_frame
-from cyclic_cli.pretrained.transformers_library import POOLER, configuration, library, plain, untrained
+from cyclic_cli.pretrained.transformers_library import POOLER, configuration, plain, untrained
 from cyclic_cli.pretrained.windows import over_windows
+from cyclic_cli.text_encoders._transformers import library
 
 KIND = "open_clip"
 CONFIG = "open_clip_config.json"

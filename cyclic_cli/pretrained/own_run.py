@@ -4,6 +4,8 @@
     code          an image or text encoder  its code; of a spatial code (N, C, h, w), the map pooled to 2×2
     code 4x4      a spatial code            the map pooled to 4×4
     embedding     an image–text model       its L2-normalised embedding
+    embedding     an embedding network      its output (`model.embedding`, which `--objective views` trains)
+    maps          an embedding network      its last maps, pooled to 2×2
 
 Images are resized to the size that the run was trained with. Long texts are read in windows of the longest text that
 the run was trained with. Only the tensors of the used half are kept.
@@ -90,7 +92,8 @@ class RunImages(PretrainedEncoder):
     ) -> None:
         """
         Args:
-            encoder: Has a method `encode`, from images (N, C, S, S) to codes.
+            encoder: Has a method `encode`, from images (N, C, S, S) to codes. That of an autoencoder may have an
+                attribute `embedding`, its embedding network, see `models`.
             code_shape: Of the code of an image: (D,) or (C, h, w).
             embedding: Of an image–text model.
             facts: Without the outputs.
@@ -102,14 +105,22 @@ class RunImages(PretrainedEncoder):
         blank = torch.zeros(1, facts.geometry.channels, facts.geometry.size, facts.geometry.size)
         self.facts = replace(facts, outputs=_outputs(self.eval(), blank))
 
+    @property
+    def network(self) -> Any:
+        """The embedding network of an autoencoder; None: it has none."""
+        return getattr(self.encoder, "embedding", None)
+
     def forward(self, content: Tensor) -> dict[str, Tensor]:
         """Return features (N, F) of images (N, C, S, S) in [0, 1]."""
         assert self.facts.geometry is not None
-        code = self.encoder.encode(fitted(content, self.facts.geometry)).flatten(1)
+        images = fitted(content, self.facts.geometry)
+        code = self.encoder.encode(images).flatten(1)
         found = {"code": code}
         if len(self.code_shape) == 3:
             maps = code.unflatten(1, self.code_shape)
             found = {"code": pooled_map(maps), f"code {FINE}x{FINE}": pooled_map(maps, FINE)}
+        if self.network is not None:
+            found |= {"embedding": self.network(images), "maps": pooled_map(self.network.last_maps(images))}
         return found if self.embedding is None else found | {"embedding": self.embedding(code)}
 
 

@@ -20,9 +20,10 @@ from cyclic_cli.pretrained.geometry import native_size, normalisation, size_for
 from cyclic_cli.pretrained.sentence_modules import Parts, read_parts
 from cyclic_cli.pretrained.tokens import Tokens, lower_cased, with_frame
 from cyclic_cli.pretrained.transformers_images import FAMILIES, ImageEncoder
-from cyclic_cli.pretrained.transformers_library import configuration, library, loaded, plain, untrained
+from cyclic_cli.pretrained.transformers_library import configuration, half_of, loaded, plain, untrained
 from cyclic_cli.pretrained.transformers_refusals import refuse_unusable
 from cyclic_cli.pretrained.transformers_texts import HALVES, TextEncoder
+from cyclic_cli.text_encoders._transformers import library
 
 KIND = "transformers"
 USUAL_WINDOW = 512  # tokens, of a model whose positions have no end
@@ -73,7 +74,7 @@ def rebuild(facts: EncoderFacts) -> PretrainedEncoder:
 def _open_image(
     path: Path, settings: Any, image_shape: tuple[int, int, int] | None, overrides: Mapping[str, Any]
 ) -> PretrainedEncoder:
-    half = transformers_images.half_of(settings)
+    half = half_of(settings, "image")
     family = FAMILIES[half.model_type]
     names = tensor_names(path)
     geometry = _geometry(path, half, family.patches, image_shape, overrides)
@@ -103,7 +104,7 @@ def _geometry(
 
 
 def _open_text(path: Path, folder: Path, settings: Any, parts: Parts | None) -> PretrainedEncoder:
-    half = transformers_texts.half_of(settings)
+    half = half_of(settings, "text")
     names = tensor_names(folder)
     network = _text_network(half, names)
     tokenizer = _tokenizer(folder, half)

@@ -109,16 +109,6 @@ def depth_of(settings: Any) -> int:
     return len(stages) if stages else int(settings.num_hidden_layers)
 
 
-def half_of(settings: Any) -> Any:
-    """Return the configuration of the image half of an image–text model; that of other models as it is."""
-    half = getattr(settings, "vision_config", None)
-    if half is None:
-        return settings
-    if hasattr(settings, "projection_dim"):  # the one of the half may be a default
-        half.projection_dim = settings.projection_dim
-    return half
-
-
 def network_of(family: Family, tensors: Mapping[str, Any] | set[str]) -> str:
     """Return the class that reads the tensors of these names."""
     return family.projected if family.projected and "visual_projection.weight" in tensors else family.network

@@ -1,4 +1,4 @@
-"""The transformers library, offline and silent, and the networks that it makes.
+"""Networks that the transformers library makes.
 
 Names of tensors follow the installed version of the library, which may rename them. So an encoder that is stored in a
 run says which version made it.
@@ -6,7 +6,6 @@ run says which version made it.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from cyclic_cli.errors import CyclicError
-from cyclic_cli.text_encoders._configurations import without_foreign_code
+from cyclic_cli.text_encoders._transformers import library, without_foreign_code
 
 NOT_STORED = (
     "_name_or_path", "architectures", "auto_map", "dtype", "id2label", "label2id", "output_attentions",
@@ -23,20 +22,6 @@ NOT_STORED = (
 )  # fmt: skip  # of a configuration: what does not change the network
 NO_SDPA = ("swin",)  # families whose `scaled_dot_product_attention` cannot be exported to ONNX
 POOLER = "pooler."  # the layer behind the last one that some checkpoints lack; it is dropped where nothing uses it
-
-
-def library() -> Any:
-    """Return the transformers library, set to stay offline and silent. Raises CyclicError when it is not installed."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # the library reads this when it is first imported
-    try:
-        import transformers
-    except ImportError:
-        raise CyclicError(
-            "Encoders of this kind need the transformers library.", "Install it: pip install 'cyclic-cli[hub]'"
-        ) from None
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return transformers
 
 
 def configuration(values: Mapping[str, Any], where: str) -> Any:
@@ -49,6 +34,19 @@ def configuration(values: Mapping[str, Any], where: str) -> Any:
     if settings.model_type in NO_SDPA:
         settings._attn_implementation = "eager"
     return settings
+
+
+def half_of(settings: Any, modality: str) -> Any:
+    """Return the configuration of one half of an image–text model; that of other models as it is.
+
+    `modality` is image or text.
+    """
+    half = getattr(settings, {"image": "vision_config", "text": "text_config"}[modality], None)
+    if half is None:
+        return settings
+    if hasattr(settings, "projection_dim"):  # the one of the half may be a default
+        half.projection_dim = settings.projection_dim
+    return half
 
 
 def plain(settings: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.pretrained.transformers_images import FAMILIES
-from cyclic_cli.pretrained.transformers_library import library
 from cyclic_cli.pretrained.transformers_texts import HALVES
+from cyclic_cli.text_encoders._transformers import library
 
 WHOLE = ("clip", "siglip")  # image–text models, whose halves are used
 FIRST = (

@@ -101,16 +101,6 @@ class Normalise(nn.Module):
         return functional.normalize(vectors, dim=1)
 
 
-def half_of(settings: Any) -> Any:
-    """Return the configuration of the text half of an image–text model; that of other models as it is."""
-    half = getattr(settings, "text_config", None)
-    if half is None:
-        return settings
-    if hasattr(settings, "projection_dim"):  # the one of the half may be a default
-        half.projection_dim = settings.projection_dim
-    return half
-
-
 def positions_of(network: Any) -> int | None:
     """Return the most tokens that a network reads; None where its positions have no end."""
     longest = getattr(network.config, "max_position_embeddings", None)

@@ -7,7 +7,6 @@ weights. The code is the mean of the model's last vectors over the tokens.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cyclic_cli.errors import CyclicError, UsageError
-from cyclic_cli.text_encoders._configurations import without_foreign_code
 from cyclic_cli.text_encoders._decoding import Decoder, GeneratingEncoder, trimmed
+from cyclic_cli.text_encoders._transformers import library, without_foreign_code
 from cyclic_cli.text_encoders._vocabulary import END, SPECIAL, Vocabulary
 
 
@@ -44,10 +43,10 @@ def fit(config: Config) -> tuple[Vocabulary, dict[str, Any]]:
 
     Raises UsageError when no folder is given, and CyclicError when the folder does not contain a tokenizer and a model.
     """
-    library, folder = _library(), _folder(config.folder)
+    folder = _folder(config.folder)
     vocabulary = Vocabulary.pretrained(folder)
     try:
-        settings = library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        settings = library().AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CyclicError(
             f"{folder} does not contain a model that the transformers library can read.",
@@ -104,14 +103,14 @@ class Encoder(GeneratingEncoder):
 
     def initialise(self, tokens: Iterable[Tensor]) -> None:
         """Read the pretrained weights from the folder. Raises CyclicError when they are missing or incomplete."""
-        library, folder = _library(), _folder(self.folder)
+        folder = _folder(self.folder)
         if not any(folder.glob("model*.safetensors")):
             raise CyclicError(
                 f"{folder} contains no weights in safetensors format. Pickled weights are not read.",
                 "Save the model again with save_pretrained of a recent transformers library.",
             )
         try:
-            loaded, report = library.AutoModel.from_pretrained(
+            loaded, report = library().AutoModel.from_pretrained(
                 folder, config=self.encoder.config, local_files_only=True, trust_remote_code=False,
                 use_safetensors=True, dtype=torch.float32, output_loading_info=True,
             )  # fmt: skip
@@ -169,30 +168,15 @@ def _folder(name: str) -> Path:
     return folder
 
 
-def _library() -> Any:
-    """Return the transformers library, set to stay offline and silent. Raises CyclicError when it is not installed."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # the library reads this when it is first imported
-    try:
-        import transformers
-    except ImportError:
-        raise CyclicError(
-            "The text encoder `hub` needs the transformers library.", "Install it: pip install 'cyclic-cli[hub]'."
-        ) from None
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return transformers
-
-
 def _model(configuration: dict[str, Any]) -> Any:
     """Return a model with random weights. Raises CyclicError when the configuration is not that of an encoder."""
-    library = _library()
     try:
-        settings = library.AutoConfig.for_model(**without_foreign_code(configuration))
+        settings = library().AutoConfig.for_model(**without_foreign_code(configuration))
         if settings.is_encoder_decoder:
             raise CyclicError(
                 "The pretrained model is an encoder-decoder.", "Give a model with an encoder only, such as BERT."
             )
-        return _without_pooler(library.AutoModel.from_config(settings, trust_remote_code=False)).eval()
+        return _without_pooler(library().AutoModel.from_config(settings, trust_remote_code=False)).eval()
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CyclicError("The configuration of the pretrained model is damaged.", "Copy it again.") from error
 

@@ -69,6 +69,7 @@ class Alignment:
     fold_ranks: list[float] | None = None
     has_solution = False
     closed_form: Mapping[str, Any] = {}
+    named_encoders: Mapping[str, list[str]] = {}
 
     def __init__(self, ranks: Ranks, datasets: Sequence[StoredDataset], config: TrainConfig) -> None:
         """

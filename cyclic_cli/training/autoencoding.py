@@ -47,6 +47,7 @@ class Autoencoding:
     epochs_done = 0
     fold_ranks: list[float] | None = None
     closed_form: Mapping[str, Any] = {}
+    named_encoders: Mapping[str, list[str]] = {}
 
     def __init__(self, ranks: Ranks, dataset: StoredDataset, config: TrainConfig) -> None:
         """

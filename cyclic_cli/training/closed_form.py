@@ -18,15 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cyclic_cli.alignment.choice import choose
+from cyclic_cli.alignment.choice import choose_by, measure
 from cyclic_cli.alignment.maps import MODALITIES, Setting
+from cyclic_cli.alignment.moments import Pairs
 from cyclic_cli.codes.cache import FeatureCache
-from cyclic_cli.codes.cached_codes import TickOf, cached_codes
+from cyclic_cli.codes.cached_codes import TickOf, allocated, cached_codes
 from cyclic_cli.codes.coded import trained_name
-from cyclic_cli.codes.sources import Source, sources_of
+from cyclic_cli.codes.exchange import rows_of_all
+from cyclic_cli.codes.sources import ROWS, Share, Source, sources_of
 from cyclic_cli.codes.text_reader import TERMS
 from cyclic_cli.config import TrainConfig
-from cyclic_cli.data.mixture import Pool, Subset
+from cyclic_cli.data.mixture import Pool
 from cyclic_cli.data.samples import Samples
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import UsageError
@@ -38,13 +40,35 @@ from cyclic_cli.pretrained.tokens import Tokens
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.training import fixed_codes
 from cyclic_cli.training.alignment import Alignment
-from cyclic_cli.training.fixed_codes import CandidatePart
+from cyclic_cli.training.fixed_codes import CandidatePart, Shares
 from cyclic_cli.training.fold_choice import ranks_of_epochs
 from cyclic_cli.training.gradients import Plan, make_plan
 from cyclic_cli.training.learner import ShowImages, Tick
 from cyclic_cli.training.validation import errors_of_drawings, joined, validate_retrieval
 
 Named = dict[str, list[CandidatePart]]  # by modality
+
+
+def open_encoders(name: str, config: Any, image_shape: tuple[int, int, int]) -> list[PretrainedEncoder]:
+    """The pretrained encoders that the settings of a modality name.
+
+    Args:
+        name: Of the modality.
+        config: Its settings.
+        image_shape: (C, H, W) of the dataset.
+
+    Raises:
+        CyclicError: An encoder is missing or cannot be used.
+    """
+    paths = [config.encoder] if isinstance(config.encoder, str) else list(config.encoder)
+    overrides = {key: value for key in ("mean", "std") if (value := getattr(config, key, None)) is not None}
+    opened = [find.open_encoder(path, name, image_shape if name == "image" else None, overrides) for path in paths]
+    for path, encoder in zip(paths, opened, strict=True):
+        if not config.frozen and not encoder.trainable:
+            raise UsageError(
+                f"{path} is a fixed graph, so it cannot be trained.", f"Leave modalities.{name}.frozen=false out."
+            )
+    return opened
 
 
 class CodeSamples:
@@ -122,11 +146,8 @@ class ClosedFormAlignment(Alignment):
     def initialise(self, tick: Tick, report: Report) -> None:
         """Compute the features of the training samples, the parts of the codes, and the closed form."""
         self._tick, self._report = tick, report
-        for name, modality in zip(self.config.modalities, self.data.modalities, strict=True):
-            self._open_encoders(name, modality.config)
-        if self.ranks.world > 1:
-            self._compute_shares()
-        solution = self.ranks.agreed(self._solve)
+        with self.ranks.report_lost_peer():
+            solution = self.ranks.together(self._solve)
         self._take(solution.facts, solution.blocks, solution.choice)
         weights = {name: torch.from_numpy(one) for name, one in solution.weights.items()}
         for modality in self.data.modalities:
@@ -173,16 +194,10 @@ class ClosedFormAlignment(Alignment):
                     self.module.encoders[modality.name].attach(fingerprint, encoder)
 
     def _open_encoders(self, name: str, config: Any) -> None:
-        paths = [config.encoder] if isinstance(config.encoder, str) else list(config.encoder)
-        overrides = {key: value for key in ("mean", "std") if (value := getattr(config, key, None)) is not None}
-        shape = self.data.dataset.image_shape
-        opened = [find.open_encoder(path, name, shape if name == "image" else None, overrides) for path in paths]
-        for path, encoder in zip(paths, opened, strict=True):
-            if not config.frozen and not encoder.trainable:
-                raise UsageError(
-                    f"{path} is a fixed graph, so it cannot be trained.", f"Leave modalities.{name}.frozen=false out."
-                )
+        opened = open_encoders(name, config, self.data.dataset.image_shape)
         self._encoders[name] = {one.facts.fingerprint: one for one in opened}
+        if opened:
+            self.named_encoders = {**self.named_encoders, name: list(self._encoders[name])}
         self._comment(name)
 
     def _comment(self, name: str) -> None:
@@ -207,38 +222,34 @@ class ClosedFormAlignment(Alignment):
         """Return the progress of a source by its title; each has a name of its own, so that rates are right."""
         return lambda title: lambda done, total: self._tick(done, total, f"{part} {name}s encoded by {title}")
 
-    def _compute_shares(self) -> None:
-        """Each process computes the features of its share of the samples into the cache."""
-        for name, pool in self.mixture.pools.items():
-            share = Subset(pool, self.ranks.part(np.arange(len(pool))))
-            for source in self._sources(name) if len(share) else ():
-                source.features(share, self._tick_of(name)(source.title), self._report)
-        self.ranks.fabric.barrier()
-
     # ------------------------------------------------------------------------------------------- closed form
 
     def _solve(self) -> Solution:
-        """The closed form, from all samples and the known pairs."""
-        pools, numbers = self.mixture.pools, self.mixture.rows
+        """The closed form, from all samples and the known pairs. Each process reads its share, see `fixed_codes`."""
+        for name, modality in zip(self.config.modalities, self.data.modalities, strict=True):
+            self._open_encoders(name, modality.config)
+        ranks, shares = self.ranks, Shares.make(self.mixture, self.ranks)
         patients = self.data.patient_of[self.mixture.paired]
         parts = {
-            name: fixed_codes.candidate_parts(self._sources(name), pool, self._tick_of(name), self._report)
-            for name, pool in pools.items()
+            name: fixed_codes.candidate_parts(self._sources(name), share, self._tick_of(name), self._report)
+            for name, share in shares.of.items()
         }
         parts = {
-            name: fixed_codes.chosen_outputs(parts[name], parts[other], numbers[name], numbers[other], patients)
+            name: fixed_codes.chosen_outputs(parts[name], parts[other], name, other, shares, patients, ranks)
             for name, other in (MODALITIES, MODALITIES[::-1])
         }
-        images, texts = (fixed_codes.codes_of(parts[name], numbers[name]) for name in MODALITIES)
+        images, texts = (fixed_codes.codes_of(parts[name], shares.rows[name]) for name in MODALITIES)
         columns = {name: fixed_codes.columns(some) for name, some in parts.items()}
         cheap = {part.name for some in parts.values() for part in some if part.source.is_cheap}
-        form = choose(images, texts, patients, self.groups, columns, cheap)
+        measured = measure(Pairs(images, texts, shares.pairs, ranks), patients, self.groups)
+        form = ranks.agreed(lambda: choose_by(measured, columns, cheap))
         parts = {name: [part for part in some if part.name in form.parts[name]] for name, some in parts.items()}
         blocks = [{"dims": one.matrix["image"].shape[1], "weight": one.weight} for one in form.blocks]
-        weights = self._weights(parts, form.blocks)
+        weights = self._weights(parts, form.blocks, shares)
         facts = {name: self._facts(name, some) for name, some in parts.items()}
         facts["image"]["drawing"] = len(weights["encoders.image.drawing.components"])
-        return Solution(facts, blocks, form.to_json() | {"setting": asdict(form.setting)}, weights)
+        solution = Solution(facts, blocks, form.to_json() | {"setting": asdict(form.setting)}, weights)
+        return ranks.agreed(lambda: solution)
 
     def _facts(self, name: str, parts: Sequence[CandidatePart]) -> dict[str, Any]:
         """The facts of a modality with the parts of its code and the encoders that these need."""
@@ -249,25 +260,22 @@ class ClosedFormAlignment(Alignment):
         }
         return {key: value for key, value in facts.items() if key != TERMS or TERMS in used}
 
-    def _weights(self, parts: Named, blocks: Any) -> dict[str, np.ndarray]:
+    def _weights(self, parts: Named, blocks: Any, shares: Shares) -> dict[str, np.ndarray]:
         """The weights of the model by name."""
         weights: dict[str, np.ndarray] = {}
-        every = {name: np.arange(len(pool)) for name, pool in self.mixture.pools.items()}
-        codes = {name: fixed_codes.codes_of(some, every[name]) for name, some in parts.items()}
+        codes = {name: fixed_codes.codes_of(some, np.arange(len(shares.of[name]))) for name, some in parts.items()}
         for name, some in parts.items():
             prefix = f"encoders.{name}"
             for place, part in enumerate(some):
                 weights[f"{prefix}.parts.{place}.mean"] = part.components.mean
                 weights[f"{prefix}.parts.{place}.matrix"] = part.components.matrix
-            weights[f"{prefix}.spread"] = np.array(fixed_codes.spread_of(codes[name]))
+            weights[f"{prefix}.spread"] = np.array(fixed_codes.spread_of(codes[name], self.ranks))
             for layer, (matrix, offset) in (
                 ("heads", fixed_codes.head_of(blocks, name)),
-                ("expansions", fixed_codes.expansion(blocks, codes, self.mixture.rows, name)),
+                ("expansions", fixed_codes.expansion(blocks, codes, shares.rows, name, self.ranks)),
             ):
                 weights[f"{layer}.{name}.weight"], weights[f"{layer}.{name}.bias"] = matrix.T, offset
-        drawing = fixed_codes.learn_drawing(
-            codes["image"], self.mixture.pools["image"], self._tick_of("image")("pixels")
-        )
+        drawing = fixed_codes.learn_drawing(codes["image"], shares.of["image"], self._tick_of("image")("pixels"))
         weights["encoders.image.variance"] = drawing.pop("variance")
         weights |= {f"encoders.image.drawing.{name}": value for name, value in drawing.items()}
         return {name: np.asarray(value, np.float32) for name, value in weights.items()}
@@ -279,14 +287,28 @@ class ClosedFormAlignment(Alignment):
         for modality in self.data.modalities:
             pool = self.mixture.pools[modality.name]
             if modality.config.frozen and not isinstance(pool.parts[0], CodeSamples):
-                samples = CodeSamples(pool.keys, self._codes(modality.name, pool))
+                share = Shares.make(self.mixture, self.ranks).of[modality.name]
+                samples = CodeSamples(pool.keys, self._codes(modality.name, share))
                 self.mixture.pools[modality.name] = Pool([samples], pool.sample_keys)
 
-    def _codes(self, name: str, pool: Pool, part: str = "training") -> np.ndarray:
-        """The codes (N, code) of all samples of a pool, from cached features."""
-        return cached_codes(
-            self.module.encoders[name], self._sources(name), pool, self._tick_of(name, part), self._report
-        )
+    def _codes(self, name: str, share: Share, part: str = "training") -> np.ndarray:
+        """The codes (N, code) of all samples of a pool, in every process, because batches are drawn from all of them.
+
+        Each process computes those of its `share`, from cached features.
+        """
+        return self.ranks.together(lambda: self._gathered_codes(name, share, part))
+
+    def _gathered_codes(self, name: str, share: Share, part: str) -> np.ndarray:
+        encoder, tick_of = self.module.encoders[name], self._tick_of(name, part)
+        own = cached_codes(encoder, self._sources(name), share.items, tick_of, self._report)[: len(share)]
+        if self.ranks.world == 1:
+            return own
+        codes = allocated((len(share.pool), own.shape[1]))
+        for first in range(0, len(codes), ROWS):
+            begin, end = np.searchsorted(share.numbers, (first, first + ROWS))
+            block = codes[first : first + ROWS]
+            block[:] = rows_of_all(own[begin:end], share.numbers[begin:end] - first, len(block), self.ranks)
+        return codes
 
     def losses(self, batch: Any, step: int) -> dict[str, float]:
         self._replace_content()
@@ -301,7 +323,9 @@ class ClosedFormAlignment(Alignment):
         for modality in self.data.modalities:
             samples, numbers = found[modality.name]
             if modality.config.frozen and len(samples):
-                codes = self._codes(modality.name, Pool([samples], np.empty(len(samples), object)), "validation")
+                pool = Pool([samples], np.empty(len(samples), object))
+                share = Share(pool, self.ranks.part(np.arange(len(pool))), self.ranks)
+                codes = self._codes(modality.name, share, "validation")
                 found[modality.name] = CodeSamples(samples.keys, codes), numbers
         return found
 

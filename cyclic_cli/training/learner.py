@@ -1,6 +1,7 @@
 """The interface between the training loop and a model with its data, losses and validation.
 
-`Autoencoding` (images alone) and `Alignment` (several modalities) implement it.
+`Autoencoding` and `SelfSupervised` (images alone), `Alignment` and `ClosedFormAlignment` (several modalities), and
+`Captioning` (a decoder of texts) implement it.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ class Learner(Protocol):
     def portable_settings(self) -> dict[str, Any]:
         """Settings without paths of this machine. In a checkpoint they replace those of the run."""
 
+    named_encoders: Mapping[str, list[str]]  # fingerprints of the pretrained encoders of the settings, by modality
     closed_form: Mapping[str, Any]  # what was chosen for the closed form; empty without one
     epochs_done: int  # set by the loop before it validates
     fold_ranks: list[float] | None  # of held-out pairs after 0, 1, … epochs; None: not measured yet

@@ -16,12 +16,14 @@ from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Note, Report
 from cyclic_cli.storage.checkpoint import Checkpoint, read_checkpoint
 from cyclic_cli.storage.run import RunFolder
+from cyclic_cli.training.closed_form import open_encoders
 from cyclic_cli.training.gradients import layout
 from cyclic_cli.training.learner import Learner
 from cyclic_cli.training.progress import RunProgress, changes, environment
 from cyclic_cli.training.setup import Network
+from cyclic_cli.training.sources import Sources
 
-SOURCES = ("dataset", "also", "init_from")  # entries of config.yaml that hold fingerprints
+SOURCES = ("dataset", "also", "init_from", "encoders")  # entries of config.yaml that hold fingerprints
 
 # ------------------------------------------------------------------------------------- may it begin or continue?
 
@@ -51,10 +53,10 @@ def as_before(config: TrainConfig, folder: RunFolder) -> TrainConfig:
     )
 
 
-def refuse_other_run(folder: RunFolder, config: TrainConfig, fingerprints: dict[str, Any]) -> None:
-    """Raise CyclicError, naming the differences, when a folder holds a run of other settings or data."""
+def refuse_other_run(folder: RunFolder, config: TrainConfig, sources: Sources) -> None:
+    """Raise CyclicError, naming the differences, when a folder holds a run of other settings, data or encoders."""
     before = _completed(read_run_file(folder.config))
-    now = described(config, fingerprints)
+    now = described(config, sources.fingerprints | _encoders(before.get("encoders"), config, sources))
     names = [*now, *(name for name in SOURCES if name in before and name not in now)]
     different = [name for name in names if before.get(name) != now.get(name) and name not in OPERATION]
     if different:
@@ -64,6 +66,27 @@ def refuse_other_run(folder: RunFolder, config: TrainConfig, fingerprints: dict[
         )
         hint = "The length of a run cannot be changed; name" if different == ["epochs"] else "Name"
         raise CyclicError(f"The folder {folder.folder} holds another run ({shown}).", f"{hint} another one with --out.")
+
+
+def _encoders(before: Any, config: TrainConfig, sources: Sources) -> dict[str, Any]:
+    """The entry `encoders` of `config.yaml` as it would be written now.
+
+    A run keeps its encoders. So those that can no longer be opened at their paths are taken to be the same.
+
+    Args:
+        before: The entry of the run in the folder; None: it has no pretrained encoders.
+    """
+    if not before:
+        return {}
+    found = {}
+    for name, table in config.modalities.items():
+        try:
+            opened = open_encoders(name, Modality.of(name, table).config, sources.dataset.image_shape)
+        except CyclicError:
+            found[name] = before.get(name, [])
+        else:
+            found[name] = [one.facts.fingerprint for one in opened]
+    return {"encoders": {name: some for name, some in found.items() if some}}
 
 
 def _completed(settings: dict[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report
 from cyclic_cli.storage.checkpoint import Checkpoint
 from cyclic_cli.storage.dataset import StoredDataset
-from cyclic_cli.training import alignment, autoencoding, self_supervised
+from cyclic_cli.training import alignment, autoencoding, captioning, self_supervised
 from cyclic_cli.training.alignment import Alignment
 from cyclic_cli.training.autoencoding import Autoencoding
+from cyclic_cli.training.captioning import Captioning
 from cyclic_cli.training.closed_form import ClosedFormAlignment
 from cyclic_cli.training.gradients import Plan, prepare_model
 from cyclic_cli.training.learner import Learner, Tick
@@ -34,11 +35,16 @@ class Network:
     optimizer: Any
 
 
-def complete_settings(config: TrainConfig, dataset: StoredDataset) -> TrainConfig:
-    """All settings: None is replaced by the value of the recipe, and `auto` is resolved."""
+def complete_settings(config: TrainConfig, dataset: StoredDataset, initial: Checkpoint | None = None) -> TrainConfig:
+    """All settings: None is replaced by the value of the recipe, and `auto` is resolved.
+
+    Raises UsageError when the objective needs an `initial` checkpoint, and this one does not fit.
+    """
     device, precision = distributed.resolve(config.device, config.precision)
     samples = int(dataset.facts.counts.get("splits", {}).get("train", 0) * config.fraction)
-    if config.is_joint:
+    if config.objective == "captioning":
+        completed = captioning.filled_in(config, samples, initial)
+    elif config.is_joint:
         completed = alignment.filled_in(config, samples)
     elif config.objective == "views":
         completed = self_supervised.filled_in(config, samples)
@@ -47,8 +53,24 @@ def complete_settings(config: TrainConfig, dataset: StoredDataset) -> TrainConfi
     return replace(completed, device=device, precision=precision)
 
 
-def make_learner(ranks: Ranks, sources: Sources, config: TrainConfig) -> Learner:
-    """Load the data and make the model. Raises UsageError when settings do not fit the objective."""
+def make_learner(ranks: Ranks, sources: Sources, config: TrainConfig, initial_encoders: Path | None = None) -> Learner:
+    """Load the data and make the model.
+
+    Args:
+        ranks: The processes of the run.
+        sources: Its datasets and its initial checkpoint.
+        config: Complete settings.
+        initial_encoders: The folder of the pretrained encoders of the initial checkpoint.
+
+    Raises:
+        UsageError: settings do not fit the objective.
+    """
+    if config.objective == "captioning":
+        if sources.also:
+            raise UsageError("--also is for runs that align images and texts.", "Leave it out.")
+        assert sources.initial
+        assert initial_encoders
+        return Captioning(ranks, sources.dataset, config, sources.initial, initial_encoders)
     if config.is_joint:
         if sources.dataset.facts.fingerprint in {one.facts.fingerprint for one in sources.also}:
             raise UsageError("--also names the training dataset itself.", "Leave it out, or name another dataset.")
@@ -94,7 +116,7 @@ def initialise(ranks: Ranks, learner: Learner, initial: Checkpoint | None, repor
         CyclicError: the weights do not fit the model.
         Stopped: a signal arrived in `stop` meanwhile.
     """
-    if initial is not None:
+    if initial is not None and not isinstance(learner, Captioning):  # which takes a part of the weights itself
         ranks.agreed(lambda: _load_weights(learner, initial))
         report(Note(f"initialising from the weights {initial.fingerprint}"))
         return

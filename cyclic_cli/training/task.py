@@ -31,7 +31,7 @@ from cyclic_cli.events import Note, Report, silent
 from cyclic_cli.storage.checkpoint import find_checkpoint, read_checkpoint
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.storage.files import write_yaml
-from cyclic_cli.storage.run import RunFolder
+from cyclic_cli.storage.run import RunFolder, encoders_of
 from cyclic_cli.training.checkpointing import StateSaver
 from cyclic_cli.training.clock import Clock
 from cyclic_cli.training.learner import Learner
@@ -71,7 +71,7 @@ class TrainSummary:
     val: dict[str, float]  # metrics of the best checkpoint; empty without validation data
     best_epoch: int | None  # after which the best checkpoint was saved; 0: the closed form was kept
     alignment: dict[str, Any]  # of the closed form: maps, parts, settings and scores on folds; else empty
-    images_per_second: float
+    images_per_second: float | None  # None: no step was needed
     seconds: float
     resumed: bool
     resumed_from_step: int | None
@@ -95,20 +95,23 @@ def train(
         resume: never (the run must not exist), auto (continue from a saved state if there is one), must.
         report: Called with Step, Epoch, Progress and Note events.
         also: Further datasets, whose images and reports an image–text run uses as unpaired samples.
-        init_from: A checkpoint of the same model, from whose weights the run is initialised.
+        init_from: A checkpoint of the same model, from whose weights the run is initialised; for captioning, of the
+            image–text model that is to write texts.
 
     Raises:
         CyclicError: the run exists, has no state to resume, or differs in its settings or data; there is no training
             data; the loss is no longer finite.
         Stopped: a signal ended the run after its state was saved.
     """
-    folder = RunFolder(run)
+    folder, initial = RunFolder(run), find_checkpoint(init_from) if init_from else None
     sources = Sources(
         StoredDataset(dataset),
         tuple(StoredDataset(one) for one in also),
-        read_checkpoint(find_checkpoint(init_from)) if init_from else None,
+        read_checkpoint(initial) if initial else None,
     )
-    config = complete_settings(as_before(config, folder) if resume != "never" else config, sources.dataset)
+    config = as_before(config, folder) if resume != "never" else config
+    config = complete_settings(config, sources.dataset, sources.initial)
+    initial_encoders = encoders_of(initial) if initial else None
     with stop_signals() as stop, ExitStack() as held:
         if not folder.folder.exists():
             held.callback(folder.remove_if_empty)  # nothing is left of a run that failed before its first file
@@ -120,7 +123,7 @@ def train(
             for is_locked in (False, True):  # checked again under the lock: another process may have changed it
                 check_resume(folder, resume)
                 if resume != "never" and folder.config.exists() and (folder.states() or folder.best.exists()):
-                    refuse_other_run(folder, config, sources.fingerprints)
+                    refuse_other_run(folder, config, sources)
                     if folder.summary.exists():
                         report(Note(f"{run} is finished already, nothing to do"))
                         return _finished(folder)
@@ -129,11 +132,13 @@ def train(
             return None
 
         finished = ranks.agreed(take_folder)
-        return finished or _attempt(ranks, sources, folder, config, report, stop)
+        return finished or _attempt(ranks, sources, folder, config, initial_encoders, report, stop)
 
 
 def default_run_name(config: TrainConfig) -> str:
     """The name of a run's folder, from its main settings: the same command line finds the same run again."""
+    if config.objective == "captioning":  # which takes its pairs from the initial run
+        return f"captioning-{config.fraction:g}-seed{config.seed}"
     if config.is_joint:
         return f"{config.objective}-{config.fraction:g}-paired{config.paired_fraction:g}-seed{config.seed}"
     objective = "" if config.objective == "autoencode" else f"{config.objective}-"
@@ -151,11 +156,12 @@ def _finished(folder: RunFolder) -> TrainSummary:
 
 
 def _attempt(
-    ranks: Ranks, sources: Sources, folder: RunFolder, config: TrainConfig, report: Report, stop: list[int]
-) -> TrainSummary:
+    ranks: Ranks, sources: Sources, folder: RunFolder, config: TrainConfig, initial_encoders: Path | None,
+    report: Report, stop: list[int],
+) -> TrainSummary:  # fmt: skip
     """One attempt at a run, from its setup to its summary. `stop` receives the stopping signals."""
     clock = Clock()
-    learner = make_learner(ranks, sources, config)
+    learner = make_learner(ranks, sources, config, initial_encoders)
     if config.tensorboard:
         require_tensorboard()
     state = ranks.agreed(lambda: newest_whole_state(folder, report))
@@ -175,14 +181,16 @@ def _attempt(
         if config.tensorboard:
             log.open_board()
         if state is None:
-            write_yaml(folder.config, described(config, sources.fingerprints))
+            encoders = {"encoders": dict(learner.named_encoders)} if learner.named_encoders else {}
+            write_yaml(folder.config, described(config, sources.fingerprints | encoders))
             learner.write_encoders(folder.encoders)
             folder.metrics.unlink(missing_ok=True)
         if is_new_environment:
             log.hardware(network.plan)
 
     ranks.agreed(begin_files)
-    report(Note(network.plan.described()))
+    if learner.steps:
+        report(Note(network.plan.described()))
     stepper = Stepper(ranks, config, learner, network, progress)
     loop = Loop(
         ranks=ranks, config=config, learner=learner, network=network, progress=progress, clock=clock,
@@ -211,12 +219,12 @@ def _summary(
     resumed_from: int | None,
 ) -> TrainSummary:  # fmt: skip
     return TrainSummary(
-        run=str(folder.folder), checkpoint=str(folder.best), arch=None if learner.has_solution else config.arch,
-        objective=config.objective,
+        run=str(folder.folder), checkpoint=str(folder.best),
+        arch=None if config.is_joint and config.start == "closed_form" else config.arch, objective=config.objective,
         fraction=config.fraction, paired_fraction=config.paired_fraction if config.is_joint else None,
         epochs=config.epochs, steps=learner.steps, steps_executed=progress.step - (resumed_from or 0),
         seed=config.seed, train_samples=learner.samples, val=progress.val,
         best_epoch=progress.best_epoch, alignment=dict(learner.closed_form),
-        images_per_second=round(clock.rate(), 1), seconds=round(clock.elapsed, 2),
+        images_per_second=round(clock.rate(), 1) if learner.steps else None, seconds=round(clock.elapsed, 2),
         resumed=resumed_from is not None, resumed_from_step=resumed_from,
     )  # fmt: skip

@@ -1,16 +1,18 @@
 """Tests of the choice: folds, scores, parts and settings, and what happens with few pairs."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
+from helpers.thread_processes import in_threads
 
 from cyclic_cli.alignment import folds as folding
-from cyclic_cli.alignment.choice import GRID, ClosedForm, choose
+from cyclic_cli.alignment.choice import GRID, ClosedForm, choose, choose_by, measure
 from cyclic_cli.alignment.folds import Folds, Ranking, Scores, held_out, similarities
 from cyclic_cli.alignment.layers import mutual_knn
 from cyclic_cli.alignment.maps import Setting, fit_map
-from cyclic_cli.alignment.moments import Moments
+from cyclic_cli.alignment.moments import Moments, Pairs
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.metrics.retrieval import first_hits, l2_normalised
 
@@ -62,7 +64,7 @@ def test_of_many_patients_some_are_held_out(monkeypatch: pytest.MonkeyPatch) -> 
     assert [len(one) for one in held] == [14] * 5
     assert len(set(np.concatenate(held).tolist())) == 70
     images, texts = pairs(100)
-    folds = Folds(images, texts, np.arange(100) // 2, np.arange(100), Moments.of(images, texts))
+    folds = Folds(Pairs(images, texts), np.arange(100) // 2, np.arange(100), Moments.of(images, texts))
     assert all((fold.moments.count, len(fold.groups)) == (86, 7) for fold in folds._folds)
 
 
@@ -71,7 +73,7 @@ def test_scores_equal_fits_without_the_fold() -> None:
     patients, groups = np.arange(90) // 3, np.arange(90) // 2
     settings = [Setting((1.0, 4)), Setting((1.0, 4), 3.0), Setting(ridge=0.3), Setting((0.1, 2))]
     chosen = {"image": np.array([0, 1, 2, 5, 7]), "text": np.array([2, 3, 4])}
-    folds = Folds(images, texts, patients, groups, Moments.of(images, texts))
+    folds = Folds(Pairs(images, texts), patients, groups, Moments.of(images, texts))
     found = folds.scores(settings, chosen)
     assert len(folds) == 15
     assert len(found[settings[0]].values) == 3 * len(folds.scores(settings, chosen, repeats=1)[settings[0]].values)
@@ -119,12 +121,20 @@ def test_the_chosen_map_retrieves_and_says_what_it_is() -> None:
     ] * 2
 
 
-def test_moments_of_several_processes_may_be_given() -> None:
+def test_processes_choose_as_one_does() -> None:
     images, texts = pairs(120)
-    total = Moments.of(images[::2], texts[::2]) + Moments.of(images[1::2], texts[1::2])
-    one, other = (choose(images, texts, np.arange(120), total=some) for some in (None, total))
-    assert one.setting == other.setting
-    assert one.embed("text", texts) == pytest.approx(other.embed("text", texts), abs=1e-5)
+    shares = np.arange(70), np.arange(0), np.arange(70, 120)  # of three processes
+
+    def process(ranks: Any) -> ClosedForm:
+        own = shares[ranks.rank]
+        measured = measure(Pairs(images[own], texts[own], own, ranks), np.arange(120))
+        return ranks.agreed(lambda: choose_by(measured))
+
+    alone = choose(images, texts, np.arange(120))
+    for one in in_threads(3, process):
+        assert (one.setting, one.counts) == (alone.setting, alone.counts)
+        # Products of codes are summed in float64 in another order, and the maps are float32.
+        assert one.embed("text", texts) == pytest.approx(alone.embed("text", texts), abs=1e-6)
 
 
 @pytest.mark.parametrize("map_", GRID)

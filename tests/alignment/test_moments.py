@@ -1,9 +1,12 @@
 """Tests of the sums of paired codes: however they are gathered, the covariances are numpy's."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from helpers.thread_processes import in_threads
 
-from cyclic_cli.alignment.moments import ROWS, Moments
+from cyclic_cli.alignment.moments import ROWS, Moments, Pairs
 
 
 def codes(pairs: int = 300, images: int = 5, texts: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -31,14 +34,21 @@ def test_covariances_equal_numpy() -> None:
     assert moments.means()[1] == pytest.approx(texts.mean(axis=0, dtype=float))
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_add_their_sums(processes: int) -> None:
+def test_processes_add_their_sums() -> None:
     images, texts = codes()
-    parts = [Moments.of(images[first::processes], texts[first::processes]) for first in range(processes)]
-    arrays = [part.arrays() for part in parts]
-    added = {name: sum(one[name] for one in arrays) for name in arrays[0]}  # what an all-reduce gives
-    assert_equal(Moments.from_arrays(added, 5), Moments.of(images, texts), rel=1e-6)
-    assert_equal(sum(parts[1:], parts[0]), Moments.of(images, texts))
+    parts = np.arange(200), np.arange(0), np.arange(200, 300)  # the pairs of three processes
+    some = np.array([3, 70, 199, 200, 250])
+
+    def process(ranks: Any) -> tuple[Moments, Moments, tuple[np.ndarray, np.ndarray]]:
+        own = parts[ranks.rank]
+        pairs = Pairs(images[own], texts[own], own, ranks)
+        return pairs.moments(), pairs.moments(some), pairs.codes(some)
+
+    for whole, fold, gathered in in_threads(3, process):
+        assert_equal(whole, Moments.of(images, texts))
+        assert_equal(fold, Moments.of(images[some], texts[some]))
+        assert [one.tobytes() for one in gathered] == [images[some].tobytes(), texts[some].tobytes()]
+    assert_equal(sum((Moments.of(images[own], texts[own]) for own in parts), Moments(5, 3)), Moments.of(images, texts))
 
 
 def test_a_fold_is_taken_away_without_another_pass() -> None:

@@ -1,7 +1,10 @@
 """Tests of the principal components: they equal scikit-learn's, however the features are read."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from helpers.thread_processes import in_threads
 from sklearn.decomposition import PCA
 
 from cyclic_cli.codes import components
@@ -65,47 +68,49 @@ def test_equal_features_are_refused_by_name(method: str) -> None:
         fit_components(batches(broken), 30, 4, "stage 3")
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_add_their_sums(processes: int) -> None:
-    values = features()
+def shares(values: np.ndarray) -> list[np.ndarray]:
+    """The features of three processes: many, none and few."""
+    return [values[:300], values[:0], values[300:]]
+
+
+def test_processes_add_their_sums() -> None:
+    values = features() + np.float32(1000)  # digits would cancel in sums of squares
     whole = ComponentSums(30)
     whole.add(values)
-    parts = [ComponentSums(30) for _ in range(processes)]
-    for first, part in enumerate(parts):
-        part.add(values[first::processes])
+    parts = [ComponentSums(30) for _ in range(3)]
+    for part, some in zip(parts, shares(values), strict=True):
+        part.add(some)
     merged = sum(parts[1:], parts[0])
-    arrays = [part.arrays() for part in parts]
-    reduced = ComponentSums.from_arrays({name: sum(one[name] for one in arrays) for name in arrays[0]})
-    for sums in (merged, reduced):
+    added = in_threads(3, lambda ranks: parts[ranks.rank].added(ranks))
+    for sums in (merged, *added):
         assert sums.count == 400
-        assert sums.mean == pytest.approx(whole.mean, rel=1e-9)
-        assert sums.scatter == pytest.approx(whole.scatter, abs=1e-6 * whole.scatter.trace())
-        assert sums.components(4, "pixels").matrix == pytest.approx(whole.components(4, "pixels").matrix, abs=1e-5)
+        # Sums of 400 numbers in float64 in another order.
+        assert sums.mean == pytest.approx(whole.mean, rel=1e-12)
+        assert sums.scatter == pytest.approx(whole.scatter, abs=1e-10 * whole.scatter.trace())
 
 
-def test_processes_find_the_same_components_of_many_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads stand for two processes: each reads its half, and the sums meet in `reduce`."""
-    from concurrent.futures import ThreadPoolExecutor
-    from threading import Barrier
-
-    monkeypatch.setattr(components, "EXACT", 10)
-    values, meeting, given = features(), Barrier(2), {}
-
-    def process(rank: int) -> components.Components:
-        def reduce(array: np.ndarray) -> np.ndarray:
-            given[rank] = array
-            meeting.wait()
-            total = given[0] + given[1]
-            meeting.wait()
-            return total
-
-        return fit_components(batches(values[rank::2]), 30, 4, "pixels", reduce)
-
-    with ThreadPoolExecutor(2) as pool:
-        one, two = pool.map(process, range(2))
+def test_processes_find_the_same_components(method: str) -> None:
+    values = features()
+    found = in_threads(3, lambda ranks: fit_components(batches(shares(values)[ranks.rank]), 30, 4, "pixels", ranks))
+    assert len({one.matrix.tobytes() for one in found}) == 1
     alone = fit_components(batches(values), 30, 4, "pixels")
-    assert one.matrix.tobytes() == two.matrix.tobytes()
-    assert one.matrix == pytest.approx(alone.matrix, abs=1e-4)  # batches are centred and multiplied in float32
+    # The randomised method centres and multiplies batches in float32.
+    rounding = 1e-4 if method == "streaming" else 1e-6
+    assert found[0].matrix == pytest.approx(alone.matrix, abs=rounding)
+    assert found[0].variances == pytest.approx(alone.variances, rel=rounding)
+
+
+def test_all_processes_refuse_what_one_cannot_use(method: str) -> None:
+    broken = features()
+    broken[350, 3] = np.nan  # in the share of the last process
+    for values, message in ((broken, "not all finite"), (np.ones((400, 30), np.float32), "equal")):
+
+        def refused(ranks: Any, values: np.ndarray = values, message: str = message) -> bool:
+            with pytest.raises(CyclicError, match=message):
+                fit_components(batches(shares(values)[ranks.rank]), 30, 4, "pixels", ranks)
+            return True
+
+        assert in_threads(3, refused) == [True] * 3
 
 
 def test_no_digits_cancel_where_the_mean_is_large() -> None:

@@ -94,11 +94,52 @@ def check_decisions(ranks: Ranks) -> None:
     assert caught.value.hint == "A hint."
 
 
+def check_failures(ranks: Ranks) -> None:
+    """An error of one process is raised in all, wherever the others wait; the next exchange is undisturbed."""
+
+    def fails(rank: int) -> None:
+        if ranks.rank == rank:
+            raise CyclicError(f"No {rank}.", "A hint.")
+
+    def before_a_sum(rank: int) -> None:
+        fails(rank)
+        ranks.added(np.ones(3))
+
+    def before_a_decision(rank: int) -> None:
+        fails(rank)
+        ranks.agreed(lambda: None)
+
+    def in_a_decision(rank: int) -> None:
+        ranks.agreed(lambda: fails(0))
+
+    def at_the_end(rank: int) -> None:
+        ranks.added(np.ones(3))
+        fails(rank)
+
+    for work in (before_a_sum, before_a_decision, in_a_decision, at_the_end):
+        for rank in range(1 if work is in_a_decision else 3):
+            with pytest.raises(CyclicError, match=rf"^No {rank}\.$") as caught:
+                ranks.together(lambda work=work, rank=rank: work(rank))  # type: ignore[misc]
+            assert caught.value.hint == "A hint."
+            assert caught.value.everywhere
+
+
+def check_sums(ranks: Ranks) -> None:
+    own = np.full(4, 2.0**-40 if ranks.rank else 1.0)
+    total = ranks.together(lambda: ranks.added(own))
+    assert (total == 1 + 2.0**-39).all()  # needs float64
+    assert own[0] in (1.0, 2.0**-40)  # was not overwritten
+    rows = ranks.added(np.full((2, 3), ranks.rank, np.float32))
+    assert (rows.dtype, rows.tolist()) == (np.float32, [[3.0] * 3] * 2)
+
+
 def main() -> None:
     ranks = distributed.launch("cpu", "32")
     assert ranks.world == 3
     check_gathering(ranks)
     check_decisions(ranks)
+    check_failures(ranks)
+    check_sums(ranks)
     for samples in (7, 3, 2, 1):  # uneven, even, fewer than processes
         check_gradients(ranks, samples)
     sys.stdout.write(f"rank{ranks.rank}\n")

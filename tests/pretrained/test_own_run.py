@@ -23,12 +23,15 @@ from cyclic_cli.storage.checkpoint import Checkpoint, read_checkpoint, write_che
 TEXTS = ["a disc lies at the upper left", "no disc", "the disc is in the centre of the image"]
 
 
-def autoencoder(folder: Path, name: str, provenance: dict[str, Any] | None = None, size: int = 32) -> Path:
+def autoencoder(
+    folder: Path, name: str, provenance: dict[str, Any] | None = None, size: int = 32, **settings: Any
+) -> Path:
     """A run folder with an autoencoder of random weights."""
     torch.manual_seed(0)
     file = registry.load("models", name, "architecture")
-    model = file.Model(file.Config(), (1, size, size))
-    architecture = {"name": name, "config": asdict(file.Config()), "image_shape": [1, size, size]}
+    config = file.Config(**settings)
+    model = file.Model(config, (1, size, size))
+    architecture = {"name": name, "config": asdict(config), "image_shape": [1, size, size]}
     weights = {key: value.numpy() for key, value in model.state_dict().items()}
     preprocessing = Preprocessing(size=size)
     checkpoint = Checkpoint(
@@ -72,6 +75,22 @@ def test_a_spatial_code_is_pooled_to_two_grids(tmp_path: Path) -> None:
     assert set(found) == {"code", "code 4x4"}
     np.testing.assert_allclose(found["code"], cells(maps, 2), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["code 4x4"], cells(maps, 4), rtol=1e-4, atol=1e-5)
+
+
+def test_an_embedding_network_gives_its_embedding_and_its_maps(tmp_path: Path) -> None:
+    run = autoencoder(tmp_path / "run", "conv", embedding=24)
+    images = torch.rand(3, 1, 32, 32)
+    found = features(open_run(run, "image", (1, 32, 32), {}), images)
+    assert set(found) == {"code", "code 4x4", "embedding", "maps"}
+    model = TorchModel(run / "model.safetensors")
+    embedded = functional.normalize(torch.from_numpy(found["embedding"]), dim=1).numpy()
+    np.testing.assert_allclose(embedded, model.embed("image", images), rtol=1e-4, atol=1e-6)
+    network = model.module.embedding
+    with torch.no_grad():
+        maps = network.maps(images - 0.5)
+        np.testing.assert_allclose(network.head(maps.mean((2, 3))), network.features(images), rtol=1e-4, atol=1e-6)
+    assert maps.shape[2:] == (2, 2)  # one position in each cell
+    np.testing.assert_allclose(found["maps"], cells(maps.numpy(), 2), rtol=1e-4, atol=1e-5)
 
 
 def test_a_vector_code_is_given_as_it_is_and_images_are_resized_to_the_run(tmp_path: Path) -> None:

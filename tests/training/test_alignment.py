@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers.makers import Ran
 from helpers.run_files import gradient_difference, rows, weights
+from helpers.stopping import stopped_after
 
 import cyclic_cli.modalities
 from cyclic_cli.config import PRESETS, TrainConfig, train_settings
@@ -236,30 +237,13 @@ def test_facts_do_not_depend_on_validation_texts(paired_dataset: Path, tmp_path:
 def test_a_stopped_run_ends_with_the_bits_of_one_never_stopped(paired_dataset: Path, cyclic: Cyclic) -> None:
     every = ("--epochs", 3, "--set", f"objectives={EVERY}", "--set", "checkpoint_steps=1")
     assert cyclic(*words(paired_dataset, *every, "--out", "whole")).code == 0
-    stopping = "import os, signal\n" + _run_until(7)
-    command = [sys.executable, "-c", stopping, *map(str, words(paired_dataset, *every, "--out", "parts"))]
-    assert subprocess.run(command, capture_output=True, timeout=200).returncode == 143
+    stopped_after(7, words(paired_dataset, *every, "--out", "parts"))
     ran = cyclic(*words(paired_dataset, *every, "--out", "parts", "--resume", "must"))
     assert ran.code == 0, ran.err
     assert ran.json["resumed_from_step"] == 7
     assert weights(Path("whole")) == weights(Path("parts"))
     last = [row["losses"] for row in (rows(Path(name), "step")[-1] for name in ("whole", "parts"))]
     assert last[0] == last[1]
-
-
-def _run_until(step: int) -> str:
-    """A program that runs `cyclic` with its arguments, and sends itself SIGTERM after a step."""
-    return (
-        "from cyclic_cli.training.steps import Stepper\n"
-        "from cyclic_cli.__main__ import main\n"
-        "usual = Stepper.step\n"
-        "def counted(self):\n"
-        "    result = usual(self)\n"
-        f"    if self.progress.step == {step}: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return result\n"
-        "Stepper.step = counted\n"
-        "main()\n"
-    )
 
 
 def test_two_processes_learn_what_one_does(paired_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:

@@ -13,6 +13,7 @@ import torch
 from helpers.makers import Ran
 from helpers.onnx_graphs import network, saved
 from helpers.run_files import gradient_difference, rows, weights
+from helpers.stopping import stopped_after
 from helpers.tiny_encoders import tiny_image_folder, tiny_text_folder
 from safetensors.torch import load_file, save_file
 
@@ -169,20 +170,8 @@ def test_a_stopped_run_ends_with_the_bits_of_one_never_stopped(
 ) -> None:
     every = ("--epochs", 4, "--batch-size", 32, *encoders)
     assert cyclic(*words(paired_dataset, "whole", *every, objective="cyclic")).code == 0
-    stopping = (
-        "import os, signal\n"
-        "from cyclic_cli.training.steps import Stepper\n"
-        "from cyclic_cli.__main__ import main\n"
-        "usual = Stepper.step\n"
-        "def counted(self):\n"
-        "    result = usual(self)\n"
-        "    if self.progress.step == 6: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return result\n"
-        "Stepper.step = counted\n"
-        "main()\n"
-    )
     parts = list(map(str, words(paired_dataset, "parts", *every, objective="cyclic")))
-    assert subprocess.run([sys.executable, "-c", stopping, *parts], capture_output=True, timeout=300).returncode == 143
+    stopped_after(6, parts)
     ran = cyclic(*parts, "--resume", "must")
     assert ran.code == 0, ran.err
     assert ran.json["resumed_from_step"] == 6
@@ -285,6 +274,21 @@ def test_two_encoders_of_one_family_are_told_apart(paired_dataset: Path, tmp_pat
     assert len(list(Path("run/encoders").glob("*.safetensors"))) == 2
 
 
+def test_an_encoder_with_other_weights_is_another_run(paired_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
+    folder = tiny_text_folder("bert", tmp_path / "bert")
+    command = words(paired_dataset, "run", "--text-encoder", folder, "--resume", "auto")
+    assert cyclic(*command).code == 0
+    assert "finished already" in cyclic(*command).err
+    values = load_file(folder / "model.safetensors")
+    changed = {name: value + 0.1 * torch.randn_like(value) for name, value in values.items()}
+    save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    refused = cyclic(*command)
+    assert refused.code == 1
+    assert "another run (encoders: " in refused.err
+    shutil.rmtree(folder)  # the run has its own copy
+    assert "finished already" in cyclic(*command).err
+
+
 def test_reports_without_frequent_words_need_an_encoder(tiny_dataset: Path, cyclic: Cyclic) -> None:
     said = cyclic(*words(tiny_dataset, "run"))  # every word is used by fewer than ten patients, or by all of them
     assert said.code == 1, said.out
@@ -295,20 +299,8 @@ def test_reports_without_frequent_words_need_an_encoder(tiny_dataset: Path, cycl
 def test_folds_that_were_measured_are_not_measured_again_after_a_stop(no_val: Path, cyclic: Cyclic) -> None:
     more = ("--epochs", 3, "--lr", 1e-3)
     assert cyclic(*words(no_val, "whole", *more, objective="cyclic")).code == 0
-    stopping = (
-        "import os, signal\n"
-        "from cyclic_cli.training.steps import Stepper\n"
-        "from cyclic_cli.__main__ import main\n"
-        "usual = Stepper.step\n"
-        "def counted(self):\n"
-        "    result = usual(self)\n"
-        "    if self.progress.step == 5: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return result\n"
-        "Stepper.step = counted\n"
-        "main()\n"
-    )
     parts = list(map(str, words(no_val, "parts", *more, objective="cyclic")))
-    assert subprocess.run([sys.executable, "-c", stopping, *parts], capture_output=True, timeout=300).returncode == 143
+    stopped_after(5, parts)
     ran = cyclic(*parts, "--resume", "must")
     assert ran.code == 0, ran.err
     assert "folds of the known pairs" not in ran.err
