@@ -25,6 +25,7 @@ from cyclic_cli.pretrained.tokens import Tokens
 
 BATCH = 32  # images or texts that go through an encoder together
 ROWS = 1024  # rows of features that are read together
+OWN = "cyclic"  # kind of an encoder that this program trained
 VERSION = 1  # of all that leads from content to features here; a change of their numbers needs a new one
 
 Items = Pool | Subset
@@ -66,6 +67,7 @@ class Source(Protocol):
     name: str  # a fingerprint, or a name of a cheap function
     title: str  # for people
     is_cheap: bool
+    is_foreign: bool  # whether it learned from other data than these, as pretrained encoders did
 
     def features(self, pool: Items, tick: Tick, report: Report) -> Mapping[str, Rows]:
         """The features of all samples of a pool, by name of the output."""
@@ -81,6 +83,7 @@ class _Principal:
     """Fits principal components to features as they are."""
 
     title: str
+    is_foreign = False
 
     def components(self, rows: Rows, output: str, dims: int, share: Share) -> Components:
         def batches() -> Iterator[np.ndarray]:
@@ -102,6 +105,7 @@ class EncoderSource(_Principal):
         """`family_is_unique` tells whether the modality has no other encoder of the same family."""
         self.encoder, self.cache, self.device = encoder.to(device), cache, device
         self.name, self.title = encoder.facts.fingerprint, encoder.facts.family
+        self.is_foreign = encoder.facts.kind != OWN
         if not family_is_unique:
             self.title += f" {self.name[:6]}"
 
@@ -167,6 +171,7 @@ class PixelSource(_Principal):
 class TermSource:
     """Words and word pairs of texts."""
 
+    is_foreign = False
     name, title, is_cheap = "terms", "terms", False  # words help beside every encoder: it does not know rare terms
 
     def __init__(self, terms: Terms) -> None:

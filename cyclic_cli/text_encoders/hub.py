@@ -43,10 +43,10 @@ def fit(config: Config) -> tuple[Vocabulary, dict[str, Any]]:
 
     Raises UsageError when no folder is given, and CyclicError when the folder does not contain a tokenizer and a model.
     """
-    folder = _folder(config.folder)
+    known, folder = library(), _folder(config.folder)
     vocabulary = Vocabulary.pretrained(folder)
     try:
-        settings = library().AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        settings = known.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CyclicError(
             f"{folder} does not contain a model that the transformers library can read.",

@@ -240,9 +240,9 @@ class ClosedFormAlignment(Alignment):
         }
         images, texts = (fixed_codes.codes_of(parts[name], shares.rows[name]) for name in MODALITIES)
         columns = {name: fixed_codes.columns(some) for name, some in parts.items()}
-        cheap = {part.name for some in parts.values() for part in some if part.source.is_cheap}
+        joining = {part.name for some in parts.values() for part in fixed_codes.joining(some)}
         measured = measure(Pairs(images, texts, shares.pairs, ranks), patients, self.groups)
-        form = ranks.agreed(lambda: choose_by(measured, columns, cheap))
+        form = ranks.agreed(lambda: choose_by(measured, columns, joining))
         parts = {name: [part for part in some if part.name in form.parts[name]] for name, some in parts.items()}
         blocks = [{"dims": one.matrix["image"].shape[1], "weight": one.weight} for one in form.blocks]
         weights = self._weights(parts, form.blocks, shares)

@@ -84,7 +84,7 @@ class Memory:
 class Mapped:
     """A memory map (N, F) as the features of a source, and as the source itself."""
 
-    name, is_cheap = "mapped", False
+    name, is_cheap, is_foreign = "mapped", False, False
 
     def __init__(self, title: str, array: np.ndarray) -> None:
         self.title, self.array, self.dims = title, array, array.shape[1]

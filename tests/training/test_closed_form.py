@@ -274,6 +274,15 @@ def test_two_encoders_of_one_family_are_told_apart(paired_dataset: Path, tmp_pat
     assert len(list(Path("run/encoders").glob("*.safetensors"))) == 2
 
 
+def test_cheap_features_stay_beside_an_encoder_of_the_same_images(paired_dataset: Path, cyclic: Cyclic) -> None:
+    own = cyclic("train", paired_dataset, "--objective", "views", "--arch", "conv", "--epochs", 1, "--out", "views")
+    assert own.code == 0, own.err
+    ran = cyclic(*words(paired_dataset, "run", "--image-encoder", "views"))
+    assert ran.code == 0, ran.err
+    parts = ran.json["alignment"]["parts"]["image"]
+    assert {"pixels", "gradients", "levels"} < set(parts)
+
+
 def test_an_encoder_with_other_weights_is_another_run(paired_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
     folder = tiny_text_folder("bert", tmp_path / "bert")
     command = words(paired_dataset, "run", "--text-encoder", folder, "--resume", "auto")
