@@ -229,9 +229,9 @@ class ClosedFormAlignment(Alignment):
         for name, modality in zip(self.config.modalities, self.data.modalities, strict=True):
             self._open_encoders(name, modality.config)
         ranks, shares = self.ranks, Shares.make(self.mixture, self.ranks)
-        patients = self.data.patient_of[self.mixture.paired]
+        patients, pairs = self.data.patient_of[self.mixture.paired], len(self.mixture.paired)
         parts = {
-            name: fixed_codes.candidate_parts(self._sources(name), share, self._tick_of(name), self._report)
+            name: fixed_codes.candidate_parts(self._sources(name), share, pairs, self._tick_of(name), self._report)
             for name, share in shares.of.items()
         }
         parts = {

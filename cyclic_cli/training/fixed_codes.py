@@ -36,7 +36,8 @@ from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Note, Report
 
 DIMS, MOST_DIMS = 128, 256  # principal components of a part, at most: of few features, and of many
-FEATURES_PER_DIM = 16  # features beyond which a part has more than `DIMS` components
+FEATURES_PER_DIM = 16  # features beyond which a part of an encoder has more than `DIMS` components
+MANY_PAIRS = 1000  # known pairs from which on every part may have `MOST_DIMS` components; with fewer, this costs
 OUTPUTS = 2  # of each encoder that are kept
 COMPARED = 1000  # pairs on which outputs are compared, at most
 RIDGE = 0.1  # of drawings and expansions, relative to the mean variance of the regressors
@@ -90,12 +91,15 @@ class CandidatePart:
         return codes_of([self], numbers)
 
 
-def candidate_parts(sources: Sequence[Source], share: Share, tick_of: TickOf, report: Report) -> list[CandidatePart]:
+def candidate_parts(
+    sources: Sequence[Source], share: Share, pairs: int, tick_of: TickOf, report: Report
+) -> list[CandidatePart]:
     """Every part that the code of a modality may have. Features that are equal for all samples are left out.
 
     Args:
         sources: Of features.
         share: The samples of this process.
+        pairs: The number of known pairs.
         tick_of: Gives the progress of a source.
         report: Gets Note events.
 
@@ -107,7 +111,7 @@ def candidate_parts(sources: Sequence[Source], share: Share, tick_of: TickOf, re
     for source in sources:
         for output, rows in source.features(share.items, tick_of(source.title), report).items():
             try:
-                components = source.components(rows, output, _dims(source, rows), share)
+                components = source.components(rows, output, _dims(source, rows, pairs), share)
             except EqualFeatures as error:
                 equal = error
                 report(Note(f"{str(error).rstrip('.')}; they are left out", warning=True))
@@ -118,7 +122,9 @@ def candidate_parts(sources: Sequence[Source], share: Share, tick_of: TickOf, re
     return found
 
 
-def _dims(source: Source, rows: Rows) -> int:
+def _dims(source: Source, rows: Rows, pairs: int) -> int:
+    if pairs >= MANY_PAIRS:
+        return MOST_DIMS
     return DIMS if source.is_cheap else max(DIMS, min(MOST_DIMS, rows.dims // FEATURES_PER_DIM))
 
 
