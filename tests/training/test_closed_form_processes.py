@@ -272,7 +272,7 @@ def test_processes_keep_the_outputs_that_one_keeps() -> None:
     components = {name: fit_components(lambda one=one: [one], 6, 3, name) for name, one in outputs.items()}  # type: ignore[misc]
 
     def kept(ranks: Any, pairs: np.ndarray) -> list[str]:
-        source: Any = SimpleNamespace(name="encoder", title="encoder", is_cheap=False, is_foreign=False)
+        source: Any = SimpleNamespace(name="encoder", title="encoder", is_cheap=False, is_foreign=True)
         parts = {
             name: fixed_codes.CandidatePart(source, name, Features(one[pairs]), components[name])
             for name, one in outputs.items()
