@@ -56,9 +56,6 @@ class Moments:
             self.sums += both.sum(axis=0)
             self.products += both.T @ both
 
-    def __add__(self, other: Moments) -> Moments:
-        return self._with(self.count + other.count, self.sums + other.sums, self.products + other.products)
-
     def __sub__(self, other: Moments) -> Moments:
         """Without pairs that were added before."""
         return self._with(self.count - other.count, self.sums - other.sums, self.products - other.products)

@@ -229,11 +229,11 @@ class _Filling:
     def _temporary(self, report: Report) -> "_TemporaryFolder":
         """A temporary folder for features that do not fit the limit."""
         needed = cache_size.as_text(self._needed)
-        message = f"The features need {needed}, more than is left of the limit of the cache {self._folder.parent}"
+        message = f"The features need {needed}. The limit of the cache {self._folder.parent}, or its disk, has no room"
         with writing(Path(tempfile.gettempdir())):
             if 2 * self._needed > shutil.disk_usage(tempfile.gettempdir()).free:
                 raise CyclicError(
-                    f"{message} or free in {tempfile.gettempdir()}.",
+                    f"{message}, nor has {tempfile.gettempdir()}.",
                     cache_lock.ANOTHER,
                 )
             folder = _TemporaryFolder()

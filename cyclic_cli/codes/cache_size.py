@@ -94,9 +94,17 @@ def limit_of(root: Path) -> int:
         if not found:
             raise UsageError(f"${LIMIT} is {named!r}, which is no size.", f"For example: export {LIMIT}=5G")
         return int(float(found[1]) * UNITS[found[2].upper()])
-    disk = shutil.disk_usage(next(one for one in (root, *root.absolute().parents) if one.exists()))
+    disk = shutil.disk_usage(next(one for one in (root, *root.absolute().parents) if _exists(one)))
     used = sum(one.size for one in encoder_folders(root))
     return min(MOST, disk.total // SHARE, (disk.free + used) // 2)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is a file or folder; False where nobody lets us look."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def room(root: Path, limit: int, needed: int) -> int:
@@ -138,7 +146,7 @@ def remove_drafts(folder: Path) -> None:
 def write_about(folder: Path, about: Mapping[str, str]) -> None:
     """Write what an encoder is into its folder, unless that was done. It is no error when it cannot be written."""
     path = folder / ABOUT_FILE
-    if not about or path.exists():
+    if not about or _exists(path):
         return
     with suppress(CyclicError), replacing(path) as draft, open(draft, "xb", opener=segments.private) as file:
         file.write(json.dumps({name: about[name] for name in ABOUT if name in about}).encode())

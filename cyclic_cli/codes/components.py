@@ -67,12 +67,6 @@ class ComponentSums:
             rows -= mean
             self._merge(len(rows), mean, rows.T @ rows)
 
-    def __add__(self, other: ComponentSums) -> ComponentSums:
-        both = ComponentSums(len(self.mean))
-        for one in (self, other):
-            both._merge(one.count, one.mean, one.scatter)
-        return both
-
     def _merge(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
         """Add other features by their sums. No digits cancel, however far the mean lies from zero.
 

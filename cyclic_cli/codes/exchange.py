@@ -41,7 +41,7 @@ ALONE = _Alone()
 
 
 def rows_of_all(own: np.ndarray, places: np.ndarray, count: int, ranks: Exchange) -> np.ndarray:
-    """The rows (count, K) of all processes, in all processes, bit for bit.
+    """The rows (count, K) of all processes, in all processes: exact.
 
     Args:
         own: (n, K) rows of this process.

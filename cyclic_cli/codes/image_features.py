@@ -45,7 +45,8 @@ def gradients(images: Tensor) -> Tensor:
     cells = _histograms(down, across)
     last = CELLS - 1
     blocks = torch.stack([cells[:, y : last + y, x : last + x] for y in (0, 1) for x in (0, 1)], 3)
-    size = (blocks.square().sum((3, 4), keepdim=True) + 1e-10).sqrt()
+    # Not a small addition under the root: the ONNX exporter takes 1e-10 for zero, and an empty block would be 0 / 0.
+    size = blocks.square().sum((3, 4), keepdim=True).sqrt().clamp(min=1e-5)
     return (blocks / size).flatten(1)
 
 

@@ -9,6 +9,7 @@ Work never fails because features cannot be kept: they are then computed, and on
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from cyclic_cli.codes.contents import DIGEST
 from cyclic_cli.codes.segments import Layout, Segment
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Note, Report, silent
+from cyclic_cli.storage.files import writing
 
 
 class OpenCache(FeatureCache):
@@ -40,7 +42,8 @@ class OpenCache(FeatureCache):
         super().__init__(folder, limit)
         self._report = report
         if limit is None:
-            cache_size.limit_of(self._root)
+            with suppress(OSError):  # `_opened` warns
+                cache_size.limit_of(self._root)
         self._folders: dict[str, _Folder] = {}
         self._is_warned = False
 
@@ -99,12 +102,13 @@ class OpenCache(FeatureCache):
     def _opened(self, layout: Layout, about: Mapping[str, str]) -> "_Folder":
         path = self._root / layout.name
         try:
-            use = cache_lock.use(path)
+            with writing(path):
+                use = cache_lock.use(path)
+                cache_size.write_about(path, about)
+                return _Folder(path, layout, self._limit, use, undamaged(path, layout, self._checked))
         except CyclicError as error:
             self._warn(error)
             return _Folder(path, layout, self._limit, None, [])
-        cache_size.write_about(path, about)
-        return _Folder(path, layout, self._limit, use, undamaged(path, layout, self._checked))
 
     def _warn(self, error: CyclicError) -> None:
         if not self._is_warned:
@@ -175,7 +179,8 @@ class _Folder:
         keys = b"".join(key.ljust(DIGEST, b"\0") for key in waiting)  # numpy cuts zeros at the end
         outputs = [np.stack(some) for some in zip(*waiting.values(), strict=True)]
         try:
-            self._check_room(len(keys) + sum(2 * output.size for output in outputs))
+            with writing(self._path):
+                self._check_room(len(keys) + sum(2 * output.size for output in outputs))
             path = segments.write_features(self._path, self._layout, keys, outputs)
         except CyclicError:
             self._use = None  # `_maps` still holds it, so that nobody removes what is mapped

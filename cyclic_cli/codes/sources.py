@@ -21,12 +21,13 @@ from cyclic_cli.distributed import Ranks
 from cyclic_cli.events import Report
 from cyclic_cli.pretrained.encoder import PretrainedEncoder
 from cyclic_cli.pretrained.fingerprint import LIBRARY
+from cyclic_cli.pretrained.stored import GRAPH
 from cyclic_cli.pretrained.tokens import Tokens
 
 BATCH = 32  # images or texts that go through an encoder together
 ROWS = 1024  # rows of features that are read together
 OWN = "cyclic"  # kind of an encoder that this program trained
-VERSION = 1  # of all that leads from content to features here; a change of their numbers needs a new one
+VERSION = 2  # of all that leads from content to features here; a change of their numbers needs a new one
 
 Items = Pool | Subset
 Tick = Callable[[int, int], None]  # called with the samples done, and their number
@@ -48,7 +49,7 @@ class Rows(Protocol):
 class Share:
     """The samples of a modality whose features this process reads."""
 
-    pool: Pool  # the samples of all processes
+    pool: Items  # the samples of all processes
     numbers: np.ndarray  # (n,) those of this process, rising
     ranks: Ranks
 
@@ -127,8 +128,10 @@ class EncoderSource(_Principal):
     def _about(self) -> dict[str, str]:
         """What `info --cache` says about the features."""
         facts = self.encoder.facts
-        about = {"encoder": f"{facts.family} ({facts.kind})", "modality": facts.modality}
-        return about | {"device": self.encoder.place(self.device), "torch": torch.__version__}
+        # The family of a graph is the name of its file, which may name somebody.
+        name = GRAPH if facts.kind == GRAPH else f"{facts.family} ({facts.kind})"
+        place = self.encoder.place(self.device)
+        return {"encoder": name, "modality": facts.modality, "device": place, "torch": torch.__version__}
 
     def _compute(self, pool: Items, numbers: np.ndarray) -> dict[str, np.ndarray]:
         if self.encoder.facts.modality == "text":
@@ -147,13 +150,17 @@ class HistogramSource(_Principal):
         """`name` is gradients or levels."""
         self.name = self.title = name
         self.cache = cache
+        self._sizes: tuple[dict[str, int], str] | None = None  # number of features by output, C×H×W: of all images
 
     def features(self, pool: Items, tick: Tick, report: Report) -> Mapping[str, Rows]:
         def compute(numbers: np.ndarray) -> dict[str, np.ndarray]:
             return _computed(SOURCES[self.name], pool.load(numbers))
 
-        dims = {name: one.shape[1] for name, one in compute(np.arange(1)).items()}
-        shape = "×".join(map(str, pool.load(np.arange(1)).shape[1:]))
+        if self._sizes is None:
+            image = pool.load(np.arange(1))
+            dims = {name: one.shape[1] for name, one in _computed(SOURCES[self.name], image).items()}
+            self._sizes = dims, "×".join(map(str, image.shape[1:]))
+        dims, shape = self._sizes
         key = f"{self.name} {VERSION} {shape} {torch.__version__}"
         about = {"encoder": self.name, "modality": "image", "device": "cpu", "torch": torch.__version__}
         return self.cache.features(key, dims, pool.digests(), compute, BATCH, tick, report, about)

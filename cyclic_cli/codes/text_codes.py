@@ -1,7 +1,7 @@
 """Fixed codes of texts, and the decoder that writes texts from them.
 
 The decoder is optional. `--objective captioning` trains it on codes that were computed once. It stores no sentence, and
-a vocabulary whose tokens come from the reports of many patients.
+learns only words that the reports of many patients contain.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from cyclic_cli.codes.coded import CodedEncoder, Features
 from cyclic_cli.codes.terms import Terms, tfidf
 from cyclic_cli.codes.text_reader import TERMS, TextReader
 from cyclic_cli.config import build
-from cyclic_cli.errors import CyclicError
-from cyclic_cli.text_encoders._decoding import Decoder
+from cyclic_cli.errors import CyclicError, UsageError
+from cyclic_cli.text_encoders._decoding import Decoder, check_sizes
 from cyclic_cli.text_encoders._vocabulary import Vocabulary
 
 DECODER = "decoder"  # the entry of the facts of texts, and the submodule, of the decoder
@@ -34,6 +34,9 @@ class DecoderConfig:
     layers: int = 2  # transformer layers
     heads: int = 4  # attention heads
     prefix: int = 4  # prefix vectors that give the code to the decoder
+
+    def __post_init__(self) -> None:
+        check_sizes(self.width, layers=self.layers, heads=self.heads, prefix=self.prefix)
 
 
 class TextDecoder(nn.Module):
@@ -54,14 +57,13 @@ class TextDecoder(nn.Module):
 
         Raises:
             CyclicError: The facts are damaged.
-            UsageError: The width is not a multiple of the number of heads.
         """
         super().__init__()
         try:
             settings = build(DecoderConfig, dict(facts["settings"]), "the text decoder")
             self.vocabulary = Vocabulary.from_json(facts["tokenizer"])
             _check_statistics(facts, self.vocabulary.size)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, UsageError):
             raise CyclicError("The text decoder of the checkpoint is damaged.", "Copy it again.") from None
         self.limit = int(facts["limit"])
         self.decoder = Decoder(

@@ -115,7 +115,7 @@ class Pool:
 class Subset:
     """Some items of a pool, with its methods to read them."""
 
-    def __init__(self, pool: Pool, numbers: np.ndarray) -> None:
+    def __init__(self, pool: "Pool | Subset", numbers: np.ndarray) -> None:
         """`numbers` (M,) are those of the items in the pool."""
         self._pool, self._numbers = pool, numbers
 

@@ -64,7 +64,7 @@ def _relative_error(model: TorchModel, name: str, values: Any, codes: np.ndarray
         for first in range(0, len(values), BATCH):
             chosen = np.arange(first, min(first + BATCH, len(values)))
             known = None if codes is None else model.placed(torch.from_numpy(np.asarray(codes[chosen])))
-            # fixed codes of texts have no content to be compared with but themselves
+            # What is decoded from a text is its fixed code, so it is compared with that code.
             value = known if known is not None and name != "image" else model.placed(values.load(chosen))
             code = model.module.code(name, *model.module.parts(name, value if known is None else known))
             total += float(model.module.encoders[name].errors(code, value).sum())

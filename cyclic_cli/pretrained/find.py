@@ -50,6 +50,11 @@ def open_encoder(
     return _open_folder(place, modality, image_shape, overrides)
 
 
+def is_missing(path: str) -> bool:
+    """Whether there is no file or folder at the path of an encoder, see `open_encoder`."""
+    return not (Path(path).exists() or Path(path.partition(OUTPUTS)[0]).exists())
+
+
 def rebuild(facts: EncoderFacts, file: Path | None = None) -> PretrainedEncoder:
     """Return an encoder without its weights, or an ONNX encoder with its graph from a file.
 

@@ -38,6 +38,10 @@ def refuse_unusable(path: Path, values: Mapping[str, Any], model: str, modality:
     if model not in library().CONFIG_MAPPING:
         reason = "needs code of its own, which is not run" if "auto_map" in values else "is unknown to transformers"
         raise CyclicError(f"The {model} model in {path} {reason}.", _to_onnx(path, modality))
+    if isinstance(values.get("auto_map"), Mapping) and "AutoModel" in values["auto_map"]:
+        raise CyclicError(
+            f"The {model} model in {path} needs code of its own, which is not run.", _to_onnx(path, modality)
+        )
     found = _modality_of(values, model)
     if model in WHOLE and not sentences:
         return

@@ -121,7 +121,7 @@ def facts_of(path: Path) -> dict[str, Any]:
     """The metadata of a checkpoint as plain values. Raises CyclicError as `read_checkpoint` does."""
     checkpoint = read_checkpoint(path)
     parameters = sum(int(value.size) for value in checkpoint.weights.values())
-    command = _reproduce(checkpoint.provenance)
+    command = _reproduce(checkpoint)
     # The facts of an image–text model hold whole vocabularies.
     architecture = {name: value for name, value in checkpoint.architecture.items() if name != "facts"}
     return {
@@ -144,8 +144,12 @@ def pretrained_encoders(architecture: dict[str, Any], modality: str = "") -> lis
     return [{key: str(one[key]) for key in ("family", "fingerprint", "licence")} for one in found]
 
 
-def _reproduce(provenance: dict[str, Any]) -> str | None:
-    """The command that reproduces a checkpoint; None if an earlier version recorded too little of its settings."""
+def _reproduce(checkpoint: Checkpoint) -> str | None:
+    """The command that reproduces a checkpoint; None if an earlier version recorded too little of its settings.
+
+    Words in capitals stand for paths. That of a pretrained encoder has the beginning of its fingerprint.
+    """
+    provenance = checkpoint.provenance
     settings, environment = provenance.get("settings"), provenance.get("environment")
     if not isinstance(settings, dict) or not isinstance(environment, dict):
         return None
@@ -154,7 +158,14 @@ def _reproduce(provenance: dict[str, Any]) -> str | None:
         return None
     command = train_command(settings, threads, processes, str(environment.get("strategy", "auto")))
     further = ["--also DATASET" for _ in provenance.get("also", ())]
-    return " ".join([command, *further, *(["--init-from MODEL"] if "init_from" in provenance else [])])
+    if "init_from" in provenance:  # whose encoders the run takes
+        return " ".join([command, *further, "--init-from MODEL"])
+    further += [
+        f"--{name}-encoder ENCODER_{one['fingerprint'][:8]}"
+        for name in checkpoint.architecture.get("facts", {})
+        for one in pretrained_encoders(checkpoint.architecture, name)
+    ]
+    return " ".join([command, *further])
 
 
 def describe(path: Path) -> dict[str, Any]:

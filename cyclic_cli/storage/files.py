@@ -62,7 +62,7 @@ def writing(path: Path) -> Iterator[None]:
         found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors has no errno
         number = getattr(error, "errno", None) or (int(found[1]) if found else 0)
         cause = "no space is left" if number == errno.ENOSPC else os.strerror(number) if number else "writing failed"
-        raise CyclicError(f"{path} cannot be written: {cause}.", "Fix that, or name another file.") from error
+        raise CyclicError(f"{path} cannot be written: {cause}.", "Fix that, or name another place.") from error
 
 
 def write_text(path: Path, text: str) -> None:

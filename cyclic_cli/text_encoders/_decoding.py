@@ -17,7 +17,19 @@ from torch.nn import functional
 from cyclic_cli.errors import UsageError
 from cyclic_cli.text_encoders._vocabulary import END, PADDING, START
 
+LARGEST = 4096  # size of any part of a transformer
 EMBEDDING_SCALE = 0.02  # initial standard deviation of token and position embeddings
+
+
+def check_sizes(width: int, **counts: int) -> None:
+    """Raise UsageError when the sizes of a transformer are not possible. `counts` are such as layers and heads."""
+    for name, count in {"width": width, **counts}.items():
+        if not 1 <= count <= LARGEST:
+            raise UsageError(f"{name} cannot be {count}.", f"Give a whole number from 1 to {LARGEST}.")
+    if width % counts.get("heads", 1):
+        raise UsageError(
+            f"The width {width} is not a multiple of the number of heads, {counts['heads']}.", "Change one of them."
+        )
 
 
 class Block(nn.Module):
@@ -26,10 +38,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         """Raises UsageError when the heads do not divide the width."""
         super().__init__()
-        if width % heads:
-            raise UsageError(
-                f"The width {width} is not a multiple of the number of heads, {heads}.", "Change one of them."
-            )
+        check_sizes(width, heads=heads)
         self.heads = heads
         self.norm = nn.LayerNorm(width)
         self.projections = nn.Linear(width, 3 * width)
@@ -72,6 +81,7 @@ class Decoder(nn.Module):
         self, code: int, width: int, layers: int, heads: int, prefix: int, facts: Mapping[str, Any], vocabulary: int
     ) -> None:
         super().__init__()
+        check_sizes(width, layers=layers, heads=heads, prefix=prefix)
         self.prefix, self.limit, self.nats = prefix, int(facts["limit"]), float(facts["nats"])
         self.embedding = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(EMBEDDING_SCALE * torch.randn(self.limit, width))

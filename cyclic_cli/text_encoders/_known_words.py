@@ -50,6 +50,17 @@ def of_many_patients(texts: Sequence[str], patients: Sequence[str]) -> list[str]
     return sorted(common[:MOST])
 
 
+def without_rare(text: str, words: Collection[str]) -> str:
+    """Return a text without the words that are not among `words`, those of `of_many_patients`."""
+    kept, end = [], 0
+    for word, (first, last) in _WORDS.pre_tokenize_str(text):
+        kept.append(text[end:first])
+        if all(one in words for one in words_of(word)):
+            kept.append(word)
+        end = last
+    return "".join([*kept, text[end:]])
+
+
 def are_words(value: Any) -> bool:
     """Whether a value that was read from a file can be a list that `of_many_patients` returned."""
     return isinstance(value, list) and len(value) <= MOST and all(isinstance(word, str) for word in value)

@@ -8,8 +8,10 @@ what it will see when it writes a text for an image: the code that an embedding 
 
 In each epoch a hash decides whether a paired text is written from its own embedding or from that of its image. Unpaired
 texts are written from their own embedding (text-only training, as in DeCap: Li et al., ICLR 2023). Pairs are those that
-the image–text model knows. Gaussian noise is added to the codes (CapDec: Nukrai et al., Findings of EMNLP 2022). The
-decoder stores no sentence, and its vocabulary has tokens of many patients alone.
+the image–text model knows. Gaussian noise is added to the codes (CapDec: Nukrai et al., Findings of EMNLP 2022).
+
+Words that the reports of fewer than ten patients contain are left out of the texts before the decoder sees them. What
+it never saw, its weights cannot repeat.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,8 +26,8 @@ from torch import Tensor, nn
 
 from cyclic_cli import config as settings
 from cyclic_cli.codes.cache import FeatureCache
-from cyclic_cli.codes.cached_codes import TickOf, allocated, cached_codes
-from cyclic_cli.codes.sources import ROWS, Items, Source, sources_of
+from cyclic_cli.codes.cached_codes import TickOf, allocated, cached_codes, gathered
+from cyclic_cli.codes.sources import ROWS, Items, Share, Source, sources_of
 from cyclic_cli.codes.text_codes import DECODER, DecoderConfig, TextDecoder
 from cyclic_cli.codes.text_reader import TERMS
 from cyclic_cli.config import TrainConfig
@@ -41,6 +43,7 @@ from cyclic_cli.pretrained import stored
 from cyclic_cli.pretrained.encoder import PretrainedEncoder
 from cyclic_cli.storage.checkpoint import Checkpoint
 from cyclic_cli.storage.dataset import StoredDataset
+from cyclic_cli.text_encoders._known_words import of_many_patients, without_rare
 from cyclic_cli.training.gradients import Plan, make_plan
 from cyclic_cli.training.learner import ShowImages, Tick
 from cyclic_cli.training.validation import in_batches
@@ -51,6 +54,7 @@ SMALLEST_BATCH = 16
 NOISE = 1.0  # standard deviation of the noise that is added to codes, relative to that of the codes
 LOSS = "cross_entropy"
 OWN = ("vocabulary", "length")  # settings of texts that a run may choose; all others are those of the initial run
+SAMPLE = 4096  # codes of each kind on which their mean and spread are measured
 BATCH = 32  # images or texts that pass through encoders that were trained
 
 
@@ -62,8 +66,16 @@ def filled_in(config: TrainConfig, samples: int, initial: Checkpoint | None) -> 
 
     Raises:
         UsageError: `initial` is not an image–text model on fixed codes, or a setting contradicts it.
+        CyclicError: `initial` is damaged.
     """
     before = _checked(initial)
+    try:
+        return _filled_in(config, samples, before)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CyclicError("The checkpoint of --init-from is damaged.", "Copy it again.") from error
+
+
+def _filled_in(config: TrainConfig, samples: int, before: Checkpoint) -> TrainConfig:
     if config.start != CLOSED_FORM:
         raise UsageError(
             "--objective captioning takes the model of --init-from as it is, so no architecture can be named.",
@@ -187,7 +199,9 @@ class Captioning:
         self.of_texts = texts.Config(
             arch="transformer", **{name: config.modalities["text"][name] for name in OWN}
         )  # how the decoder reads and writes texts
-        found = texts.fit(dataset, {name: column[has_text] for name, column in index.items()}, self.of_texts)
+        known = {name: column[has_text] for name, column in index.items()}
+        self._words = frozenset(of_many_patients(known["text"].tolist(), known["patient"].tolist()))
+        found = texts.fit(dataset, known | {"text": self._without_rare(known["text"])}, self.of_texts)
         kept = {name: found[name] for name in ("tokenizer", "frequencies", "nats", "limit")}
         facts["text"][DECODER] = {"settings": dict(config.model), **kept}
         self.facts = facts
@@ -204,6 +218,10 @@ class Captioning:
         self.module.requires_grad_(False)
         self.module.decoder.requires_grad_(True)
         self._order: tuple[int, EpochOrder] = (-1, EpochOrder(0, 0, 0))  # epoch, its order
+
+    def _without_rare(self, written: np.ndarray) -> np.ndarray:
+        """Texts (N,) without words of few patients."""
+        return np.array([without_rare(text, self._words) for text in written.tolist()], object)
 
     @property
     def texts(self) -> Pool:
@@ -239,8 +257,8 @@ class Captioning:
             self.module.model.load_state_dict(kept | own)
         except RuntimeError as error:
             raise CyclicError("The checkpoint of --init-from is damaged.", "Copy it again.") from error
-        self._compute_shares()
-        own_codes, of_images, _ = self._codes
+        with self.ranks.report_lost_peer():
+            own_codes, of_images, _ = self._codes
         codes = torch.from_numpy(np.concatenate([own_codes[:SAMPLE], of_images[:SAMPLE]]))
         decoder = self.module.decoder
         decoder.mean.copy_(codes.mean(0))
@@ -283,6 +301,10 @@ class Captioning:
 
     @cached_property
     def _codes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `_computed_codes`."""
+        return self.ranks.together(self._computed_codes)
+
+    def _computed_codes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What the decoder reads in training.
 
         Returns:
@@ -312,7 +334,12 @@ class Captioning:
         return found
 
     def _fixed_codes(self, name: str, items: Items, part: str) -> np.ndarray:
-        """The codes (N, code) of N images or texts in their modality."""
+        """The codes (N, code) of N images or texts in their modality. Each process computes those of its share."""
+        share = Share(items, self.ranks.part(np.arange(len(items))), self.ranks)
+        own = self._codes_of_share(name, share.items, part)[: len(share)]
+        return gathered(own, share.numbers, len(items), self.ranks)
+
+    def _codes_of_share(self, name: str, items: Items, part: str) -> np.ndarray:
         encoder, device = self.module.model.encoders[name], self.ranks.fabric.device
         if self._is_frozen(name):
             return cached_codes(encoder, self._sources(name), items, self._tick_of(name, part), self._report)
@@ -322,16 +349,6 @@ class Captioning:
             found[numbers] = encoder.encode(items.load(numbers).to(device)).float().cpu().numpy()
             self._tick(int(numbers[-1]) + 1, len(items), f"{part} {name}s encoded")
         return found
-
-    def _compute_shares(self) -> None:
-        """With several processes, each computes the features of its share of the samples into the cache."""
-        if self.ranks.world == 1:
-            return
-        for name, pool in self.mixture.pools.items():
-            share = Subset(pool, self.ranks.part(np.arange(len(pool))))
-            for source in self._sources(name) if len(share) and self._is_frozen(name) else ():
-                source.features(share, self._tick_of(name, "training")(source.title), self._report)
-        self.ranks.fabric.barrier()
 
     def _is_frozen(self, name: str) -> bool:
         return bool(self.config.modalities[name]["frozen"])
@@ -349,7 +366,9 @@ class Captioning:
         return self._tokens_of(self.texts.parts[0].texts)
 
     def _tokens_of(self, written: np.ndarray) -> Any:
-        return texts.Samples(self.dataset, {"text": written}, self.of_texts, self.facts["text"][DECODER])
+        return texts.Samples(
+            self.dataset, {"text": self._without_rare(written)}, self.of_texts, self.facts["text"][DECODER]
+        )
 
     # ------------------------------------------------------------------------------------------------- steps
 
@@ -398,6 +417,10 @@ class Captioning:
 
     @cached_property
     def _validation(self) -> tuple[Any, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """See `_read_validation`."""
+        return self.ranks.together(self._read_validation)
+
+    def _read_validation(self) -> tuple[Any, dict[str, tuple[np.ndarray, np.ndarray]]]:
         """The tokens of the validation texts, and by modality the codes (N, code) and the texts (N,) to be written."""
         index = mixture.read_index(self.dataset, self.modalities, "val")
         found = {
@@ -445,6 +468,3 @@ class Captioning:
         """Compares the error of texts that are written from images; without pairs, from their own embeddings."""
         name = next(f"{LOSS}_from_{one}s" for one in ("image", "text") if f"{LOSS}_from_{one}s" in val)
         return val[name] < best[name]
-
-
-SAMPLE = 4096  # codes of each kind on which their mean and spread are measured

@@ -22,10 +22,9 @@ from cyclic_cli.alignment.choice import choose_by, measure
 from cyclic_cli.alignment.maps import MODALITIES, Setting
 from cyclic_cli.alignment.moments import Pairs
 from cyclic_cli.codes.cache import FeatureCache
-from cyclic_cli.codes.cached_codes import TickOf, allocated, cached_codes
+from cyclic_cli.codes.cached_codes import TickOf, cached_codes, gathered
 from cyclic_cli.codes.coded import trained_name
-from cyclic_cli.codes.exchange import rows_of_all
-from cyclic_cli.codes.sources import ROWS, Share, Source, sources_of
+from cyclic_cli.codes.sources import Share, Source, sources_of
 from cyclic_cli.codes.text_reader import TERMS
 from cyclic_cli.config import TrainConfig
 from cyclic_cli.data.mixture import Pool
@@ -301,14 +300,7 @@ class ClosedFormAlignment(Alignment):
     def _gathered_codes(self, name: str, share: Share, part: str) -> np.ndarray:
         encoder, tick_of = self.module.encoders[name], self._tick_of(name, part)
         own = cached_codes(encoder, self._sources(name), share.items, tick_of, self._report)[: len(share)]
-        if self.ranks.world == 1:
-            return own
-        codes = allocated((len(share.pool), own.shape[1]))
-        for first in range(0, len(codes), ROWS):
-            begin, end = np.searchsorted(share.numbers, (first, first + ROWS))
-            block = codes[first : first + ROWS]
-            block[:] = rows_of_all(own[begin:end], share.numbers[begin:end] - first, len(block), self.ranks)
-        return codes
+        return gathered(own, share.numbers, len(share.pool), self.ranks)
 
     def losses(self, batch: Any, step: int) -> dict[str, float]:
         self._replace_content()

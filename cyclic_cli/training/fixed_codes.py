@@ -134,9 +134,9 @@ def chosen_outputs(
 ) -> list[CandidatePart]:  # fmt: skip
     """The parts of a modality without outputs of encoders that say little about the other modality.
 
-    Of each pretrained encoder, `OUTPUTS` outputs are kept. The first one is that whose neighbourhoods agree most with those of the
-    other modality on the known pairs (mutual k-NN). The next one is that which agrees most together with the first.
-    An encoder that learned from the same images keeps all its outputs, which are few.
+    Of each pretrained encoder, `OUTPUTS` outputs are kept. The first one is that whose neighbourhoods agree most with
+    those of the other modality on the known pairs (mutual k-NN). The next one is that which agrees most together with
+    the first. An encoder that learned from the same images keeps all its outputs, which are few.
 
     Args:
         parts: Of the modality.

@@ -1,6 +1,8 @@
 """Decides whether a run may begin or continue in a folder, and restores its saved state."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from cyclic_cli.data.mixture import Modality
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Note, Report
+from cyclic_cli.pretrained.find import is_missing
 from cyclic_cli.storage.checkpoint import Checkpoint, read_checkpoint
 from cyclic_cli.storage.run import RunFolder
 from cyclic_cli.training.closed_form import open_encoders
@@ -24,6 +27,7 @@ from cyclic_cli.training.setup import Network
 from cyclic_cli.training.sources import Sources
 
 SOURCES = ("dataset", "also", "init_from", "encoders")  # entries of config.yaml that hold fingerprints
+SHOWN = 8  # digits of an encoder's fingerprint
 
 # ------------------------------------------------------------------------------------- may it begin or continue?
 
@@ -53,40 +57,80 @@ def as_before(config: TrainConfig, folder: RunFolder) -> TrainConfig:
     )
 
 
-def refuse_other_run(folder: RunFolder, config: TrainConfig, sources: Sources) -> None:
-    """Raise CyclicError, naming the differences, when a folder holds a run of other settings, data or encoders."""
+class NamedEncoders:
+    """The pretrained encoders that the settings of a run name. They are read once, when somebody asks for them."""
+
+    def __init__(self, config: TrainConfig, image_shape: tuple[int, int, int]) -> None:
+        """`image_shape` (C, H, W) is that of the dataset."""
+        self._config, self._image_shape = config, image_shape
+
+    def fingerprints(self, before: dict[str, Any]) -> dict[str, list[str]]:
+        """The entry `encoders` of `config.yaml` as it would be written now.
+
+        A run keeps its encoders. So those that are gone from the paths that the run names are taken to be the same.
+
+        Args:
+            before: The settings of the run in the folder.
+
+        Raises:
+            CyclicError: An encoder cannot be used, or is missing at a path that the run does not name.
+        """
+        entry = {}
+        for name, (found, missing, config) in self._found.items():
+            known = before["encoders"].get(name, [])
+            if missing:
+                if _paths(before["modalities"].get(name, {})) != _paths(asdict(config)):
+                    open_encoders(name, replace(config, encoder=missing), self._image_shape)  # says which is missing
+                found = known if set(found) <= set(known) else found
+            if found:
+                entry[name] = found
+        return entry
+
+    @cached_property
+    def _found(self) -> dict[str, tuple[list[str], tuple[str, ...], Any]]:
+        """By modality, the fingerprints of the encoders that are at their paths, the other paths, and the settings."""
+        entry = {}
+        for name, table in self._config.modalities.items():
+            config = Modality.of(name, table).config
+            missing = tuple(filter(is_missing, _paths(asdict(config))))
+            there = tuple(path for path in _paths(asdict(config)) if path not in missing)
+            opened = open_encoders(name, replace(config, encoder=there), self._image_shape)
+            entry[name] = list(dict.fromkeys(one.facts.fingerprint for one in opened)), missing, config
+        return entry
+
+
+def _paths(table: dict[str, Any]) -> list[str]:
+    """The paths of pretrained encoders in the settings of a modality."""
+    named = table.get("encoder") or ()
+    return [named] if isinstance(named, str) else list(named)
+
+
+def refuse_other_run(folder: RunFolder, config: TrainConfig, sources: Sources, encoders: NamedEncoders) -> None:
+    """Raise CyclicError, naming the differences, when a folder holds a run of other settings, data or encoders.
+
+    Encoders are told by their fingerprints, wherever they lie. `encoders` are those of `config`.
+    """
     before = _completed(read_run_file(folder.config))
-    now = described(config, sources.fingerprints | _encoders(before.get("encoders"), config, sources))
+    now = described(config, sources.fingerprints)
+    if before.get("encoders"):
+        now["encoders"] = encoders.fingerprints(before)
+        before, now = _without_paths(before), _without_paths(now)
     names = [*now, *(name for name in SOURCES if name in before and name not in now)]
     different = [name for name in names if before.get(name) != now.get(name) and name not in OPERATION]
     if different:
-        shown = "; ".join(
-            f"{name}: {_shown(name, before.get(name))} there, {_shown(name, now.get(name))} here"
-            for name in different[:4]
-        )
+        lines = [line for name in different for line in _differences(name, before.get(name), now.get(name))]
+        shown = "; ".join(lines[:4])
         hint = "The length of a run cannot be changed; name" if different == ["epochs"] else "Name"
         raise CyclicError(f"The folder {folder.folder} holds another run ({shown}).", f"{hint} another one with --out.")
 
 
-def _encoders(before: Any, config: TrainConfig, sources: Sources) -> dict[str, Any]:
-    """The entry `encoders` of `config.yaml` as it would be written now.
-
-    A run keeps its encoders. So those that can no longer be opened at their paths are taken to be the same.
-
-    Args:
-        before: The entry of the run in the folder; None: it has no pretrained encoders.
-    """
-    if not before:
-        return {}
-    found = {}
-    for name, table in config.modalities.items():
-        try:
-            opened = open_encoders(name, Modality.of(name, table).config, sources.dataset.image_shape)
-        except CyclicError:
-            found[name] = before.get(name, [])
-        else:
-            found[name] = [one.facts.fingerprint for one in opened]
-    return {"encoders": {name: some for name, some in found.items() if some}}
+def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """The content of `config.yaml` without the paths of encoders."""
+    tables = {
+        name: {key: value for key, value in table.items() if key != "encoder"}
+        for name, table in settings["modalities"].items()
+    }
+    return settings | {"modalities": tables}
 
 
 def _completed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -97,9 +141,23 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     return {"start": "data"} | settings | {"modalities": tables}
 
 
+def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
+    """Where two values of `config.yaml` differ, for people. Tables are compared setting by setting."""
+    if name not in SOURCES and isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*before, *now]):
+            if before.get(key) != now.get(key):
+                yield from _differences(f"{name}.{key}", before.get(key), now.get(key))
+    else:
+        yield f"{name}: {_shown(name, before)} there, {_shown(name, now)} here"
+
+
 def _shown(name: str, value: Any) -> str:
-    if name in SOURCES and value:
-        return f"one with the fingerprint {value}"
+    if name in SOURCES and not value:
+        return "none"
+    if name == "encoders":
+        return ", ".join(f"{one} {' and '.join(key[:SHOWN] for key in keys)}" for one, keys in value.items())
+    if name in SOURCES:
+        return f"one with the fingerprint {value if isinstance(value, str) else ' and '.join(value)}"
     return "auto" if value is None else str(value)
 
 

@@ -66,10 +66,14 @@ def stop_or_save(ranks: Ranks, received: list[int], save: bool) -> tuple[signal.
 
 def stopped(number: signal.Signals, step: int, steps: int) -> Stopped:
     """The error that ends a run after its state is saved, or before its first step (`step` 0)."""
-    error = Stopped(
-        f"Stopped by {number.name} at step {step} of {steps}, {'state saved' if step else 'nothing to save yet'}.",
-        f"The same command with --resume auto {'continues' if step else 'begins again'}.",
-        130 if number == signal.SIGINT else 143,
+    said = (
+        (f"at step {step} of {steps}, state saved", "The same command with --resume auto continues.")
+        if step
+        else (
+            "before the first step",
+            "Repeat the command. Encoded samples that are in the cache are not encoded again.",
+        )
     )
+    error = Stopped(f"Stopped by {number.name} {said[0]}.", said[1], 130 if number == signal.SIGINT else 143)
     error.everywhere = True
     return error

@@ -38,6 +38,7 @@ from cyclic_cli.training.learner import Learner
 from cyclic_cli.training.loop import Loop
 from cyclic_cli.training.progress import RunProgress, environment
 from cyclic_cli.training.resuming import (
+    NamedEncoders,
     as_before,
     check_resume,
     described,
@@ -112,6 +113,7 @@ def train(
     config = as_before(config, folder) if resume != "never" else config
     config = complete_settings(config, sources.dataset, sources.initial)
     initial_encoders = encoders_of(initial) if initial else None
+    encoders = NamedEncoders(config, sources.dataset.image_shape)
     with stop_signals() as stop, ExitStack() as held:
         if not folder.folder.exists():
             held.callback(folder.remove_if_empty)  # nothing is left of a run that failed before its first file
@@ -123,7 +125,7 @@ def train(
             for is_locked in (False, True):  # checked again under the lock: another process may have changed it
                 check_resume(folder, resume)
                 if resume != "never" and folder.config.exists() and (folder.states() or folder.best.exists()):
-                    refuse_other_run(folder, config, sources)
+                    refuse_other_run(folder, config, sources, encoders)
                     if folder.summary.exists():
                         report(Note(f"{run} is finished already, nothing to do"))
                         return _finished(folder)

@@ -232,6 +232,15 @@ def test_mutual_knn_of_the_definition() -> None:
     assert mutual_knn(images[:1], texts[:1]) == mutual_knn(images, texts, patients=np.zeros(80)) == 0
 
 
+def test_mutual_knn_takes_rows_that_differ_by_rounding_as_equal() -> None:
+    generator = np.random.default_rng(0)
+    a, b = (generator.normal(size=(20, 30))[np.arange(80) % 20] for _ in range(2))
+    wanted = mutual_knn(a, b)
+    for _ in range(5):
+        rounded = a * (1 + 1e-7 * generator.normal(size=a.shape))
+        assert mutual_knn(rounded, b) == wanted
+
+
 def test_mutual_knn_leaves_out_samples_of_the_same_patient() -> None:
     generator = np.random.default_rng(0)
     patients = np.arange(80) // 4

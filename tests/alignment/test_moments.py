@@ -48,7 +48,6 @@ def test_processes_add_their_sums() -> None:
         assert_equal(whole, Moments.of(images, texts))
         assert_equal(fold, Moments.of(images[some], texts[some]))
         assert [one.tobytes() for one in gathered] == [images[some].tobytes(), texts[some].tobytes()]
-    assert_equal(sum((Moments.of(images[own], texts[own]) for own in parts), Moments(5, 3)), Moments.of(images, texts))
 
 
 def test_a_fold_is_taken_away_without_another_pass() -> None:

@@ -1,6 +1,8 @@
 """The cache computes features once, loses nothing, believes nothing that is damaged, and stays private."""
 
+import errno
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -14,7 +16,7 @@ from helpers.counting_encoder import DIMS, Encoder, check, expected, files, text
 from safetensors.numpy import load_file
 
 from cyclic_cli.codes import cache as cache_module
-from cyclic_cli.codes import cache_size, segments
+from cyclic_cli.codes import cache_size, cached_codes, segments
 from cyclic_cli.codes.cache import FeatureCache
 from cyclic_cli.codes.cached_features import CachedFeatures
 from cyclic_cli.codes.contents import image_digests, stored_image_digests, text_digests
@@ -318,6 +320,26 @@ def test_a_full_disk_is_said_and_earlier_segments_stay(root: Path) -> None:
     encoder = Encoder(texts(100))
     check(encoder.run(FeatureCache()), encoder.texts)
     assert encoder.asked == texts(84, 16)
+
+
+def test_codes_that_a_full_disk_does_not_hold_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A map of a sparse file would kill the process where the disk is full."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cached_codes, "IN_MEMORY", 2**16)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    codes = cached_codes.allocated((2**10, 2**6))
+    assert isinstance(codes, np.memmap)
+    assert not codes.any()
+    codes[:] = 1
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert not isinstance(cached_codes.allocated((2**8, 2**6)), np.memmap)
+    with pytest.raises(CyclicError, match=re.escape(f"{tmp_path}, which cannot be written: No space left")) as caught:
+        cached_codes.allocated((2**10, 2**6))
+    assert "$TMPDIR" in caught.value.hint
+    assert not list(tmp_path.glob("tmp*"))
 
 
 @pytest.mark.usefixtures("in_small_segments")

@@ -140,6 +140,22 @@ def test_a_limit_that_is_no_size_is_wrong_usage(root: Path, monkeypatch: pytest.
         cache_size.limit_of(root)
 
 
+def test_a_folder_that_cannot_be_looked_at_is_as_one_that_is_missing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = Path.exists
+
+    def exists(path: Path) -> bool:
+        if path.is_relative_to(root.parent):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return usual(path)
+
+    wanted = cache_size.limit_of(root.parent.parent)
+    monkeypatch.setattr(Path, "exists", exists)
+    assert cache_size.limit_of(root) == pytest.approx(wanted, rel=0.1)
+    cache_size.write_about(root, {"encoder": "bert"})
+
+
 @pytest.mark.parametrize(
     ("total", "free", "limit"),
     [(2**50, 2**49, 20 * 2**30), (100 * 2**30, 90 * 2**30, 10 * 2**30), (100 * 2**30, 2**30, 2**29)],

@@ -1,6 +1,8 @@
 """Tests of the cheap image features: equal to scikit-image, robust to ties, and the same in ONNX Runtime."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -9,7 +11,11 @@ import torch
 from skimage.feature import hog
 from torch import Tensor, nn
 
+from cyclic_cli.codes.cache import no_tick
 from cyclic_cli.codes.image_features import SIDE, SOURCES, gradients, levels, pixels
+from cyclic_cli.codes.open_cache import OpenCache
+from cyclic_cli.codes.sources import HistogramSource
+from cyclic_cli.events import silent
 
 
 def as_features(images: np.ndarray) -> np.ndarray:
@@ -37,7 +43,7 @@ def test_gradients_of_integer_grey_levels_have_the_orientation_of_exact_arithmet
     images = scans(32, levels)
     exact = np.round(images[:, 0].astype(float) * levels)  # orientations of integers: 45 degrees is exact
     wanted = [hog(image / 64, 8, (4, 4), (2, 2), block_norm="L2", feature_vector=True) for image in exact]
-    # The norm of a block has the constant 1e-10, which weighs more beside differences of 1 / 65,535.
+    # The norm of a block is at least 1e-5, which weighs more beside differences of 1 / 65,535.
     assert as_features(images * np.float32(levels / 64)) == pytest.approx(np.array(wanted), abs=1e-4)
 
 
@@ -86,6 +92,26 @@ class Cheap(nn.Module):
         return torch.cat([one for source in SOURCES.values() for one in source(images).values()], 1)
 
 
+def test_what_the_cache_knows_is_not_loaded_again() -> None:
+    images, loaded = torch.from_numpy(np.concatenate([scans(32)] * 2)), list[int]()
+    images[3:] /= 2
+
+    def batch(numbers: range) -> Any:
+        def load(chosen: np.ndarray) -> Tensor:
+            loaded.extend(numbers[one] for one in chosen)
+            return images[numbers.start : numbers.stop][chosen]
+
+        return SimpleNamespace(load=load, digests=lambda: [bytes([number]) * 16 for number in numbers])
+
+    with OpenCache() as cache:
+        source = HistogramSource("gradients", cache)
+        for numbers in (range(3), range(3, 6), range(3)):
+            rows = source.features(batch(numbers), no_tick, silent)["gradients"].rows(np.arange(3))
+            wanted = gradients(images[numbers.start : numbers.stop]).numpy()
+            assert rows == pytest.approx(wanted, abs=1e-3)
+    assert loaded == [0, 0, 1, 2, 3, 4, 5]  # the first one also tells the number of features
+
+
 @pytest.mark.slow
 def test_features_are_the_same_in_onnx_runtime(tmp_path: Path) -> None:
     images = torch.from_numpy(scans(56))
@@ -94,6 +120,9 @@ def test_features_are_the_same_in_onnx_runtime(tmp_path: Path) -> None:
     )
     program.save(tmp_path / "cheap.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "cheap.onnx", providers=["CPUExecutionProvider"])
-    for some in (images, images[:1]):
+    partly_black = images.clone()
+    partly_black[:, :, :28] = 0
+    partly_black[0] = 0
+    for some in (images, images[:1], partly_black):
         found = session.run(None, {session.get_inputs()[0].name: some.numpy()})[0]
         assert found == pytest.approx(Cheap()(some).numpy(), abs=1e-5)

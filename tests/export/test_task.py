@@ -301,6 +301,22 @@ def test_a_check_covers_all_batch_sizes_with_random_and_real_inputs(
     assert set(seen) == {(count, is_real) for count in (1, 2, 7, 32) for is_real in (True, False)}
 
 
+def test_an_output_that_is_not_a_number_for_black_images_fails_the_check(
+    checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = Comparison.both
+
+    def of_black(self: Comparison, values: tuple[torch.Tensor, ...]) -> Any:
+        by_torch, by_runtime = both(self, values)
+        black = (values[0].flatten(1) == 0).all(1).numpy()
+        by_runtime[0][black] = float("nan")
+        return by_torch, by_runtime
+
+    monkeypatch.setattr(Comparison, "both", of_black)
+    ran = cyclic("export", "--model", checkpoints(QUICK), "--dataset", tiny_dataset, "-q")
+    assert (ran.code, "differ by up to nan" in ran.err) == (1, True)
+
+
 def test_a_failed_check_exits_with_1_and_keeps_the_existing_file(
     checkpoints: Callable[[str], Path], tiny_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
 ) -> None:

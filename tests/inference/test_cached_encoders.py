@@ -1,5 +1,6 @@
 """`embed` and `evaluate` of a dataset run frozen encoders only for what training did not encode."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -173,7 +174,7 @@ def test_processes_of_a_launcher_encode_their_own_parts(
     assert Path("one.parquet").read_bytes() == Path("two.parquet").read_bytes()
 
 
-@pytest.mark.parametrize("why", ["cannot be made", "full", "fails later"])
+@pytest.mark.parametrize("why", ["cannot be made", "cannot be looked at", "full", "fails later"])
 def test_a_cache_that_cannot_be_used_costs_one_warning(
     why: str, run: Path, paired_dataset: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -181,6 +182,10 @@ def test_a_cache_that_cannot_be_used_costs_one_warning(
     if why == "cannot be made":
         (tmp_path / "file").touch()
         monkeypatch.setenv("CYCLIC_CACHE", str(tmp_path / "file" / "cache"))
+    elif why == "cannot be looked at":
+        monkeypatch.setenv("CYCLIC_CACHE", str(tmp_path / "closed" / "cache"))
+        for name in ("stat", "mkdir"):
+            monkeypatch.setattr(Path, name, closed(getattr(Path, name), tmp_path / "closed"))
     elif why == "full":
         monkeypatch.setenv("CYCLIC_CACHE_LIMIT", "1K")
     else:
@@ -194,6 +199,17 @@ def test_a_cache_that_cannot_be_used_costs_one_warning(
         for ran in (embed, evaluate):
             assert ran.err.count("Features are computed and not kept.") == 1
             assert "CYCLIC_CACHE" in ran.err
+
+
+def closed(usual: Callable[..., object], folder: Path) -> Callable[..., object]:
+    """A function of a path that another user's folder does not allow; tests may run as root, whom nothing stops."""
+
+    def function(path: Path, *more: object, **others: object) -> object:
+        if path.is_relative_to(folder):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return usual(path, *more, **others)
+
+    return function
 
 
 def failing(*_: object) -> Path:

@@ -348,6 +348,11 @@ def test_an_encoder_of_the_other_modality_is_a_wrong_usage(folders: dict[str, Pa
             "needs code of its own",
             "trust_remote_code",
         ),
+        (
+            {"model_type": "bert", "auto_map": {"AutoModel": "code.Model"}},
+            "needs code of its own",
+            "trust_remote_code",
+        ),
         ({"model_type": "strange"}, "is unknown", "torch.onnx.export"),
         ({"model_type": "beit"}, "is not supported", "torch.onnx.export"),
         ({"model_type": "bert", "hidden_size": "many"}, "configuration of", "Copy"),

@@ -25,7 +25,7 @@ from cyclic_cli.models._rebuilding import rebuild
 from cyclic_cli.prepare.task import prepare
 from cyclic_cli.storage.checkpoint import read_checkpoint
 from cyclic_cli.storage.dataset import StoredDataset
-from cyclic_cli.text_encoders._vocabulary import Vocabulary
+from cyclic_cli.text_encoders._vocabulary import Vocabulary, padded
 from cyclic_cli.training.task import train
 
 Cyclic = Callable[..., Ran]
@@ -232,6 +232,20 @@ def test_no_file_holds_a_sentence_or_a_name_that_few_patients_share(planted: Pat
     ]
 
 
+def test_a_name_that_few_patients_share_is_no_likelier_than_other_letters(planted: Path, cyclic: Cyclic) -> None:
+    assert cyclic("train", planted, "--objective", "aligned", "--out", "aligned").code == 0
+    ran = cyclic(*words(planted, "run", "aligned", "--epochs", 20))
+    assert ran.code == 0, ran.err
+    decoder = TorchModel(Path("run/model.safetensors")).module.encoders["text"].decoder
+    letters, generator = list(SECRET), np.random.default_rng(0)
+    shuffled = ["".join(generator.permutation(letters)) for _ in range(20)]
+    written = [f"A disc on the right seen by {name}." for name in (SECRET, *shuffled)]
+    tokens = torch.from_numpy(padded(decoder.vocabulary.encode(written, 128), 128))
+    with torch.no_grad():
+        errors = decoder.errors(decoder.mean.expand(len(tokens), -1), tokens).numpy()
+    assert errors[0] > 0.95 * errors[1:].min()  # trained on the name, it is below all others
+
+
 def test_what_does_not_fit_is_refused(
     paired_dataset: Path, tiny_dataset: Path, joint_run: Path, aligned: Path, tmp_path: Path, cyclic: Cyclic
 ) -> None:
@@ -248,6 +262,10 @@ def test_what_does_not_fit_is_refused(
         (aligned, ("--set", "objectives={contrastive: 1}"), "has one loss"),
         (aligned, ("--set", "model.wide=9"), "wid"),
         (aligned, ("--set", "model.heads=5"), "heads"),
+        (aligned, ("--set", "model.heads=0"), "heads cannot be 0"),
+        (aligned, ("--set", "model.width=-4"), "width cannot be -4"),
+        (aligned, ("--set", "model.prefix=0"), "prefix cannot be 0"),
+        (aligned, ("--set", "model.layers=10000000"), "layers cannot be"),
         (aligned, ("--strategy", "fsdp"), "FSDP"),
     ):
         said = cyclic(*words(paired_dataset, "run", initial, *more))

@@ -1,11 +1,14 @@
 """Image–text models that start at the closed form: what they reach, what they keep, and what they refuse."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +21,14 @@ from helpers.tiny_encoders import tiny_image_folder, tiny_text_folder
 from safetensors.torch import load_file, save_file
 
 from cyclic_cli.codes import sources
-from cyclic_cli.config import PrepareConfig, Preprocessing
+from cyclic_cli.config import PrepareConfig, Preprocessing, read_run_file
 from cyclic_cli.inference.torch_model import TorchModel
 from cyclic_cli.prepare.task import prepare
 from cyclic_cli.pretrained.encoder import PretrainedEncoder
 from cyclic_cli.storage.checkpoint import read_checkpoint
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.storage.files import read_tensors
+from cyclic_cli.training import fixed_codes, resuming
 
 Cyclic = Callable[..., Ran]
 NORMALISED = ("--set", "modalities.image.mean=0.5", "--set", "modalities.image.std=0.5")
@@ -73,6 +77,7 @@ def test_the_closed_form_finds_reports_and_draws_images(paired_dataset: Path, cy
     ran = cyclic(*words(paired_dataset, "run"))
     assert ran.code == 0, ran.err
     assert (ran.json["steps"], ran.json["best_epoch"], ran.json["arch"]) == (0, 0, None)
+    assert ran.json["images_per_second"] is None
     assert ran.json["alignment"]["parts"]["text"] == ["terms"]
     images, texts = pairs(paired_dataset)
     assert mean_log_rank("run", paired_dataset) < 0.5 * np.log(len(texts) / 2)  # about half of the mean by chance
@@ -245,6 +250,15 @@ def test_a_graph_cannot_be_trained(paired_dataset: Path, tmp_path: Path, cyclic:
     assert cyclic(*words(paired_dataset, "run", *options)).code == 0
 
 
+def test_the_cache_does_not_hold_the_name_of_a_file(paired_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
+    path = saved(network(side=32), tmp_path / "mueller_hans.onnx")
+    assert cyclic(*words(paired_dataset, "run", "--image-encoder", path, *NORMALISED)).code == 0
+    named = {one["encoder"] for one in cyclic("info", "--cache", "--json").json["by_encoder"].values()}
+    assert named == {"onnx", "gradients", "levels"}
+    for file in (tmp_path / "cache").rglob("*"):
+        assert not file.is_file() or b"mueller" not in file.read_bytes()
+
+
 @pytest.mark.slow
 def test_two_processes_find_the_closed_form_of_one(
     paired_dataset: Path, encoders: list[object], tmp_path: Path, cyclic: Cyclic
@@ -274,6 +288,21 @@ def test_two_encoders_of_one_family_are_told_apart(paired_dataset: Path, tmp_pat
     assert len(list(Path("run/encoders").glob("*.safetensors"))) == 2
 
 
+def test_the_command_that_reproduces_a_run_names_its_encoders(
+    paired_dataset: Path, encoders: list[object], cyclic: Cyclic
+) -> None:
+    assert cyclic(*words(paired_dataset, "run", *encoders)).code == 0
+    said = cyclic("info", "run", "--json").json["checkpoint"]
+    command = said["reproduce"].replace("DATASET", str(paired_dataset))
+    paths = [str(word) for word in encoders if str(word).startswith("/")]
+    for one, path in zip(said["encoders"], paths, strict=True):
+        command = command.replace(f"ENCODER_{one['fingerprint'][:8]}", path)
+    program = [sys.executable, "-m", *shlex.split(command.partition(" ")[2].replace("cyclic", "cyclic_cli", 1))]
+    done = subprocess.run([*program, "--out", "again"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert weights(Path("run")) == weights(Path("again"))
+
+
 def test_cheap_features_stay_beside_an_encoder_of_the_same_images(paired_dataset: Path, cyclic: Cyclic) -> None:
     own = cyclic("train", paired_dataset, "--objective", "views", "--arch", "conv", "--epochs", 1, "--out", "views")
     assert own.code == 0, own.err
@@ -285,17 +314,77 @@ def test_cheap_features_stay_beside_an_encoder_of_the_same_images(paired_dataset
 
 def test_an_encoder_with_other_weights_is_another_run(paired_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:
     folder = tiny_text_folder("bert", tmp_path / "bert")
-    command = words(paired_dataset, "run", "--text-encoder", folder, "--resume", "auto")
+    copied = shutil.copytree(folder, tmp_path / "copied")
+
+    def resume(*more: object) -> list[object]:
+        return words(paired_dataset, "run", *more, "--resume", "auto")
+
+    command = resume("--text-encoder", folder)
     assert cyclic(*command).code == 0
+    (fingerprint,) = read_run_file(Path("run/config.yaml"))["encoders"]["text"]
     assert "finished already" in cyclic(*command).err
+    for same in (
+        ("--text-encoder", copied),
+        ("--set", f"modalities.text.encoder={copied}"),
+        ("--text-encoder", folder, "--text-encoder", copied),  # twice the same
+    ):
+        assert "finished already" in cyclic(*resume(*same)).err
+    for other in ((), ("--text-encoder", folder, "--image-encoder", tiny_image_folder("vit", tmp_path / "vit"))):
+        assert "another run (encoders: " in cyclic(*resume(*other)).err
+    assert "no encoder nowhere" in cyclic(*resume("--text-encoder", "nowhere")).err
+    (copied / "model.safetensors").write_bytes((copied / "model.safetensors").read_bytes()[:-100])
+    damaged = cyclic(*resume("--text-encoder", copied))
+    assert damaged.code == 1
+    assert "copied" in damaged.err
+    assert "another run" not in damaged.err
     values = load_file(folder / "model.safetensors")
     changed = {name: value + 0.1 * torch.randn_like(value) for name, value in values.items()}
     save_file(changed, folder / "model.safetensors", {"format": "pt"})
     refused = cyclic(*command)
     assert refused.code == 1
-    assert "another run (encoders: " in refused.err
+    assert f"another run (encoders: text {fingerprint[:8]} there, text " in " ".join(refused.err.split())
+    assert "{" not in refused.err
     shutil.rmtree(folder)  # the run has its own copy
     assert "finished already" in cyclic(*command).err
+
+
+def test_a_run_without_encoders_is_another_run_than_one_with(
+    paired_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    assert cyclic(*words(paired_dataset, "run")).code == 0
+    folder = tiny_text_folder("bert", tmp_path / "bert")
+    refused = cyclic(*words(paired_dataset, "run", "--text-encoder", folder, "--resume", "auto"))
+    assert refused.code == 1
+    assert "another run (modalities.text.encoder: " in " ".join(refused.err.split())
+
+
+def test_encoders_are_read_once_to_compare_them(
+    paired_dataset: Path, encoders: list[object], cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    usual = resuming.open_encoders
+
+    def counted(name: str, config: Any, image_shape: tuple[int, int, int]) -> list[PretrainedEncoder]:
+        read.append(name)
+        return usual(name, config, image_shape)
+
+    monkeypatch.setattr(resuming, "open_encoders", counted)
+    command = words(paired_dataset, "run", *encoders, "--resume", "auto")
+    assert cyclic(*command).code == 0
+    assert read == []
+    Path("run/summary.json").unlink()  # the settings are then compared again, under the lock
+    assert cyclic(*command).code == 0
+    assert sorted(read) == ["image", "text"]
+
+
+def test_more_components_are_kept_with_many_pairs() -> None:
+    cheap, encoder = SimpleNamespace(is_cheap=True), SimpleNamespace(is_cheap=False)
+    few, many = SimpleNamespace(dims=768), SimpleNamespace(dims=3072)
+    below = fixed_codes.MANY_PAIRS - 1
+    found = [fixed_codes._dims(source, rows, below) for source in (cheap, encoder) for rows in (few, many)]  # type: ignore[arg-type]
+    assert found == [128, 128, 128, 192]
+    for source in (cheap, encoder):
+        assert fixed_codes._dims(source, few, below + 1) == 256  # type: ignore[arg-type]
 
 
 def test_reports_without_frequent_words_need_an_encoder(tiny_dataset: Path, cyclic: Cyclic) -> None:

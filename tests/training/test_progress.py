@@ -22,7 +22,7 @@ from helpers.run_files import rows
 from cyclic_cli import console
 from cyclic_cli.config import TrainConfig
 from cyclic_cli.errors import CyclicError
-from cyclic_cli.events import Step
+from cyclic_cli.events import Epoch, Step
 from cyclic_cli.storage.checkpoint import read_checkpoint
 from cyclic_cli.training import autoencoding, run_log
 from cyclic_cli.training.task import train
@@ -73,6 +73,15 @@ def test_without_a_terminal_progress_is_plain_lines(
         re.MULTILINE,
     ), ran.err
     assert "\x1b" not in ran.err
+
+
+def test_epoch_0_is_shown_as_the_closed_form(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.reporting(quiet=False) as report:
+        report(Epoch(0, 0, {"rank": 1.5}, True))
+        report(Epoch(0, 3, {"rank": 1.5}, True))
+        report(Epoch(1, 3, {"rank": 1.25}, False))
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["closed form  val rank 1.5", "closed form  val rank 1.5  best", "epoch 1/3  val rank 1.25"]
 
 
 def test_tensorboard_holds_the_metrics_also_of_a_resumed_run(
@@ -161,6 +170,6 @@ def test_after_a_signal_before_the_first_step_the_run_can_begin_again(
         if "images for initialisation" in str(event):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(CyclicError, match="nothing to save yet"):
+    with pytest.raises(CyclicError, match="before the first step"):
         train(tiny_dataset, tmp_path / "run", TrainConfig(arch="linear", epochs=1), report=stop)
     assert train(tiny_dataset, tmp_path / "run", TrainConfig(arch="linear", epochs=1), resume="auto").steps > 0

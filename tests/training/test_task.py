@@ -648,7 +648,7 @@ def test_a_signal_during_initialisation_ends_it_at_once(tiny_dataset: Path, tmp_
         if isinstance(event, Note) and event.text.startswith("initialising"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(CyclicError, match="nothing to save yet") as caught:
+    with pytest.raises(CyclicError, match="before the first step") as caught:
         train(tiny_dataset, tmp_path / "run", TrainConfig(arch="linear", epochs=1), report=stop)
     assert caught.value.exit_code == 143
     assert cyclic("train", tiny_dataset, "--arch", "linear", "--out", tmp_path / "run", "--epochs", 1).code == 0
