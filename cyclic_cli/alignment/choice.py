@@ -18,20 +18,25 @@ from cyclic_cli.errors import CyclicError
 CHEAP = ("pixels", "gradients", "levels")  # features of images that need no pretrained encoder
 FEWEST = 10  # patients with pairs; with fewer, folds tell too little and the default is taken
 
-# Few settings, because a choice among many overfits some hundred pairs. From strong to weak regularisation: of equally
-# good settings the first is taken.
-STRENGTHS = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)
+MANY_PAIRS = 1000  # known pairs from which on weaker regularisation is tried as well
+STRENGTHS = (30.0, 10.0, 3.0, 1.0, 0.3)  # from strong to weak: of equally good settings the first is taken
+WEAK = (0.1, 0.03)  # strengths that help many pairs
 VARIATES = 64
 RIDGES = (3.0, 1.0)
-GRID = {
-    "both": tuple(Setting((strength, VARIATES), ridge) for strength in STRENGTHS for ridge in RIDGES),
-    "cca": tuple(Setting((strength, VARIATES)) for strength in STRENGTHS),
-}  # by map
 SEARCH = tuple(Setting((strength, VARIATES), 3.0) for strength in (10.0, 3.0, 1.0))  # settings that compare parts
 
 Parts = Mapping[str, Mapping[str, slice]]  # by modality and name: columns of the code
 Kept = dict[str, tuple[str, ...]]  # by modality, names of parts
 Grids = Mapping[str, tuple[Setting, ...]]  # by name of the map
+
+
+def grids_for(pairs: int) -> Grids:
+    """The settings to choose from, by map. They are few, because a choice among many overfits some hundred pairs."""
+    strengths = STRENGTHS if pairs < MANY_PAIRS else STRENGTHS + WEAK
+    return {
+        "both": tuple(Setting((strength, VARIATES), ridge) for strength in strengths for ridge in RIDGES),
+        "cca": tuple(Setting((strength, VARIATES)) for strength in strengths),
+    }
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class ClosedForm:
     columns: Columns  # by modality, their columns in the whole code
     setting: Setting
     rule: str  # by which it was chosen
-    scores: dict[str, Scores]  # by map of `GRID`, of its best setting; empty without folds
+    scores: dict[str, Scores]  # by map, of its best setting; empty without folds
     counts: dict[str, int]  # pairs, patients and folds
 
     def embed(self, modality: str, codes: np.ndarray) -> np.ndarray:
@@ -102,14 +107,14 @@ def choose(
     groups: np.ndarray | None = None,
     parts: Parts | None = None,
     cheap: Collection[str] = CHEAP,
-    grids: Grids = GRID,
+    grids: Grids | None = None,
 ) -> ClosedForm:
     """`measure` and `choose_by` in one, for a single process with image codes (N, P) and text codes (N, Q) of pairs."""
     return choose_by(measure(Pairs(images, texts), patients, groups), parts, cheap, grids)
 
 
 def choose_by(
-    measured: Measured, parts: Parts | None = None, cheap: Collection[str] = CHEAP, grids: Grids = GRID
+    measured: Measured, parts: Parts | None = None, cheap: Collection[str] = CHEAP, grids: Grids | None = None
 ) -> ClosedForm:
     """Fit a map to all known pairs, with the parts and settings that rank best in folds over their patients.
 
@@ -117,14 +122,15 @@ def choose_by(
         measured: Of the known pairs.
         parts: The columns of each part of the codes. None: each code is one part.
         cheap: Names of parts that join the others of their modality only where the folds say so.
-        grids: By map, the settings to choose from. With pairs of fewer than `FEWEST` patients, a default of the first
-            map is taken.
+        grids: By map, the settings to choose from; None: those of `grids_for`. With pairs of fewer than `FEWEST`
+            patients, a default of the first map is taken.
 
     Raises:
         CyclicError: All codes of a modality are equal, or not finite.
     """
     total, folds = measured.total, measured.folds
     _check(total)
+    grids = grids_for(total.count) if grids is None else grids
     parts = parts or {
         name: {"code": slice(0, dims)} for name, dims in zip(MODALITIES, (total.images, total.texts), strict=True)
     }

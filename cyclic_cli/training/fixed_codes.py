@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cyclic_cli.alignment.choice import MANY_PAIRS
 from cyclic_cli.alignment.layers import mutual_knn
 from cyclic_cli.alignment.maps import Blocks, Factors, embed
 from cyclic_cli.alignment.moments import Moments
@@ -35,9 +36,8 @@ from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import Note, Report
 
-DIMS, MOST_DIMS = 128, 256  # principal components of a part, at most: of few features, and of many
+DIMS, MOST_DIMS = 128, 256  # principal components of a part, at most; every part has the latter with `MANY_PAIRS`
 FEATURES_PER_DIM = 16  # features beyond which a part of an encoder has more than `DIMS` components
-MANY_PAIRS = 1000  # known pairs from which on every part may have `MOST_DIMS` components; with fewer, this costs
 OUTPUTS = 2  # of each encoder that are kept
 COMPARED = 1000  # pairs on which outputs are compared, at most
 RIDGE = 0.1  # of drawings and expansions, relative to the mean variance of the regressors

@@ -8,7 +8,7 @@ import pytest
 from helpers.thread_processes import in_threads
 
 from cyclic_cli.alignment import folds as folding
-from cyclic_cli.alignment.choice import GRID, ClosedForm, choose, choose_by, measure
+from cyclic_cli.alignment.choice import ClosedForm, choose, choose_by, grids_for, measure
 from cyclic_cli.alignment.folds import Folds, Ranking, Scores, held_out, similarities
 from cyclic_cli.alignment.layers import mutual_knn
 from cyclic_cli.alignment.maps import Setting, fit_map
@@ -137,10 +137,15 @@ def test_processes_choose_as_one_does() -> None:
         assert one.embed("text", texts) == pytest.approx(alone.embed("text", texts), abs=1e-6)
 
 
-@pytest.mark.parametrize("map_", GRID)
+def test_weak_regularisation_is_tried_with_many_pairs_alone() -> None:
+    weakest = [min(one.cca[0] for one in grids_for(pairs)["cca"] if one.cca) for pairs in (999, 1000)]
+    assert weakest == [0.3, 0.03]
+
+
+@pytest.mark.parametrize("map_", grids_for(60))
 def test_only_the_given_settings_are_chosen(map_: str) -> None:
-    chosen = choose(*pairs(60), np.arange(60), grids={map_: GRID[map_]})
-    assert chosen.setting in GRID[map_]
+    chosen = choose(*pairs(60), np.arange(60), grids={map_: grids_for(60)[map_]})
+    assert chosen.setting in grids_for(60)[map_]
     assert set(chosen.scores) == {map_}
 
 
@@ -189,7 +194,7 @@ def test_few_patients_get_the_default(patients: int) -> None:
     assert chosen.to_json()["mean_log_rank"] is None
     assert json.loads(json.dumps(chosen.to_json(), allow_nan=False))["folds"] == 0
     assert recall_at_1(chosen, images, texts) > 2 / 18
-    cca = choose(images, texts, np.arange(18) % patients, grids={"cca": GRID["cca"]})
+    cca = choose(images, texts, np.arange(18) % patients, grids={"cca": grids_for(18)["cca"]})
     assert cca.setting == Setting((30.0, 64))
     assert choose(images, texts, np.arange(18) % 10).counts["folds"] == 15
     assert np.isfinite(choose(images[:2], texts[:2], np.arange(2)).embed("image", images)).all()

@@ -20,6 +20,7 @@ from helpers.stopping import stopped_after
 from helpers.tiny_encoders import tiny_image_folder, tiny_text_folder
 from safetensors.torch import load_file, save_file
 
+from cyclic_cli.alignment.choice import MANY_PAIRS
 from cyclic_cli.codes import sources
 from cyclic_cli.config import PrepareConfig, Preprocessing, read_run_file
 from cyclic_cli.inference.torch_model import TorchModel
@@ -380,7 +381,7 @@ def test_encoders_are_read_once_to_compare_them(
 def test_more_components_are_kept_with_many_pairs() -> None:
     cheap, encoder = SimpleNamespace(is_cheap=True), SimpleNamespace(is_cheap=False)
     few, many = SimpleNamespace(dims=768), SimpleNamespace(dims=3072)
-    below = fixed_codes.MANY_PAIRS - 1
+    below = MANY_PAIRS - 1
     found = [fixed_codes._dims(source, rows, below) for source in (cheap, encoder) for rows in (few, many)]  # type: ignore[arg-type]
     assert found == [128, 128, 128, 192]
     for source in (cheap, encoder):
