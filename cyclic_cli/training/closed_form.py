@@ -48,6 +48,11 @@ from cyclic_cli.training.validation import errors_of_drawings, joined, validate_
 Named = dict[str, list[CandidatePart]]  # by modality
 
 
+def encoder_paths(named: str | Sequence[str] | None) -> list[str]:
+    """The paths in the setting `encoder` of a modality."""
+    return [named] if isinstance(named, str) else list(named or ())
+
+
 def open_encoders(name: str, config: Any, image_shape: tuple[int, int, int]) -> list[PretrainedEncoder]:
     """The pretrained encoders that the settings of a modality name.
 
@@ -59,7 +64,7 @@ def open_encoders(name: str, config: Any, image_shape: tuple[int, int, int]) -> 
     Raises:
         CyclicError: An encoder is missing or cannot be used.
     """
-    paths = [config.encoder] if isinstance(config.encoder, str) else list(config.encoder)
+    paths = encoder_paths(config.encoder)
     overrides = {key: value for key in ("mean", "std") if (value := getattr(config, key, None)) is not None}
     opened = [find.open_encoder(path, name, image_shape if name == "image" else None, overrides) for path in paths]
     for path, encoder in zip(paths, opened, strict=True):

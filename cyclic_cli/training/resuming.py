@@ -19,7 +19,7 @@ from cyclic_cli.events import Note, Report
 from cyclic_cli.pretrained.find import is_missing
 from cyclic_cli.storage.checkpoint import Checkpoint, read_checkpoint
 from cyclic_cli.storage.run import RunFolder
-from cyclic_cli.training.closed_form import open_encoders
+from cyclic_cli.training.closed_form import encoder_paths, open_encoders
 from cyclic_cli.training.gradients import layout
 from cyclic_cli.training.learner import Learner
 from cyclic_cli.training.progress import RunProgress, changes, environment
@@ -79,7 +79,7 @@ class NamedEncoders:
         for name, (found, missing, config) in self._found.items():
             known = before["encoders"].get(name, [])
             if missing:
-                if _paths(before["modalities"].get(name, {})) != _paths(asdict(config)):
+                if encoder_paths(before["modalities"].get(name, {}).get("encoder")) != encoder_paths(config.encoder):
                     open_encoders(name, replace(config, encoder=missing), self._image_shape)  # says which is missing
                 found = known if set(found) <= set(known) else found
             if found:
@@ -92,17 +92,11 @@ class NamedEncoders:
         entry = {}
         for name, table in self._config.modalities.items():
             config = Modality.of(name, table).config
-            missing = tuple(filter(is_missing, _paths(asdict(config))))
-            there = tuple(path for path in _paths(asdict(config)) if path not in missing)
+            missing = tuple(filter(is_missing, encoder_paths(config.encoder)))
+            there = tuple(path for path in encoder_paths(config.encoder) if path not in missing)
             opened = open_encoders(name, replace(config, encoder=there), self._image_shape)
             entry[name] = list(dict.fromkeys(one.facts.fingerprint for one in opened)), missing, config
         return entry
-
-
-def _paths(table: dict[str, Any]) -> list[str]:
-    """The paths of pretrained encoders in the settings of a modality."""
-    named = table.get("encoder") or ()
-    return [named] if isinstance(named, str) else list(named)
 
 
 def refuse_other_run(folder: RunFolder, config: TrainConfig, sources: Sources, encoders: NamedEncoders) -> None:

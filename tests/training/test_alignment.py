@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers.makers import Ran
 from helpers.run_files import gradient_difference, rows, weights
+from helpers.several_processes import run_in_processes
 from helpers.stopping import stopped_after
 
 import cyclic_cli.modalities
@@ -250,10 +251,7 @@ def test_two_processes_learn_what_one_does(paired_dataset: Path, tmp_path: Path,
     every = ("--batch-size", 96, "--epochs", 25, "--lr", 1e-5, "--precision", 32, "--set", f"objectives={EVERY}")
     assert cyclic(*words(paired_dataset, *every, "--out", tmp_path / "one")).code == 0
     several = words(paired_dataset, *every, "--out", tmp_path / "two", "--devices", 2)
-    command = [sys.executable, "-m", "cyclic_cli", *map(str, several)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-    assert done.returncode == 0, done.stderr
+    run_in_processes(several, tmp_path / "cache")
     assert gradient_difference(tmp_path / "one", tmp_path / "two") < 1e-2  # rounding is a thousandth of that
     steps = [rows(tmp_path / name, "step") for name in ("one", "two")]
     for first, second in zip(*steps, strict=True):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.makers import SIDES, Ran, disc_image, make_png
 from helpers.run_files import gradient_difference, rows, weights
+from helpers.several_processes import run_in_processes
 from helpers.stopping import stopped_after
 from helpers.tiny_encoders import tiny_image_folder, tiny_text_folder
 
@@ -302,11 +303,7 @@ def test_two_processes_train_the_decoder_of_one(
     more = ("--epochs", 2, "--lr", 1e-5, "--precision", 32)
     assert cyclic(*words(paired_dataset, tmp_path / "one", aligned, *more)).code == 0
     several = words(paired_dataset, tmp_path / "two", aligned, *more, "--devices", 2)
-    own = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}  # of earlier tests
-    environment = own | {"OMP_NUM_THREADS": "1", "CYCLIC_CACHE": str(tmp_path / "another cache")}
-    command = [sys.executable, "-m", "cyclic_cli", *map(str, several)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-    assert done.returncode == 0, done.stderr
+    run_in_processes(several, tmp_path / "another cache")
     first, second = (rows(tmp_path / name, "epoch") for name in ("one", "two"))
     assert [row["val"] for row in first] == [pytest.approx(row["val"], rel=1e-3) for row in second]
     assert gradient_difference(tmp_path / "one", tmp_path / "two") < 1e-2

@@ -1,6 +1,5 @@
 """Image–text models that start at the closed form: what they reach, what they keep, and what they refuse."""
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import torch
 from helpers.makers import Ran
 from helpers.onnx_graphs import network, saved
 from helpers.run_files import gradient_difference, rows, weights
+from helpers.several_processes import run_in_processes
 from helpers.stopping import stopped_after
 from helpers.tiny_encoders import tiny_image_folder, tiny_text_folder
 from safetensors.torch import load_file, save_file
@@ -267,10 +267,7 @@ def test_two_processes_find_the_closed_form_of_one(
     more = (*encoders, "--epochs", 2, "--lr", 1e-5, "--precision", 32)
     assert cyclic(*words(paired_dataset, str(tmp_path / "one"), *more, objective="cyclip")).code == 0
     several = words(paired_dataset, str(tmp_path / "two"), *more, "--devices", 2, objective="cyclip")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CYCLIC_CACHE": str(tmp_path / "another cache")}
-    command = [sys.executable, "-m", "cyclic_cli", *map(str, several)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-    assert done.returncode == 0, done.stderr
+    run_in_processes(several, tmp_path / "another cache")
     first, second = (rows(tmp_path / name, "epoch") for name in ("one", "two"))
     assert [row["val"] for row in first] == [pytest.approx(row["val"], rel=1e-3) for row in second]
     assert gradient_difference(tmp_path / "one", tmp_path / "two") < 1e-2
