@@ -35,8 +35,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "captioning": {},
 }
-"""Weights of the objectives by the presets of `--objective`. `aligned` has none: it is the closed form alone. Nor has
-`captioning`: its loss is that of its text decoder. Each architecture has its own weights for `autoencode`."""
+"""Weights of the objectives by the presets of `--objective`. `aligned` has none: it is the closed form alone. `cyclic`
+has none either at the closed form, which it completes by unpaired samples; its weights are for models that start from
+the data. Nor has `captioning`: its loss is that of its text decoder. Each architecture has its own weights for
+`autoencode`."""
+CLOSED_FORMS = ("aligned", "cyclic")
+"""Presets that train nothing when a model starts at the closed form."""
+RULES = ("folds", "always")
+"""When `--objective cyclic` keeps the map that unpaired samples completed: where folds over the patients of the known
+pairs say that it is better than the closed form, or always."""
+REFINEMENT: dict[str, Any] = {"contrastive": 1.0, "transport": 1.0, "structure": 1.0, "anchor": 1.0}
+"""Weights of the objectives of `--objective cyclic` with `refine`."""
+REFINEMENT_RECIPE = {"lr": 3e-4}
+"""Training defaults of residual heads, where they differ from `JOINT_RECIPE`."""
 CAPTIONING_EPOCHS = 20
 """Epochs of `--objective captioning` when none are named. They are short: codes are computed once."""
 STARTS = ("auto", "closed_form", "data")
@@ -155,12 +166,15 @@ class TrainConfig:
     # Settings of each modality, by its name.
     modalities: dict[str, dict[str, Any]] = field(default_factory=lambda: {"image": {}, "text": {}})
     start: str = "auto"  # of an image–text model, one of STARTS
+    cycle_rule: str = "folds"  # of --objective cyclic: when the map completed by unpaired samples is kept, see RULES
+    refine: bool = False  # train small residual heads that are held to the closed form, in place of its linear heads
     embedding: int = 64  # dimensions of the embedding space that the modalities share; the closed form has its own
     private: int = 32  # dimensions of a code that belong to one modality alone
     # Fraction of a batch that consists of pairs, if an objective uses unpaired samples and there are enough pairs.
     paired_share: float = 2 / 3
     fraction: float = 1.0  # of the training patients
     paired_fraction: float = 1.0  # fraction of these patients whose images and reports are used as pairs
+    paired_seed: int = 0  # draws which patients these are
     epochs: int = 10
     batch_size: int | None = None
     lr: float | None = None  # peak learning rate
@@ -196,7 +210,7 @@ class TrainConfig:
             "paired_share": (0 < self.paired_share <= 1, "above 0 and at most 1"),
             "embedding": (self.embedding >= 1, positive),
             "private": (self.private >= 0, "a whole number from 0"),
-            "epochs": (self.epochs >= (0 if self.objective == "aligned" else 1), positive),
+            "epochs": (self.epochs >= (0 if self.objective in CLOSED_FORMS else 1), positive),
             "batch_size": (self.batch_size is None or self.batch_size >= 1, positive),
             "lr": (self.lr is None or 0 <= self.lr < math.inf, not_negative),
             "weight_decay": (self.weight_decay is None or 0 <= self.weight_decay < math.inf, not_negative),
@@ -206,6 +220,7 @@ class TrainConfig:
             "augment": (self.augment is None or 0 <= self.augment <= 10, "from 0 to 10"),
             "micro_batch": (self.micro_batch is None or self.micro_batch >= 1, positive),
             "seed": (0 <= self.seed < 2**63, "a whole number from 0"),
+            "paired_seed": (0 <= self.paired_seed < 2**63, "a whole number from 0"),
             "devices": (self.devices is None or self.devices >= 1, positive),
             "checkpoint_minutes": (self.checkpoint_minutes > 0, "above 0"),
             "checkpoint_steps": (self.checkpoint_steps is None or self.checkpoint_steps >= 1, positive),
@@ -217,6 +232,7 @@ class TrainConfig:
             raise UsageError("No objective has a weight above 0.", "Give one of them a weight.")
         check(self.objective, PRESETS, "objective preset")
         check(self.start, STARTS, "start")
+        check(self.cycle_rule, RULES, "cycle rule")
         check(self.device, ("auto", "cpu", "cuda"), "device")
         check(self.precision, ("auto", "32", "bf16"), "precision")
         check(self.strategy, ("auto", "ddp", "fsdp"), "strategy")

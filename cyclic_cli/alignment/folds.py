@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,7 +49,10 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class _Fold:
+class Fold:
+    """Pairs of some patients that are held out."""
+
+    held: np.ndarray  # (H,) their places among all pairs, rising
     moments: Moments  # of the pairs outside the fold
     image: np.ndarray  # (M, P) codes that are ranked
     text: np.ndarray  # (M, Q)
@@ -65,6 +68,11 @@ class _Fold:
                 self.sides[key] = Side(covariance)
         return Factors(moments, {name: self.sides[key] for name, key in keys.items()})
 
+    def mean_log_rank(self, blocks: Blocks, columns: Columns) -> float:
+        """How well a map that reads some columns ranks the pairs of the fold."""
+        similarity = similarities(blocks, self.image[:, columns["image"]], self.text[:, columns["text"]])
+        return Ranking(self.groups).mean_log_rank(similarity)
+
 
 class Folds:
     """Repeated folds. The moments outside a fold are those of all pairs minus the fold's."""
@@ -78,14 +86,14 @@ class Folds:
             total: Of all pairs.
             seed: Of the folds.
         """
-        self._folds: list[_Fold] = []
+        self._folds: list[Fold] = []
         self._repeats: list[int] = []  # of each fold
         for number in range(REPEATS if len(np.unique(patients)) < FEW else 1):
             generator = np.random.default_rng((seed, number))
             for held in held_out(patients, generator):
                 ranked = held if len(held) <= RANKED else np.sort(generator.choice(held, RANKED, replace=False))
                 outside = total - pairs.moments(held)
-                self._folds.append(_Fold(outside, *pairs.codes(ranked), groups[ranked]))
+                self._folds.append(Fold(held, outside, *pairs.codes(ranked), groups[ranked]))
                 self._repeats.append(number)
         fitted = sum(fold.moments.count for fold in self._folds)
         self._share = (len(self._folds) * total.count - fitted) / max(1, fitted)
@@ -100,6 +108,11 @@ class Folds:
         values = np.stack([_scored(fold, settings, columns) for fold in folds], axis=1)
         sizes = np.array([len(fold.groups) for fold in folds])
         return {setting: Scores(row, sizes, self._share) for setting, row in zip(settings, values, strict=True)}
+
+    def scores_of(self, fit: Callable[[Fold], Blocks], columns: Columns) -> Scores:
+        """The scores of the map that `fit` returns for each fold. It reads some columns of the codes."""
+        values = [fold.mean_log_rank(fit(fold), columns) for fold in self._folds]
+        return Scores(np.array(values), np.array([len(fold.groups) for fold in self._folds]), self._share)
 
 
 def held_out(patients: np.ndarray, generator: np.random.Generator) -> Iterator[np.ndarray]:
@@ -122,7 +135,7 @@ def held_out(patients: np.ndarray, generator: np.random.Generator) -> Iterator[n
         yield np.flatnonzero(folds == fold)
 
 
-def _scored(fold: _Fold, settings: list[Setting], columns: Columns) -> np.ndarray:
+def _scored(fold: Fold, settings: list[Setting], columns: Columns) -> np.ndarray:
     """The mean log rank (settings,) in a fold."""
     factors = fold.factors(columns)
     codes = fold.image[:, columns["image"]], fold.text[:, columns["text"]]

@@ -60,11 +60,37 @@ class Moments:
         """Without pairs that were added before."""
         return self._with(self.count - other.count, self.sums - other.sums, self.products - other.products)
 
+    def joined(self, other: Moments) -> Moments:
+        """Together with other pairs."""
+        return self._with(self.count + other.count, self.sums + other.sums, self.products + other.products)
+
     def _with(self, count: int, sums: np.ndarray, products: np.ndarray) -> Moments:
         moments = Moments.__new__(Moments)
         moments.images, moments.texts = self.images, self.texts
         moments.count, moments.sums, moments.products = count, sums, products
         return moments
+
+    @classmethod
+    def from_covariances(
+        cls, count: int, means: tuple[np.ndarray, np.ndarray], covariances: tuple[np.ndarray, np.ndarray, np.ndarray]
+    ) -> Moments:
+        """The moments of `count` pairs with the given `means` and `covariances`, see the methods of these names."""
+        mean = np.concatenate(means)
+        images, texts, cross = covariances
+        both = np.block([[images, cross], [cross.T, texts]]) + np.outer(mean, mean)
+        return cls(len(images), len(texts))._with(count, count * mean, count * both)
+
+    def mixed(self, other: Moments, share: float) -> Moments:
+        """Moments whose means and covariances are weighted means: those of `other` have the weight `share` in [0, 1].
+
+        A difference between the means of the two adds nothing to the covariances.
+        """
+        own, others = (self.means(), self.covariances()), (other.means(), other.covariances())
+        means, covariances = (
+            tuple((1 - share) * a + share * b for a, b in zip(first, second, strict=True))
+            for first, second in zip(own, others, strict=True)
+        )
+        return Moments.from_covariances(self.count, means, covariances)  # type: ignore[arg-type]
 
     def select(self, images: np.ndarray, texts: np.ndarray) -> Moments:
         """Of some columns of the image codes (p,) and of the text codes (q,)."""

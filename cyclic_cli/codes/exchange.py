@@ -18,6 +18,10 @@ class Exchange(Protocol):
     def world(self) -> int:
         """The number of processes."""
 
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0."""
+
     def added(self, array: np.ndarray) -> np.ndarray:
         """The sum of an array over all processes, added in float64; it has the dtype of the array."""
 
@@ -28,7 +32,7 @@ class Exchange(Protocol):
 class _Alone:
     """The `Exchange` of a single process."""
 
-    world = 1
+    world, rank = 1, 0
 
     def added(self, array: np.ndarray) -> np.ndarray:
         return array

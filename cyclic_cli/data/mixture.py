@@ -262,7 +262,11 @@ def fit(sources: Sequence[Source], modality: Modality) -> Any:
 
 
 def make_mixture(
-    sources: Sequence[Source], modalities: Sequence[Modality], facts: Mapping[str, Any], paired_fraction: float
+    sources: Sequence[Source],
+    modalities: Sequence[Modality],
+    facts: Mapping[str, Any],
+    paired_fraction: float,
+    paired_seed: int = 0,
 ) -> Mixture:
     """The training samples of the first source, which may be paired, and of further sources, which are unpaired.
 
@@ -272,6 +276,7 @@ def make_mixture(
         facts: What `fit` learned of each modality, by its name.
         paired_fraction: The share of the first source's patients whose samples are paired. A hash of the patient key
             decides.
+        paired_seed: Of the hash.
     """
     found = {
         one.name: [present_samples(source.dataset, one, source.index, facts[one.name]) for source in sources]
@@ -289,14 +294,14 @@ def make_mixture(
     return Mixture(
         pools,
         {name: some[0][1] for name, some in found.items()},
-        may_be_paired(sources[0].index["patient"], paired_fraction),
+        may_be_paired(sources[0].index["patient"], paired_fraction, paired_seed),
     )
 
 
-def may_be_paired(patients: np.ndarray, fraction: float) -> np.ndarray:
+def may_be_paired(patients: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
     """Which samples (S,) bool belong to the share of patients whose pairs training may use.
 
-    `patients` (S,) are the patient keys of the samples.
+    `patients` (S,) are the patient keys of the samples. Each `seed` draws other patients.
     """
-    places = {patient: paired_place(patient) for patient in set(patients.tolist())}
+    places = {patient: paired_place(patient, seed) for patient in set(patients.tolist())}
     return np.array([places[patient] < fraction for patient in patients.tolist()], bool)

@@ -18,8 +18,9 @@ Embeddings = tuple[np.ndarray, np.ndarray]  # of images and of texts, for the sa
 
 
 def measure_baselines(
-    train: EmbeddedSplit, split: EmbeddedSplit, groups: Mapping[str, np.ndarray], paired_fraction: float
-) -> dict[str, Any]:
+    train: EmbeddedSplit, split: EmbeddedSplit, groups: Mapping[str, np.ndarray], paired_fraction: float,
+    paired_seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Figures of the baselines, see `baselines`.
 
     Args:
@@ -27,6 +28,7 @@ def measure_baselines(
         split: The samples to measure on.
         groups: By protocol (S,) for `split`, see `EmbeddedSplit.hit_groups`.
         paired_fraction: The share of the training patients whose pairs the baselines may use.
+        paired_seed: Draws these patients.
 
     Returns:
         paired_fraction: as given
@@ -47,7 +49,14 @@ def measure_baselines(
             replace(split, embeddings={"image": pca.transform(images)}),
         )
     if "text" in split.values:
-        found |= _maps(train, split, train_images, images, groups, paired_fraction)
+        found |= _maps(
+            train,
+            split,
+            train_images,
+            images,
+            groups,
+            may_be_paired(train.index["patient"], paired_fraction, paired_seed),
+        )
     return found
 
 
@@ -60,11 +69,14 @@ def _all_images(split: EmbeddedSplit) -> np.ndarray:
 
 def _maps(
     train: EmbeddedSplit, split: EmbeddedSplit, train_images: np.ndarray, images: np.ndarray,
-    groups: Mapping[str, np.ndarray], paired_fraction: float,
+    groups: Mapping[str, np.ndarray], known: np.ndarray,
 ) -> dict[str, Any]:  # fmt: skip
-    """Recall of each map between image codes and text codes. Empty with too few training patients or no test pairs."""
+    """Recall of each map between image codes and text codes. Empty with too few training patients or no test pairs.
+
+    `known` (S,) bool tells which training samples may be used as pairs.
+    """
     pairs, test_pairs = train.with_both("image", "text"), split.with_both("image", "text")
-    pairs = pairs[may_be_paired(train.index["patient"][pairs], paired_fraction)]
+    pairs = pairs[known[pairs]]
     patients = train.index["patient"][pairs]
     if len(set(patients.tolist())) < closed_form.PATIENTS or not len(test_pairs):
         return {}

@@ -88,9 +88,9 @@ def read_training_split(stored: StoredDataset, model: TorchModel, reader: CodeRe
     return read_split(stored, model, "train", reader, report, fraction)
 
 
-def training_setting(model: TorchModel, name: str) -> float:
-    """A share from the settings that the model was trained with: `fraction` or `paired_fraction`; 1 if unknown."""
-    return float(model.checkpoint.provenance.get("settings", {}).get(name, 1.0))
+def training_setting(model: TorchModel, name: str, otherwise: float = 1.0) -> float:
+    """A number from the settings that the model was trained with, such as `paired_fraction`; `otherwise` if unknown."""
+    return float(model.checkpoint.provenance.get("settings", {}).get(name, otherwise))
 
 
 def _embedded(model: TorchModel, name: str, values: Any, report: Report) -> np.ndarray:

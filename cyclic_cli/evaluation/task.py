@@ -122,7 +122,11 @@ def evaluate(
         **(label_probes(train, samples) if train else {}),
         zero_shot=zero_shot(model, samples, prompts_by_label),
         generated_text=generated_text(model, samples, training_dataset, report),
-        baselines=measure_baselines(train, samples, groups, paired_fraction) if baselines and train else {},
+        baselines=measure_baselines(
+            train, samples, groups, paired_fraction, int(training_setting(model, "paired_seed", 0))
+        )
+        if baselines and train
+        else {},
     )
 
 

@@ -27,11 +27,8 @@ from torch.nn import functional
 
 from cyclic_cli.data.mixture import UNPAIRED, Modality, Pool
 
-OUTPUTS = (
-    "embedding", "scale", "bias", "reconstruction", "translation", "code_cycle", "latent_cycle", "half_latent_cycle",
-    "data_cycle", "half_data_cycle",
-)  # fmt: skip
-DECODED = {"reconstruction", "translation", "data_cycle", "half_data_cycle"}  # outputs that train the decoders
+OUTPUTS = ("embedding", "scale", "bias", "reconstruction", "translation", "data_cycle")
+DECODED = {"reconstruction", "translation", "data_cycle"}  # outputs that train the decoders
 TEMPERATURE = 0.07  # initial temperature of the contrastive losses, as in CLIP
 SCALE_LIMIT = math.log(100)  # largest logarithm of the inverse temperature, as in CLIP
 SIGMOID_BIAS = -10.0  # initial bias of the sigmoid loss, as in SigLIP
@@ -66,6 +63,11 @@ class JointModel(nn.Module):
     @property
     def modalities(self) -> list[str]:
         return list(self.encoders)
+
+    @property
+    def trained_heads(self) -> list[nn.Parameter]:
+        """The parameters that map codes into the shared space, without those that training leaves as they are."""
+        return list(self.heads.parameters())
 
     def initialise(self, pools: Mapping[str, Pool], seed: int, tick: Callable[[str, int, int], None]) -> None:
         """Initialise every encoder from the training samples.
@@ -134,12 +136,19 @@ class JointModel(nn.Module):
                 those whose numbers are nearest to `PRIVATE_DROPOUT`.
         """
         codes = {name: self._codes(name, content, samples[name] == UNPAIRED) for name, content in contents.items()}
-        batch = _BatchOutputs(self, contents, samples, codes, keep)
+        batch = self.batch_outputs(contents, samples, codes, keep)
         outputs: Outputs = {"embedding": {name: shared for name, (shared, _) in batch.parts.items()}}
         for need in needs:
             if need not in outputs:
                 outputs[need] = getattr(batch, need)
         return outputs
+
+    def batch_outputs(
+        self, contents: Mapping[str, Tensor], samples: Mapping[str, Tensor], codes: Mapping[str, Tensor],
+        keep: Mapping[str, Tensor],
+    ) -> BatchOutputs:  # fmt: skip
+        """Return what gives the outputs of a batch, from `codes` by modality, (N, code). See `forward`."""
+        return BatchOutputs(self, contents, samples, codes, keep)
 
     def _codes(self, name: str, content: Tensor, unpaired: Tensor) -> Tensor:
         """Return codes (N, code). Those of `unpaired` samples, (N,) bool, have no gradient if the encoder is fitted."""
@@ -158,7 +167,7 @@ class JointModel(nn.Module):
         return codes.index_put((some,), with_gradient) if len(paired) else codes + 0 * with_gradient.sum()
 
 
-class _BatchOutputs:
+class BatchOutputs:
     """The outputs of a batch, computed from its codes when they are first read.
 
     Every property is an entry of OUTPUTS. Pairs of modalities (a, b) are ordered: from a to b.
@@ -212,32 +221,19 @@ class _BatchOutputs:
         return errors
 
     @cached_property
-    def code_cycle(self) -> Pairs:
-        """By (a, b), (N,) squared errors of the cycle: a's code → embedding → b's code → embedding → a's code."""
-        return {
-            (a, b): (self.model.code(a, embedding, self.parts[a][1]) - self.codes[a].detach()).square().mean(1)
-            for (a, b), embedding in self._by_way_of(self._reembedded_code).items()
-        }
-
-    @cached_property
-    def latent_cycle(self) -> Pairs:
-        """By (a, b), (N, embedding): a's embedding, decoded to b's content and encoded again."""
-        return self._by_way_of(self._reembedded_content)
-
-    @cached_property
-    def half_latent_cycle(self) -> Pairs:
-        """The same as `latent_cycle`, without a gradient through the decoded content."""
-        return self._by_way_of(self._reembedded_fixed_content)
-
-    @cached_property
     def data_cycle(self) -> Pairs:
-        """By (a, b), (N,) errors of a's content decoded from the embedding of `latent_cycle` and a's private part."""
-        return self._errors_after_cycle(self.latent_cycle)
+        """By (a, b), (N,) errors of a's content after the cycle: embedding → b's content → embedding → a's content.
 
-    @cached_property
-    def half_data_cycle(self) -> Pairs:
-        """The same as `data_cycle`, without a gradient through the decoded content of b."""
-        return self._errors_after_cycle(self.half_latent_cycle)
+        The private part of a bypasses b.
+        """
+        errors = {}
+        for a, b in self.pairs:
+            if a in self.contents:
+                shared, private = self.parts[a]
+                translated = self.model.encoders[b].soft_decode(self.model.code(b, shared))
+                code = self.model.code(a, self.model.embed(b, translated), private)
+                errors[a, b] = self.model.encoders[a].errors(code, self.contents[a])
+        return errors
 
     # ---------------------------------------------------------------------------------------------- helpers
 
@@ -248,27 +244,6 @@ class _BatchOutputs:
         """
         distance = (self.keep[name][places] - PRIVATE_DROPOUT).abs()
         return (distance <= self.model.decoded_share / 2).nonzero()[:, 0]
-
-    def _by_way_of(self, reembed: Callable[[str, Tensor], Tensor]) -> Pairs:
-        """By (a, b), the embeddings of a after `reembed` passed them through modality b."""
-        return {(a, b): reembed(b, self.parts[a][0]) for a, b in self.pairs if a in self.contents}
-
-    def _reembedded_code(self, name: str, embedding: Tensor) -> Tensor:
-        return self.model.split(name, self.model.code(name, embedding))[0]
-
-    def _reembedded_content(self, name: str, embedding: Tensor) -> Tensor:
-        return self.model.embed(name, self.model.encoders[name].soft_decode(self.model.code(name, embedding)))
-
-    def _reembedded_fixed_content(self, name: str, embedding: Tensor) -> Tensor:
-        with torch.no_grad():
-            decoded = self.model.encoders[name].soft_decode(self.model.code(name, embedding))
-        return self.model.embed(name, decoded)
-
-    def _errors_after_cycle(self, embeddings: Pairs) -> Pairs:
-        return {
-            (a, b): self.model.encoders[a].errors(self.model.code(a, embedding, self.parts[a][1]), self.contents[a])
-            for (a, b), embedding in embeddings.items()
-        }
 
 
 class Reconstructing(nn.Module):

@@ -28,7 +28,7 @@ def rebuild(architecture: Mapping[str, Any], where: str) -> JointModel:
         config, facts = architecture["config"], architecture["facts"]
         modalities = [Modality.of(str(name), dict(table)) for name, table in config["modalities"].items()]
         if config.get("start") == CLOSED_FORM:
-            return make_aligned(modalities, facts, config["blocks"])
+            return make_aligned(modalities, facts, config["blocks"], config.get("residual"))
         return make_joint(modalities, facts, int(config["embedding"]), int(config["private"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CyclicError(
@@ -37,9 +37,12 @@ def rebuild(architecture: Mapping[str, Any], where: str) -> JointModel:
 
 
 def make_aligned(
-    modalities: Iterable[Modality], facts: Mapping[str, Any], blocks: Iterable[Mapping[str, Any]]
+    modalities: Iterable[Modality],
+    facts: Mapping[str, Any],
+    blocks: Iterable[Mapping[str, Any]],
+    residual: int | None = None,
 ) -> AlignedModel:
-    """Return an image–text model on fixed codes, without its weights.
+    """Return an image–text model on fixed codes, without its weights. `residual` as in `AlignedModel`.
 
     Pretrained encoders that training may move are part of it. Frozen ones are missing, see `attach_frozen`.
     """
@@ -49,7 +52,7 @@ def make_aligned(
         if not one.config.frozen:
             for encoder in used_encoders(facts[one.name]):
                 encoders[one.name].attach(encoder.fingerprint, find.rebuild(encoder), frozen=False)
-    return AlignedModel(encoders, list(blocks))
+    return AlignedModel(encoders, list(blocks), residual)
 
 
 def used_encoders(facts: Mapping[str, Any]) -> list[EncoderFacts]:

@@ -14,9 +14,8 @@ from. The file defines
     NEEDS        names of the outputs of the model that `loss` reads
     PER_SAMPLE   whether the loss is the mean over the samples of a function of each sample. The losses of
                  micro-batches, weighted by their sizes, then add up to the loss of the whole batch
-    PAIRS_ONLY   optional, default False: unpaired samples contribute nothing. When this holds for all objectives of a
-                 run, its batches have no unpaired samples. Implies NEEDS_PAIRS
-    NEEDS_PAIRS  optional, default False: the loss is zero in a batch without any pair
+    PAIRS_ONLY   optional, default False: unpaired samples contribute nothing, so the loss is zero in a batch without
+                 any pair. When this holds for all objectives of a run, its batches have no unpaired samples
     JOINT        optional, default True: False when the objective is not for image–text models, although they have
                  outputs of the names in NEEDS
     def loss(outputs, batch, *, ...) -> Tensor
@@ -27,11 +26,11 @@ compare, such as a batch without pairs, it returns a zero that has a gradient (s
 For an autoencoder, `outputs` are the tensors that its `forward` returns, and `batch["image"]` (N, C, H, W), in [0, 1],
 holds the images that it was given. For `--objective views`, `outputs["projection"]` (N, V, D) holds the projections of
 V views of N images, and `batch` is empty. For an image–text model, `outputs` are those of `OUTPUTS` in
-`models/_joint.py`, by modality or by (from, to), and `batch` holds
+`models/_joint.py`, with residual heads also those of `REFINED` in `models/_aligned.py`, by modality or by (from, to),
+and `batch` holds
 
     batch["sample"]    by modality, (N,) sample numbers. Equal numbers are paired; `data.mixture.UNPAIRED` marks an
                        unpaired sample
     batch["content"]   by modality, (N,) hashes of the content. Equal hashes mean equal content, such as a report text
                        that occurs several times
-    batch["step"]      the number of the training step, as a seed for random numbers
 """

@@ -33,13 +33,15 @@ def pairs(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Iterator[Pair
             yield Pairs(embeddings[a][in_a].float(), embeddings[b][in_b].float(), *same)
 
 
-def unpaired(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the embeddings (N, D) and (M, D) of the unpaired samples of every two modalities of a batch.
+def unpaired(
+    outputs: Mapping[str, Any], batch: Mapping[str, Any], output: str = "embedding"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield an output, (N, D) and (M, D), of the unpaired samples of every two modalities of a batch.
 
     Modalities with fewer than two unpaired samples are left out.
     """
     embeddings = {
-        name: embedding[batch["sample"][name] == UNPAIRED].float() for name, embedding in outputs["embedding"].items()
+        name: embedding[batch["sample"][name] == UNPAIRED].float() for name, embedding in outputs[output].items()
     }
     for a, b in combinations(embeddings, 2):
         if min(len(embeddings[a]), len(embeddings[b])) > 1:

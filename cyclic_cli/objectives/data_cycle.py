@@ -6,6 +6,8 @@ over the content x_n of all N samples of modality a, paired or not, with embeddi
 CycleGAN, ICCV 2017). The private part of a bypasses b. Otherwise the model would have to hide details of a in b that b
 cannot express (Almahairi et al., "Augmented CycleGAN", ICML 2018). Errors are relative to the mean predictor, whose
 error is 1. Text is decoded to a form that gradients pass through (`soft_decode` of the text encoders).
+
+This objective is kept as the reference form of cycle consistency between images and reports. No benefit was measured.
 """
 
 from __future__ import annotations

@@ -82,9 +82,13 @@ def place(patient_key: str) -> float:
     return int(digest[:13], 16) / 16**13
 
 
-def paired_place(patient_key: str) -> float:
-    """The place of a patient in [0, 1) for `--paired-fraction`. It is independent of `place`, and so of the split."""
-    digest = hashlib.sha256(b"paired\0" + patient_key.encode()).hexdigest()
+def paired_place(patient_key: str, seed: int = 0) -> float:
+    """The place of a patient in [0, 1) for `--paired-fraction`. It is independent of `place`, and so of the split.
+
+    Each `seed` (`paired_seed` of a run) gives other places.
+    """
+    drawn = f"paired\0{seed}\0" if seed else "paired\0"
+    digest = hashlib.sha256((drawn + patient_key).encode()).hexdigest()
     return int(digest[:13], 16) / 16**13
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cyclic_cli.config import JOINT_RECIPE, PRESETS, TrainConfig, with_recipe
+from cyclic_cli.config import JOINT_RECIPE, PRESETS, REFINEMENT, REFINEMENT_RECIPE, TrainConfig, with_recipe
 from cyclic_cli.data.mixture import MixedBatch, Modality
 from cyclic_cli.data.samples import Samples
 from cyclic_cli.distributed import Ranks
@@ -41,12 +41,13 @@ def filled_in(config: TrainConfig, samples: int) -> TrainConfig:
     With few training `samples` the batches are smaller, so that an epoch has several steps.
     """
     largest = max(SMALLEST_BATCH, samples // STEPS_PER_EPOCH)
-    config = with_recipe(config, JOINT_RECIPE | {"batch_size": min(JOINT_RECIPE["batch_size"], largest)})
-    config = replace(config, objectives=dict(config.objectives or PRESETS[config.objective]))
+    recipe = JOINT_RECIPE | (REFINEMENT_RECIPE if config.refine else {})
+    config = with_recipe(config, recipe | {"batch_size": min(recipe["batch_size"], largest)})
+    config = replace(config, objectives=dict(config.objectives or _preset(config)))
     tables = {name: dict(table) for name, table in config.modalities.items()}
     if config.start == "closed_form":
         tables = {name: table | {"coded": True} for name, table in tables.items()}
-        config = replace(config, epochs=0 if config.objective == "aligned" else config.epochs)
+        config = replace(config, epochs=0 if config.objective == "aligned" or not config.objectives else config.epochs)
     elif any(table.get("encoder") for table in tables.values()):
         raise UsageError(
             "Pretrained encoders start at the closed form, and named architectures start from the data.",
@@ -54,11 +55,42 @@ def filled_in(config: TrainConfig, samples: int) -> TrainConfig:
         )
     elif config.objective == "aligned":
         raise UsageError("--objective aligned is the closed form itself.", "Leave out --arch and start=data.")
+    elif config.refine:
+        raise UsageError(
+            "refine=true trains residual heads beside those of the closed form, and this model starts from the data.",
+            "Leave out --arch, start and the architectures of modalities, or refine.",
+        )
     if "image" in tables:  # takes --arch, `model` and `augment`; its own table overrides them
         usual = {"arch": config.arch, "model": config.model, "augment": config.augment}
         tables["image"] = usual | tables["image"]
         config = replace(config, **{name: tables["image"][name] for name in usual})
-    return replace(config, modalities={name: asdict(Modality.of(name, table).config) for name, table in tables.items()})
+    config = replace(
+        config, modalities={name: asdict(Modality.of(name, table).config) for name, table in tables.items()}
+    )
+    _check_refinement(config)
+    return config
+
+
+def _preset(config: TrainConfig) -> dict[str, Any]:
+    """The objectives of a run that names none."""
+    if config.start == "closed_form" and config.objective == "cyclic":
+        return REFINEMENT if config.refine else {}
+    return PRESETS[config.objective]
+
+
+def _check_refinement(config: TrainConfig) -> None:
+    """Raise UsageError when residual heads are asked for and nothing would train them, or nothing hold them."""
+    if config.refine and config.objective == "aligned":
+        raise UsageError(
+            "--objective aligned is the closed form itself, so it trains no residual heads.",
+            "Use --objective cyclic, or leave refine out.",
+        )
+    moving = [name for name, table in config.modalities.items() if not table.get("frozen", True)]
+    if config.refine and moving:
+        raise UsageError(
+            "Residual heads are held to the closed form of fixed codes.",
+            f"Leave modalities.{moving[0]}.frozen=false out, or refine.",
+        )
 
 
 class Alignment:
@@ -87,7 +119,7 @@ class Alignment:
             raise UsageError("Image–text models do not support FSDP.", "Use --strategy ddp.")
         if len(config.modalities) < 2:
             raise UsageError("An image–text model needs two modalities.", "Name more, or use --objective autoencode.")
-        self.objectives = JointObjectives(config.terms)
+        self.objectives = JointObjectives(config.terms, config.refine)
         self.data = PairedData(datasets, config)
         self.mixture = self.data.mixture
         self._check_pairs()
@@ -102,7 +134,7 @@ class Alignment:
         self.norms: dict[str, float] = {}
 
     def _check_pairs(self) -> None:
-        if not len(self.mixture.paired) and len(self.objectives.inactive_without_pairs) == len(self.objectives.names):
+        if not len(self.mixture.paired) and self.objectives.pairs_only:
             raise UsageError(
                 f"There are no paired samples, and every objective needs them: {', '.join(self.objectives.names)}.",
                 "Use a larger --paired-fraction, data with pairs, or an objective that needs none.",
@@ -208,16 +240,15 @@ class Alignment:
         return norms
 
     def _outputs(self, part: MixedBatch, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The outputs of all processes for a batch, and its samples, contents and step for the objectives."""
+        """The outputs of all processes for a batch, and its samples and contents for the objectives."""
         batch = self.data.load(part, step, self.ranks.fabric.device, self.memory_format)
         outputs = self.model(batch.items, batch.samples, self.objectives.needs, batch.keep)
         whole = self.ranks.gathered_tree({"outputs": outputs, "sample": batch.samples, "content": batch.contents})
-        return whole["outputs"], {"sample": whole["sample"], "content": whole["content"], "step": step}
+        return whole["outputs"], {"sample": whole["sample"], "content": whole["content"]}
 
     def _norm(self, loss: Tensor) -> float:
         """The norm of a loss's gradient in the layers that map codes into the shared space."""
-        heads = list(self.module.heads.parameters())
-        gradients = torch.autograd.grad(loss, heads, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(loss, self.module.trained_heads, retain_graph=True, allow_unused=True)
         found = [gradient.flatten() for gradient in gradients if gradient is not None]
         flat = torch.cat(found) if found else torch.zeros(1, device=loss.device)
         return float((self.ranks.summed(flat) / self.ranks.world).norm())

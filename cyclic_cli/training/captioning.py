@@ -83,6 +83,8 @@ def _filled_in(config: TrainConfig, samples: int, before: Checkpoint) -> TrainCo
         )
     if config.objectives:
         raise UsageError("--objective captioning has one loss, that of its decoder.", "Leave objectives out.")
+    if config.refine:
+        raise UsageError("--objective captioning changes no head of the model of --init-from.", "Leave refine out.")
     known = before.provenance.get("settings", {})
     largest = max(SMALLEST_BATCH, samples // STEPS_PER_EPOCH)
     return replace(
@@ -91,6 +93,7 @@ def _filled_in(config: TrainConfig, samples: int, before: Checkpoint) -> TrainCo
         modalities=_modalities(before.architecture["config"]["modalities"], config.modalities),
         fraction=min(config.fraction, float(known.get("fraction", 1.0))),
         paired_fraction=min(config.paired_fraction, float(known.get("paired_fraction", 1.0))),
+        paired_seed=int(known.get("paired_seed", 0)),
     )
 
 
@@ -206,7 +209,7 @@ class Captioning:
         facts["text"][DECODER] = {"settings": dict(config.model), **kept}
         self.facts = facts
         self.mixture = mixture.make_mixture(
-            [mixture.Source(dataset, index)], self.modalities, facts, config.paired_fraction
+            [mixture.Source(dataset, index)], self.modalities, facts, config.paired_fraction, config.paired_seed
         )
         self.samples, self.patients = len(self.texts), len(set(index["patient"][has_text].tolist()))
         assert config.batch_size is not None

@@ -2,8 +2,9 @@
 
 The codes of images and texts are fixed: features of pretrained encoders and cheap features, reduced by principal
 components (`fixed_codes.py`). Regularised CCA and ridge maps between the codes are the initial heads. `--objective
-aligned` stops there. Other objectives train the heads on the codes, which were computed once. The closed form is the
-first candidate for the best checkpoint, and wins ties.
+aligned` stops there. Other objectives train the heads on the codes, which were computed once; with `refine: true` they
+train residual heads beside them (see `AlignedModel`). The closed form is the first candidate for the best checkpoint,
+and wins ties.
 
 With `frozen: false` the pretrained encoders of a modality are trained as well, on images or tokens.
 """
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclic_cli.alignment.choice import choose_by, measure
+from cyclic_cli.alignment.cycle import Unpaired, complete
 from cyclic_cli.alignment.maps import MODALITIES, Setting
 from cyclic_cli.alignment.moments import Pairs
 from cyclic_cli.codes.cache import FeatureCache
@@ -32,6 +34,7 @@ from cyclic_cli.data.samples import Samples
 from cyclic_cli.distributed import Ranks
 from cyclic_cli.errors import UsageError
 from cyclic_cli.events import Note, Report, silent
+from cyclic_cli.models._aligned import HIDDEN
 from cyclic_cli.models._rebuilding import CLOSED_FORM, make_aligned, used_encoders
 from cyclic_cli.pretrained import find, stored
 from cyclic_cli.pretrained.encoder import PretrainedEncoder
@@ -112,6 +115,7 @@ class ClosedFormAlignment(Alignment):
         super().__init__(ranks, datasets, config)
         self._encoders: dict[str, dict[str, PretrainedEncoder]] = {}  # by modality, by fingerprint
         self._blocks: list[dict[str, Any]] = []
+        self._residual = HIDDEN if config.refine else None
         self._cache = FeatureCache()
         self._tick: Tick = lambda done, total, unit: None
         self._report: Report = silent
@@ -133,6 +137,8 @@ class ClosedFormAlignment(Alignment):
     def architecture(self) -> dict[str, Any]:
         """What a checkpoint stores about the model besides its weights."""
         config = {"start": CLOSED_FORM, "blocks": self._blocks, "decoders": True, **self.portable_settings}
+        if self._residual is not None:
+            config["residual"] = self._residual
         shape = list(self.data.dataset.image_shape)
         facts = {"facts": self.data.facts, "alignment": dict(self.closed_form)}
         return {"name": "joint", "config": config, "image_shape": shape, **facts}
@@ -175,6 +181,7 @@ class ClosedFormAlignment(Alignment):
         for name, modality in zip(self.config.modalities, self.data.modalities, strict=True):
             used = used_encoders(architecture["facts"][name]) if modality.config.frozen else []
             self._encoders[name] = {one.fingerprint: stored.read_encoder(encoders, one.fingerprint) for one in used}
+        self._residual = architecture["config"].get("residual")
         self._take(architecture["facts"], architecture["config"]["blocks"], architecture["alignment"])
 
     def write_encoders(self, folder: Path) -> None:
@@ -190,7 +197,7 @@ class ClosedFormAlignment(Alignment):
             self.data.facts[name].update(own)  # in place, because samples hold the facts of their modality
         self._blocks, self.closed_form = blocks, choice
         torch.manual_seed(self.config.seed)
-        self.module = make_aligned(self.data.modalities, self.data.facts, blocks)
+        self.module = make_aligned(self.data.modalities, self.data.facts, blocks, self._residual)
         for modality in self.data.modalities:
             for fingerprint, encoder in self._encoders[modality.name].items():
                 used = {one.fingerprint for one in used_encoders(facts[modality.name])}
@@ -245,15 +252,37 @@ class ClosedFormAlignment(Alignment):
         images, texts = (fixed_codes.codes_of(parts[name], shares.rows[name]) for name in MODALITIES)
         columns = {name: fixed_codes.columns(some) for name, some in parts.items()}
         joining = {part.name for some in parts.values() for part in fixed_codes.joining(some)}
-        measured = measure(Pairs(images, texts, shares.pairs, ranks), patients, self.groups)
+        known = Pairs(images, texts, shares.pairs, ranks)
+        measured = measure(known, patients, self.groups)
         form = ranks.agreed(lambda: choose_by(measured, columns, joining))
+        solved, choice = form.blocks, form.to_json() | {"setting": asdict(form.setting)}
+        if self.config.objective == "cyclic":
+            unpaired = self._unpaired(parts, shares)
+            found = complete(form, measured, known, patients, unpaired, self.config.cycle_rule, ranks)
+            self._report(Note(found.said))
+            solved, choice = ranks.agreed(lambda: found.blocks), choice | {"cycle": found.to_json()}
         parts = {name: [part for part in some if part.name in form.parts[name]] for name, some in parts.items()}
-        blocks = [{"dims": one.matrix["image"].shape[1], "weight": one.weight} for one in form.blocks]
-        weights = self._weights(parts, form.blocks, shares)
+        blocks = [{"dims": one.matrix["image"].shape[1], "weight": one.weight} for one in solved]
+        weights = self._weights(parts, solved, shares)
         facts = {name: self._facts(name, some) for name, some in parts.items()}
         facts["image"]["drawing"] = len(weights["encoders.image.drawing.components"])
-        solution = Solution(facts, blocks, form.to_json() | {"setting": asdict(form.setting)}, weights)
+        solution = Solution(facts, blocks, choice, weights)
         return ranks.agreed(lambda: solution)
+
+    def _unpaired(self, parts: Named, shares: Shares) -> Unpaired:
+        """The samples in no pair. Their order does not depend on which image belongs to which text."""
+        numbers, patient_of = self.mixture.unpaired, self.data.patient_by_sample
+        patients = {
+            name: np.array(
+                [patient_of.get(key, "") for key in self.mixture.pools[name].sample_keys[some].tolist()], str
+            )
+            for name, some in numbers.items()
+        }
+
+        def codes(name: str, some: np.ndarray) -> np.ndarray:
+            return fixed_codes.codes_of_all(parts[name], shares.of[name], numbers[name][some], self.ranks)
+
+        return Unpaired({name: len(some) for name, some in numbers.items()}, codes, patients)
 
     def _facts(self, name: str, parts: Sequence[CandidatePart]) -> dict[str, Any]:
         """The facts of a modality with the parts of its code and the encoders that these need."""

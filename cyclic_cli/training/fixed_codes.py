@@ -198,6 +198,12 @@ def codes_of(parts: Sequence[CandidatePart], numbers: np.ndarray) -> np.ndarray:
     return projected([(part.rows, part.components.mean, part.components.matrix) for part in parts], numbers)
 
 
+def codes_of_all(parts: Sequence[CandidatePart], share: Share, numbers: np.ndarray, ranks: Exchange) -> np.ndarray:
+    """The codes (M, code) float32 of the samples with the numbers (M,) among those of all processes, in all of them."""
+    own = np.flatnonzero(np.isin(numbers, share.numbers))
+    return rows_of_all(codes_of(parts, np.searchsorted(share.numbers, numbers[own])), own, len(numbers), ranks)
+
+
 def columns(parts: Sequence[CandidatePart]) -> dict[str, slice]:
     """The columns of each part in the concatenation of all."""
     ends = np.cumsum([0, *(part.facts.dims for part in parts)]).tolist()

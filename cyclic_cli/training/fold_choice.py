@@ -9,14 +9,15 @@ the closed form is kept.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
+from cyclic_cli.alignment.cycle import Unpaired, completed_map
 from cyclic_cli.alignment.folds import Ranking, held_out
-from cyclic_cli.alignment.maps import MODALITIES, Setting, fit_map
+from cyclic_cli.alignment.maps import MODALITIES, Blocks, fit_map
 from cyclic_cli.data.mixture import Mixture
 from cyclic_cli.training.fixed_codes import expansion, head_of
 from cyclic_cli.training.schedule import learning_rate
@@ -55,7 +56,13 @@ def _log_ranks(learner: Any, held: np.ndarray) -> Iterator[float]:
     one.module = copy.deepcopy(learner.module)
     one.model = one.module
     codes = {name: whole.pools[name].load(whole.rows[name]).numpy() for name in MODALITIES}
-    _set_closed_form(one.module, learner.setting, {name: codes[name][outside] for name in MODALITIES})
+    known = {name: codes[name][outside] for name in MODALITIES}
+    if learner.closed_form.get("cycle", {}).get("kept") == "return":
+        sizes = {name: len(numbers) for name, numbers in one.mixture.unpaired.items()}
+        blocks = completed_map(learner.setting, known, Unpaired(sizes, _unpaired_codes(one.mixture)).sample().codes)
+    else:
+        blocks = fit_map(learner.setting, *known.values())
+    _set_closed_form(one.module, blocks, known)
     groups = learner.groups[held]
     optimizer = torch.optim.AdamW(one.parameter_groups(), lr=config.lr or 0.0, weight_decay=config.weight_decay or 0.0)
     yield _held_out_rank(one.module, codes, held, groups)
@@ -84,10 +91,13 @@ def _without(whole: Mixture, held: np.ndarray, patients: set[str], patient_by_sa
     return part
 
 
+def _unpaired_codes(mixture: Mixture) -> Callable[[str, np.ndarray], np.ndarray]:
+    return lambda name, numbers: mixture.pools[name].load(mixture.unpaired[name][numbers]).numpy()
+
+
 @torch.no_grad()
-def _set_closed_form(module: Any, setting: Setting, codes: dict[str, np.ndarray]) -> None:
-    """Fit heads and expansions to the pairs of a fold, by modality (M, code)."""
-    blocks = fit_map(setting, *(codes[name] for name in MODALITIES))
+def _set_closed_form(module: Any, blocks: Blocks, codes: dict[str, np.ndarray]) -> None:
+    """Set heads to `blocks`, and fit expansions to the pairs of a fold, whose `codes` are (M, code) by modality."""
     every = {name: np.arange(len(codes[name])) for name in MODALITIES}
     for name in MODALITIES:
         for layer, (weight, bias) in (

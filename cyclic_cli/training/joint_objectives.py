@@ -10,16 +10,24 @@ from torch import Tensor
 from cyclic_cli import registry
 from cyclic_cli.config import SCHEDULE, Term
 from cyclic_cli.errors import UsageError
+from cyclic_cli.models._aligned import REFINED
 from cyclic_cli.models._joint import DECODED, OUTPUTS
 
 
 class JointObjectives:
     """The objectives of a run, with their schedules and settings."""
 
-    def __init__(self, terms: Sequence[Term]) -> None:
-        """Raises UsageError when an objective does not exist, has a bad setting, or is not for image–text models."""
+    def __init__(self, terms: Sequence[Term], refine: bool = False) -> None:
+        """
+        Args:
+            terms: The objectives.
+            refine: Whether the model has residual heads.
+
+        Raises:
+            UsageError: An objective does not exist, has a bad setting, or is not for such models.
+        """
         self.terms = list(terms)
-        self.files = {term.name: _load(term) for term in terms}
+        self.files = {term.name: _load(term, refine) for term in terms}
         self.needs = list(
             dict.fromkeys(need for one in self.files.values() for need in one.NEEDS)
         )  # outputs of a model
@@ -41,16 +49,11 @@ class JointObjectives:
     @property
     def pairs_only(self) -> bool:
         """Whether none of them uses unpaired samples."""
-        return len(self._pairs_only) == len(self.files)
+        return len(self.inactive_without_pairs) == len(self.files)
 
     @property
     def inactive_without_pairs(self) -> list[str]:
         """The names of those that have no effect without paired samples."""
-        needing = {name for name, one in self.files.items() if getattr(one, "NEEDS_PAIRS", False)}
-        return [name for name in self.files if name in needing.union(self._pairs_only)]
-
-    @property
-    def _pairs_only(self) -> list[str]:
         return [name for name, one in self.files.items() if getattr(one, "PAIRS_ONLY", False)]
 
     def weights(self, progress: float, scarcity: float) -> dict[str, float]:
@@ -71,10 +74,15 @@ class JointObjectives:
         }
 
 
-def _load(term: Term) -> Any:
-    """The file of an objective. Raises UsageError when it is for autoencoders, or a setting does not fit."""
+def _load(term: Term, refine: bool) -> Any:
+    """The file of an objective. Raises UsageError when it is for other models, or a setting does not fit."""
     file = registry.load("objectives", term.name, "objective")
-    missing = [need for need in file.NEEDS if need not in OUTPUTS]
+    if not refine and set(REFINED).intersection(file.NEEDS):
+        raise UsageError(
+            f"The objective {term.name!r} compares residual heads with the closed form, and the model has none.",
+            "Add --set refine=true, or leave it out.",
+        )
+    missing = [need for need in file.NEEDS if need not in (*OUTPUTS, *REFINED)]
     if missing or not getattr(file, "JOINT", True):
         raise UsageError(
             f"The objective {term.name!r} needs {', '.join(missing or ['pixels'])}, which no image–text model gives.",

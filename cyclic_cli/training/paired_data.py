@@ -61,7 +61,7 @@ class PairedData:
         if not self.samples:
             raise no_training_images(self.dataset, config)
         self.facts = {one.name: fit(sources, one) for one in self.modalities}
-        self.mixture = make_mixture(sources, self.modalities, self.facts, config.paired_fraction)
+        self.mixture = make_mixture(sources, self.modalities, self.facts, config.paired_fraction, config.paired_seed)
 
     @property
     def portable_settings(self) -> dict[str, Any]:

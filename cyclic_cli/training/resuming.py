@@ -129,10 +129,11 @@ def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of `config.yaml`, with the defaults of those that an earlier version did not have."""
+    later = {name: getattr(TrainConfig, name) for name in ("refine", "cycle_rule", "paired_seed")}
     if settings.get("objective", TrainConfig.objective) in ("autoencode", "views"):  # no image–text model
-        return {"start": TrainConfig.start} | settings
+        return later | {"start": TrainConfig.start} | settings
     tables = {name: asdict(Modality.of(name, table).config) for name, table in settings["modalities"].items()}
-    return {"start": "data"} | settings | {"modalities": tables}
+    return later | {"start": "data"} | settings | {"modalities": tables}
 
 
 def _differences(name: str, before: Any, now: Any) -> Iterator[str]:

@@ -79,7 +79,7 @@ def make_learner(ranks: Ranks, sources: Sources, config: TrainConfig, initial_en
             raise UsageError("--init-from is for encoders trained from scratch.", "Name their --arch, or leave it out.")
         return learner(ranks, [sources.dataset, *sources.also], config)
     for_joint_models = {
-        "--also": sources.also, "--paired-fraction": config.paired_fraction < 1,
+        "--also": sources.also, "--paired-fraction": config.paired_fraction < 1, "--set refine": config.refine,
         **{f"--{name}-encoder": table.get("encoder") for name, table in config.modalities.items()},
     }  # fmt: skip
     for flag, is_given in for_joint_models.items():

@@ -1,6 +1,7 @@
 """Tests of `cyclic export` of models with fixed codes: their pretrained encoders become part of the ONNX files."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -127,6 +128,19 @@ def test_an_onnx_encoder_of_images_is_merged_and_texts_need_none(
     assert cyclic("info", run, "--json").json["checkpoint"]["encoders"] == [stated]
     assert cyclic("embed", paired_dataset, "--model", "exported", "--out", "e.parquet", "-q").code == 0
     assert "xyzzy" in without_torch("search", "Left xyzzy.", "--model", "exported", "--in", "e.parquet").stderr
+
+
+def test_residual_heads_are_exported(
+    train: Callable[..., Path], paired_dataset: Path, tmp_path: Path, cyclic: Cyclic
+) -> None:
+    words = ("--objective", "cyclic", "--set", "refine=true", "--paired-fraction", 0.5, "--epochs", 1)
+    run = train(*onnx_encoders(tmp_path / "encoders")[:2], *words)
+    state = max((run / "state").iterdir()) / "model.safetensors"
+    shutil.copy(state, run / "model.safetensors")  # the last epoch, whether it is the best or not
+    export_encoders(run, paired_dataset, cyclic)
+    check_equal(Path("exported"), run)
+    model = TorchModel(run / "model.safetensors")
+    assert all(residual.outer.weight.any() for residual in model.module.residuals.values())
 
 
 @pytest.mark.slow

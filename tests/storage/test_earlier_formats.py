@@ -17,6 +17,7 @@ from cyclic_cli.config import read_run_file
 from cyclic_cli.earlier_names import upgraded_provenance
 from cyclic_cli.inference.onnx_model import OnnxModel
 from cyclic_cli.inference.torch_model import TorchModel
+from cyclic_cli.registry import names
 from cyclic_cli.storage import onnx_file
 from cyclic_cli.storage.checkpoint import read_checkpoint
 from cyclic_cli.storage.dataset import INPUT_COLUMNS, StoredDataset
@@ -138,6 +139,42 @@ def test_checkpoints_of_format_4_and_their_exports_are_read() -> None:
         for settings in (made.provenance["settings"], made.architecture["config"]):
             assert settings["modalities"]["text"]["arch"] == "bag"
             assert "encoder" not in settings["modalities"]["text"]
+
+
+def test_a_model_trained_with_objectives_that_exist_no_more_is_used(cyclic: Cyclic) -> None:
+    model, dataset = STORED / "removed-objectives.safetensors", STORED / "dataset-format-3"
+    trained_with = read_checkpoint(model).provenance["settings"]["objectives"]
+    assert set(trained_with) - set(names("objectives")) == {
+        "code_cycle", "latent_cycle", "half_latent_cycle", "half_data_cycle", "neighbour_cycle", "pseudo_pairs",
+        "wasserstein", "discrepancy",
+    }  # fmt: skip
+    assert cyclic("info", model, "--json").json["provenance"]["settings"]["objectives"] == trained_with
+    small = ("--epochs", 1, "--batch-size", 16, "--set", "embedding=4", "--set", "private=2")
+    settings = "modalities={image: {arch: linear, model: {latent: 4}}, text: {model: {latent: 4}, vocabulary: 259}}"
+    for words in (
+        ("evaluate", dataset, "--model", model),
+        ("embed", dataset, "--model", model, "--with-text", "--out", "embeddings.parquet"),
+        ("export", "--model", model, "--part", "all", "--dataset", dataset, "--out", "exported"),
+        ("embed", dataset, "--model", "exported", "--with-text", "--out", "by_onnx.parquet"),
+        ("train", dataset, "--objective", "contrastive", "--init-from", model, "--set", settings, *small),
+    ):
+        ran = cyclic(*words, "--json")
+        assert ran.code == 0, ran.err
+
+
+@pytest.mark.parametrize("name", ["neighbour_cycle", "wasserstein"])
+def test_a_run_with_an_objective_that_exists_no_more_is_not_resumed(name: str, tmp_path: Path, cyclic: Cyclic) -> None:
+    shutil.copytree(STORED / "run", tmp_path / "run")
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    settings["objectives"] = {"contrastive": 1.0, name: 0.1}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
+    settings.pop("dataset")
+    Path("settings.yaml").write_text(yaml.safe_dump(settings))
+    words = ("train", STORED / "dataset-format-3", "--config", "settings.yaml", "--out", tmp_path / "run")
+    ran = cyclic(*words, "--resume", "must")
+    assert ran.code == 2
+    assert f"Unknown objective: {name!r}." in ran.err
+    assert f"Known: {', '.join(names('objectives'))}." in " ".join(ran.err.split())
 
 
 def test_every_earlier_name_is_replaced_where_it_is_read(tmp_path: Path) -> None:

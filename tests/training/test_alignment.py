@@ -47,11 +47,10 @@ SMALL = (
     "--set",
     "model.latent=32",
 )
-MIXED = "{contrastive: 1, geometry: 0.5, discrepancy: 1, walk: {weight: 0.5, start: 0.2, full: 0.5}}"
+MIXED = "{contrastive: 1, geometry: 0.5, visit: 1, walk: {weight: 0.5, start: 0.2, full: 0.5}}"
 EVERY = (
-    "{contrastive: 1, sigmoid: 0.1, geometry: 0.1, reconstruction: 1, translation: 1, latent_cycle: 0.1, "
-    "half_latent_cycle: 0.1, data_cycle: 0.1, half_data_cycle: 0.1, code_cycle: 0.1, neighbour_cycle: 0.1, walk: 0.1, "
-    "visit: 0.1, pseudo_pairs: 0.1, discrepancy: 0.1, wasserstein: 0.1}"
+    "{contrastive: 1, sigmoid: 0.1, geometry: 0.1, reconstruction: 1, translation: 1, data_cycle: 0.1, walk: 0.1, "
+    "visit: 0.1}"
 )
 
 
@@ -257,7 +256,7 @@ def test_two_processes_learn_what_one_does(paired_dataset: Path, tmp_path: Path,
     for first, second in zip(*steps, strict=True):
         assert first["losses"] == pytest.approx(second["losses"], rel=1e-4)
     assert steps[0][-1]["step"] == 50  # when norms are measured
-    assert len(steps[0][-1]["gradient_norms"]) == 16
+    assert len(steps[0][-1]["gradient_norms"]) == 8
     assert steps[0][-1]["gradient_norms"] == pytest.approx(steps[1][-1]["gradient_norms"], rel=1e-4)
 
 
@@ -285,7 +284,7 @@ def test_schedules_delay_objectives_and_gradient_norms_are_logged(
     assert logged[-1]["losses"]["walk"] > 0
     assert "walk" not in logged[0]["gradient_norms"]
     norms = logged[-1]["gradient_norms"]
-    assert set(norms) == {"contrastive", "geometry", "discrepancy", "walk"}
+    assert set(norms) == {"contrastive", "geometry", "visit", "walk"}
     assert all(norm > 0 for norm in norms.values())
 
 
@@ -335,10 +334,6 @@ def test_inactive_objectives_are_named_and_runs_with_no_other_are_refused(paired
     said = cyclic("train", paired_dataset, "--objective", "cyclip", "--paired-fraction", 0, *data, "--out", "none")
     assert said.code == 2
     assert "contrastive, geometry" in said.err
-    pseudo = (*data, "--set", "objectives={pseudo_pairs: 1, contrastive: 1}")
-    said = cyclic("train", paired_dataset, "--objective", "cyclic", "--paired-fraction", 0, *pseudo, "--out", "none")
-    assert said.code == 2
-    assert "pseudo_pairs, contrastive" in said.err
     small = ("--arch", "linear", "--epochs", 1, "--set", "model.latent=32")
     said = cyclic("train", paired_dataset, "--objective", "cyclic", "--paired-fraction", 0, *small, "--out", "some")
     assert said.code == 0, said.err
@@ -385,7 +380,7 @@ def test_a_run_may_be_initialised_from_the_weights_of_another(paired_dataset: Pa
         (["--set", "objectives={walk: {sharpness: .nan}}"], "above 0"),
         (["--set", "objectives={walk: {scarce: maybe}}"], "true or false"),
         (["--set", "objectives={walk: {start: 0.5, full: 0.2}}"], "start ≤ full"),
-        (["--set", "objectives={wasserstein: {directions: 2.5}}"], "whole number"),
+        (["--set", "objectives={latent_cycle: 1}"], "Unknown objective: 'latent_cycle'"),
         (["--set", "strategy=fsdp"], "ddp"),
         (["--set", "modalities={image: {}}"], "two modalities"),
         (["--set", "modalities={image: {}, sound: {}}"], "sound"),
@@ -555,7 +550,7 @@ def test_cycle_outputs_equal_their_computation_part_by_part(paired_dataset: Path
     one.initialise(lambda *_: None, silent)
     values = {name: pool.load(numbers) for name, pool in one.data.mixture.pools.items()}
     samples = {name: torch.arange(5) for name in values}
-    needs = ["code_cycle", "latent_cycle", "half_latent_cycle", "data_cycle", "reconstruction", "translation"]
+    needs = ["data_cycle", "reconstruction", "translation"]
     outputs = model(values, samples, needs, {name: torch.ones(5) for name in values})
     for a, b in (("image", "text"), ("text", "image")):
         encoders, heads, expansions = model.encoders, model.heads, model.expansions
@@ -563,23 +558,17 @@ def test_cycle_outputs_equal_their_computation_part_by_part(paired_dataset: Path
         shared, private = heads[a](code)[:, :8], heads[a](code)[:, 8:]
         shared = shared / shared.norm(dim=1, keepdim=True)
         there = expansions[b](torch.cat([shared, torch.zeros(5, 4)], 1))
-        back = heads[b](there)[:, :8]
-        code_back = expansions[a](torch.cat([back / back.norm(dim=1, keepdim=True), private], 1))
-        torch.testing.assert_close(outputs["code_cycle"][a, b], (code_back - code).square().mean(1))
         drawn = heads[b](encoders[b].encode(encoders[b].soft_decode(there)))[:, :8]
         drawn = drawn / drawn.norm(dim=1, keepdim=True)
-        torch.testing.assert_close(outputs["latent_cycle"][a, b], drawn)
-        torch.testing.assert_close(outputs["half_latent_cycle"][a, b], drawn)
-        data_back = expansions[a](torch.cat([drawn, private], 1))
-        torch.testing.assert_close(outputs["data_cycle"][a, b], encoders[a].errors(data_back, values[a]))
+        back = expansions[a](torch.cat([drawn, private], 1))
+        torch.testing.assert_close(outputs["data_cycle"][a, b], encoders[a].errors(back, values[a]))
         own = expansions[a](torch.cat([shared, private], 1))
         torch.testing.assert_close(outputs["reconstruction"][a], encoders[a].errors(own, values[a]))
         torch.testing.assert_close(outputs["translation"][a, b], encoders[b].errors(there, values[b]))
     decoder = list(model.expansions["text"].parameters())
-    for name, learns in (("latent_cycle", True), ("half_latent_cycle", False)):
-        total = outputs[name]["image", "text"].sum()
-        gradients = torch.autograd.grad(total, decoder, retain_graph=True, allow_unused=True)
-        assert any(gradient is not None for gradient in gradients) == learns
+    total = outputs["data_cycle"]["image", "text"].sum()
+    gradients = torch.autograd.grad(total, decoder)
+    assert any(gradient.any() for gradient in gradients)  # the decoded content passes gradients on
 
 
 @pytest.mark.parametrize(("arch", "fitted"), [("bag", True), ("transformer", False)])
