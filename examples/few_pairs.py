@@ -1,304 +1,356 @@
-"""Measures how much cycle consistency helps when few images and reports are paired, as a table and a plot of many runs.
+"""Measures image–text models with few pairs, by folds over patients: `few_pairs.sh IMAGES TABLE [options]`.
 
-`few_pairs.sh` calls this script. Every run is one `cyclic train` and one `cyclic evaluate` on one core. As many runs as
-there are cores run at the same time. Finished runs are not repeated. All methods have the same encoders, steps and
-seeds. The choice of paired patients depends on the patients alone, so seeds differ in initial weights and batches.
+Each fold of a fold seed is prepared as a dataset of its own, so nothing that is learned sees a patient of the fold. In
+each fold, every draw names other patients whose images and texts are known pairs (`paired_seed`). The score is the mean
+R@10 of both directions among the samples of the fold.
+
+    aligned           the closed form of the known pairs
+    cyclic, always    completed by the unpaired samples
+    cyclic            the same where folds of the known pairs say so
+    contrastive, cyclip, each from the closed form and (without encoders) from scratch: of the first --trained draws
+
+Everything is written below --work: the lists of folds, their datasets, one file of results per fold, and table.md. An
+interrupted run goes on when it is started again.
 """
 
 import argparse
+import csv
 import json
 import math
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from cyclic_cli.config import JOINT_RECIPE, PRESETS, TrainConfig, train_settings
+from cyclic_cli import distributed
+from cyclic_cli.alignment.choice import MANY_PAIRS
+from cyclic_cli.alignment.folds import similarities
+from cyclic_cli.alignment.maps import MODALITIES
+from cyclic_cli.config import assign, train_settings, with_encoders
+from cyclic_cli.data.mixture import Pool, present_samples, read_index
 from cyclic_cli.environment import available_cpus
 from cyclic_cli.errors import CyclicError
+from cyclic_cli.events import silent
 from cyclic_cli.storage.dataset import StoredDataset
-from cyclic_cli.training.alignment import filled_in
+from cyclic_cli.training.closed_form import Aligned, ClosedFormAlignment, Named
+from cyclic_cli.training.setup import complete_settings
 
-CYCLE_TERMS = (
-    "walk",
-    "neighbour_cycle",
-    "latent_cycle",
-    "half_latent_cycle",
-    "data_cycle",
-    "half_data_cycle",
-    "code_cycle",
-)
-QUANTILES = {
-    2: 12.71,
-    3: 4.30,
-    4: 3.18,
-    5: 2.78,
-    6: 2.57,
-    7: 2.45,
-    8: 2.36,
-    9: 2.31,
-    10: 2.26,
-}  # Student's t, 97.5 %, by number of seeds
-SETTINGS = ("model.width=8", "precision=32")  # half the channels of the default; float32 on every machine
-AUTOENCODERS = "autoencoders"  # runs from which `contrastive` may be initialised
-WITHOUT_CYCLES = "cyclic without cycle terms"
-BASELINES = ("cca", "ridge")
-CHANCE = "random_r10"  # key for the R@10 of a random ranking
-HITS = ("strict", "same_text", "same_study", "same_patient", "same_labels")
+FOLDS = 5
+RULE = "cyclic"
+ALWAYS = "cyclic, always"
+CLOSED = "aligned"
+FROM_CLOSED_FORM = ("contrastive", "cyclip")
+FROM_SCRATCH = tuple(f"{name}, from scratch" for name in FROM_CLOSED_FORM)
+SCRATCH_SETTINGS = ("start=data", "model.width=8", "precision=32")
+HITS = ("same_text", "same_labels")
+NORMAL = 1.96  # 97.5 % quantile, for 50 scores
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training run of the table."""
+class Task:
+    """One fold of one fold seed."""
 
-    method: str
-    fraction: float
+    options: argparse.Namespace
     seed: int
+    fold: int
 
     @property
     def name(self) -> str:
-        return f"{self.method.replace(' ', '-')}-{self.fraction:g}-seed{self.seed}"
+        return f"seed-{self.seed}-fold-{self.fold}"
+
+    @property
+    def folder(self) -> Path:
+        return self.options.work / self.name
+
+    @property
+    def dataset(self) -> Path:
+        return self.folder / "dataset"
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results.jsonl"
+
+    @property
+    def draws(self) -> list[int]:
+        """The draws that are measured with this fold seed: the draws are divided over the fold seeds."""
+        seeds = self.options.fold_seeds
+        return np.array_split(self.options.draws, len(seeds))[seeds.index(self.seed)].tolist()
+
+    def done(self) -> list[dict[str, Any]]:
+        if not self.results.exists():
+            return []
+        return [json.loads(line) for line in self.results.read_text().splitlines() if line.endswith("}")]
+
+    def add(self, **result: Any) -> None:
+        with self.results.open("a") as file:
+            file.write(json.dumps({"fold_seed": self.seed, "fold": self.fold} | result) + "\n")
 
 
-def preset_of(method: str) -> str:
-    """The preset on which a method of the table is based."""
-    return "contrastive" if method == AUTOENCODERS else method.partition(" ")[0]
+# --------------------------------------------------------------------------------------------------------- folds
 
 
-def mixture(method: str) -> dict[str, Any]:
-    """The objectives of a method, by its name in the table."""
-    without = method.partition(" without ")[2]
-    terms = PRESETS[preset_of(method)] if method != AUTOENCODERS else {"reconstruction": 1.0}
-    left_out = CYCLE_TERMS if without == "cycle terms" else (without,)
-    return {name: weight for name, weight in terms.items() if name not in left_out}
+def rows_of(options: argparse.Namespace) -> list[dict[str, str]]:
+    """The rows of the table that are used, with one text."""
+    with options.table.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    column, _, value = (options.rows or "=").partition("=")
+    rows = [row for row in rows if not column or row[column] == value]
+    for row in rows:
+        row["joined"] = ". ".join(row[name].strip() for name in options.text_column if row[name].strip())
+    return rows
 
 
-def methods() -> list[str]:
-    """The trained rows of the table, without duplicates.
-
-    If the preset has a single cycle term, leaving it out equals leaving out all cycle terms.
-    """
-    first = ["contrastive", f"contrastive from {AUTOENCODERS}", "cyclip", "cyclic", WITHOUT_CYCLES]
-    without = [f"cyclic without {name}" for name in PRESETS["cyclic"]]
-    return [*first, *(name for name in without if mixture(name) != mixture(first[-1]))]
-
-
-def trained_as(run: Run, options: argparse.Namespace) -> Run:
-    """The run that has the same result as `run`, which is mostly `run` itself.
-
-    With all pairs, terms that are weighted by scarcity have no effect, so runs without them equal `cyclic`.
-    """
-    kept = mixture(run.method)
-    left_out = [value for name, value in PRESETS["cyclic"].items() if name not in kept]
-    scarce = all(isinstance(value, dict) and value.get("scarce") for value in left_out)
-    same = run.method.startswith("cyclic without") and scarce and run.fraction == 1 and options.is_complete
-    return Run("cyclic", run.fraction, run.seed) if same else run
-
-
-def experiment_of(run: Run, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything on which the results of a run depend."""
-    return {
-        "data": [StoredDataset(folder).facts.fingerprint for folder in (options.dataset, options.test)],
-        "split": options.split, "epochs": options.epochs, "settings": list(options.set),
-        "objectives": mixture(run.method), "version": version("cyclic-cli"),
-        "recipe": JOINT_RECIPE | {"paired_share": TrainConfig.paired_share},
-    }  # fmt: skip
-
-
-def train_and_evaluate(run: Run, options: argparse.Namespace) -> None:
-    """Do a run, unless it is finished. Its results are kept in one JSON file."""
-    folder, results = options.work / "runs-of-table" / run.name, options.work / f"{run.name}.json"
-    if results.exists():
-        if json.loads(results.read_text()).get("asked") != experiment_of(run, options):
-            raise SystemExit(f"{results} belongs to another experiment: choose another --work.")
+def prepare(task: Task) -> None:
+    """Write the list of a fold and prepare its dataset: the patients of the fold are the split `test`."""
+    options = task.options
+    if task.dataset.exists():
         return
-    init = []
-    if run.method.endswith(AUTOENCODERS) and run.method != AUTOENCODERS:
-        init = ["--init-from", options.work / "runs-of-table" / Run(AUTOENCODERS, 1, run.seed).name]
-    settings = [word for assignment in options.set for word in ("--set", assignment)]
-    summary = cyclic(
-        "train", options.dataset, "--objective", preset_of(run.method),
-        "--set", f"objectives={json.dumps(mixture(run.method))}", "--paired-fraction", run.fraction,
-        "--seed", run.seed, "--epochs", options.epochs, *settings, *init, "--out", folder, "--resume", "auto",
-    )  # fmt: skip
-    found = {}
-    if run.method != AUTOENCODERS:
-        train = ["--train", options.dataset] if options.test != options.dataset else []
-        baselines = ["--baselines"] if run.method == "contrastive" and run.seed == 0 else []
-        found = cyclic("evaluate", options.test, "--split", options.split, "--model", folder, *train, *baselines)
-    draft = results.with_suffix(".tmp")
-    draft.write_text(json.dumps({"asked": experiment_of(run, options), "summary": summary, "evaluation": found}))
-    os.replace(draft, results)
-    print(f"{run.name}: {summary['seconds']:.0f} s", file=sys.stderr, flush=True)
+    rows = rows_of(options)
+    patients = sorted({row[options.patient_column] for row in rows})
+    order = np.random.default_rng(task.seed).permutation(len(patients))
+    held = {patients[patient] for place, patient in enumerate(order) if place % FOLDS == task.fold}
+    task.folder.mkdir(parents=True, exist_ok=True)
+    table = task.folder / "fold.csv"
+    with table.open("w", newline="") as file:
+        labels = [name for name in options.label_column if name in rows[0]]
+        writer = csv.writer(file)
+        writer.writerow(["image", "patient", "split", "text", *labels])
+        for row in rows:
+            patient = row[options.patient_column]
+            split = "test" if patient in held else "train"
+            writer.writerow([row[options.image_column], patient, split, row["joined"], *(row[name] for name in labels)])
+    files = "\n".join(str(options.images / row[options.image_column]) for row in rows)
+    words = ["prepare", "-", "--reports", table, "--text-column", "text", "--out", task.dataset, "--size", options.size]
+    cyclic(*words, "--already-deidentified", *(f"--label-column={name}" for name in labels), stdin=files)
 
 
-def cyclic(*words: object) -> dict[str, Any]:
+def cyclic(*words: object, stdin: str | None = None) -> dict[str, Any]:
     """Run a command of `cyclic`, and return its JSON output."""
     command = [sys.executable, "-m", "cyclic_cli", *map(str, words), "--json", "--quiet"]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, input=stdin, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"`cyclic {words[0]}` ended with {done.returncode}, see above. Start again to resume.")
-    return json.loads(done.stdout)
+        raise SystemExit(f"`cyclic {words[0]}` ended with {done.returncode}, see above. Start again to go on.")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
-def score(retrieval: dict[str, Any], options: argparse.Namespace, metric: str = "r10") -> float:
-    """The mean of R@10, or of another metric, over both directions in per cent, for the chosen definition of a hit."""
-    directions = (retrieval[direction][options.hit] for direction in ("image_to_text", "text_to_image"))
-    return 100 * float(np.mean([direction[metric] for direction in directions]))
+# -------------------------------------------------------------------------------------------------- closed forms
 
 
-def read(run: Run, options: argparse.Namespace) -> dict[str, Any]:
-    """The results of a finished run."""
-    return json.loads((options.work / f"{trained_as(run, options).name}.json").read_text())
+class Fold:
+    """The features of a fold, from which closed forms are fitted for many draws."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.stored = task, StoredDataset(task.dataset)
+        values = assign(with_encoder_options(task.options), ["objective=cyclic", "cycle_rule=always"])
+        self.config = complete_settings(train_settings(values), self.stored, None)
+        self.ranks = distributed.launch("cpu", "32", None, "auto")
+        self._candidates: dict[bool, Named] = {}  # by whether there are many pairs
+
+    def learner(self, share: float, draw: int, objective: str) -> ClosedFormAlignment:
+        config = replace(self.config, paired_fraction=share, paired_seed=draw, objective=objective)
+        return ClosedFormAlignment(self.ranks, [self.stored], config)
+
+    def align(self, share: float, draw: int, objective: str) -> Aligned:
+        """Fit a closed form. The parts of the codes are computed once for each number of components."""
+        learner = self.learner(share, draw, objective)
+        many = len(learner.mixture.paired) >= MANY_PAIRS
+        if many not in self._candidates:
+            self._candidates[many] = learner.candidates()
+        return learner.align(self._candidates[many])
+
+    @cached_property
+    def test(self) -> tuple[dict[str, Pool], np.ndarray]:
+        """The samples of the fold by modality, and numbers that are equal for hits."""
+        learner = self.learner(1.0, 0, "aligned")
+        labels = self.stored.facts.labels if self.task.options.hit == "same_labels" else []
+        index = read_index(self.stored, learner.data.modalities, "test")
+        pools = {}
+        for one in learner.data.modalities:
+            samples, numbers = present_samples(self.stored, one, index, learner.data.facts[one.name])
+            assert (numbers >= 0).all(), "every sample of a fold needs an image and a text"
+            pools[one.name] = Pool([samples], index["sample"])
+        columns = self.stored.rows(labels, "test") if labels else {"text": pools["text"].keys}
+        stacked = np.stack([column.astype(str) for column in columns.values()], axis=1)
+        return pools, np.unique(stacked, axis=0, return_inverse=True)[1].ravel()
+
+    def score(self, found: Aligned) -> tuple[float, float]:
+        """R@10 and the mean reciprocal rank in per cent, means over both directions."""
+        pools, groups = self.test
+        codes = {name: codes_of(found.parts[name], pools[name]) for name in MODALITIES}
+        return scores_of(similarities(found.blocks, codes["image"], codes["text"]), groups)
 
 
-def scores(method: str, share: float, options: argparse.Namespace) -> list[float]:
-    """The scores of all seeds."""
-    found = [read(Run(method, share, seed), options) for seed in range(options.seeds)]
-    return [score(one["evaluation"]["retrieval"], options) for one in found]
+def codes_of(parts: Any, pool: Pool) -> np.ndarray:
+    """The codes (N, code) of all samples of a pool."""
+    every, numbers = [], np.arange(len(pool))
+    for part in parts:
+        rows = part.source.features(pool, lambda done, total: None, silent)[part.output]
+        every.append((rows.rows(numbers) - part.components.mean) @ part.components.matrix)
+    return np.concatenate(every, axis=1)
 
 
-def baseline(name: str, share: float, options: argparse.Namespace) -> float:
-    """The score of a closed-form baseline with the same pairs; NaN where it could not be fitted."""
-    found = read(Run("contrastive", share, 0), options)["evaluation"]["baselines"].get(name)
-    return score(found, options) if found else math.nan
+def scores_of(similarity: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """R@10 and MRR in per cent for similarities (N, N) of samples whose `groups` (N,) are equal for hits."""
+    same = groups[:, None] == groups[None, :]
+    r10, mrr = [], []
+    for matrix in (similarity, similarity.T):
+        best = np.where(same, matrix, -np.inf).max(axis=1, keepdims=True)
+        rank = 1 + ((matrix >= best) & ~same).sum(axis=1)  # ties rank last
+        r10.append((rank <= 10).mean())
+        mrr.append((1 / rank).mean())
+    return 100 * float(np.mean(r10)), 100 * float(np.mean(mrr))
 
 
-def ratio(scores: list[float], others: list[float]) -> str:
-    """The ratio of scores, paired over seeds, with its 95 % interval (Student's t on the logarithm)."""
-    logs = np.log(np.array(scores) / np.array(others))
-    if len(logs) < 2:
-        return f"{math.exp(logs.mean()):.3f}"
-    half = QUANTILES[len(logs)] * logs.std(ddof=1) / math.sqrt(len(logs))
-    return f"{math.exp(logs.mean()):.3f} ({math.exp(logs.mean() - half):.3f}–{math.exp(logs.mean() + half):.3f})"
+def with_encoder_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The values of a run with the encoders of the command line."""
+    values: dict[str, Any] = {}
+    for modality in MODALITIES:
+        values = with_encoders(values, modality, list(getattr(options, f"{modality}_encoder")))
+    return assign(values, options.set)
 
 
-def table(options: argparse.Namespace) -> str:
-    """The table in Markdown: score ± standard deviation over the seeds, and ratio to `contrastive`."""
-    lines = [
-        "| method | " + " | ".join(f"{100 * share:g} % of pairs" for share in options.fractions) + " | s per run |"
-    ]
-    lines.append("|---" * (len(options.fractions) + 2) + "|")
-    for method in methods():
-        cells, seconds = [], []
-        for share in options.fractions:
-            runs = [Run(method, share, seed) for seed in range(options.seeds)]
-            seconds += [read(run, options)["summary"]["seconds"] for run in runs]
-            found, reference = scores(method, share, options), scores("contrastive", share, options)
-            spread = f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
-            compared = f", × {ratio(found, reference)}" if method != "contrastive" else ""
-            same = trained_as(runs[0], options) != runs[0]
-            cells.append("as cyclic" if same else f"{np.mean(found):.1f}{spread}{compared}")
-        lines.append(f"| {method} | " + " | ".join(cells) + f" | {np.mean(seconds):.0f} |")
-    for name in BASELINES:
-        cells = [f"{baseline(name, share, options):.1f}".replace("nan", "–") for share in options.fractions]
-        lines.append(f"| {name}, closed form | " + " | ".join(cells) + " | |")
-    cells = []
-    for share in options.fractions:
-        first = Run(WITHOUT_CYCLES, share, 0)
-        with_cycles, without = (scores(method, share, options) for method in ("cyclic", WITHOUT_CYCLES))
-        same = trained_as(first, options) != first
-        cells.append("the same runs" if same else f"× {ratio(with_cycles, without)}")
-    lines.append(f"| effect of the cycle terms: cyclic / {WITHOUT_CYCLES} | " + " | ".join(cells) + " | |")
-    return "\n".join(lines) + f"\n\n{caption(options)}\n"
+# --------------------------------------------------------------------------------------------------------- cells
 
 
-def caption(options: argparse.Namespace) -> str:
-    """The caption of the table."""
-    first = Run("contrastive", options.fractions[0], 0)
-    found = read(first, options)
-    chance = score(found["evaluation"]["retrieval"], options, CHANCE)
-    pool = found["evaluation"]["retrieval"]["image_to_text"][options.hit]["pool"]
-    trained = yaml.safe_load((options.work / "runs-of-table" / first.name / "config.yaml").read_text())
-    return (
-        f"Mean R@10 of both directions in %, {options.hit.replace('_', ' ')}, split {options.split}, pool {pool}, "
-        f"chance {chance:.1f}. × is the ratio to contrastive with its 95 % interval over {options.seeds} seeds. Every "
-        f"run has {found['summary']['steps']} steps of up to {trained['batch_size']} images and as many texts. "
-        "Unpaired samples are left out where no objective uses them. With all pairs, terms that are weighted by "
-        "scarcity have no effect, so runs with and without them are the same."
-    )
+def measure(task: Task) -> None:
+    """Measure all methods in a fold that were not measured yet."""
+    prepare(task)
+    done = {(row["method"], row["draw"], row["share"]) for row in task.done()}
+    fold = cache(lambda: Fold(task))
+    for draw in task.draws:
+        for share in task.options.shares:
+            if (ALWAYS, draw, share) not in done:
+                closed, completed = (fold().align(share, draw, name) for name in ("aligned", "cyclic"))
+                first, second = fold().score(closed), fold().score(completed)
+                cycle = completed.choice["cycle"]
+                every = {CLOSED: first, ALWAYS: second, RULE: second if cycle["passes_folds"] else first}
+                for method, (r10, mrr) in every.items():
+                    task.add(
+                        method=method, draw=draw, share=share, r10=r10, mrr=mrr, gain_on_folds=cycle["gain_on_folds"]
+                    )
+        for share in task.options.shares:
+            for method in trained_methods(task, draw):
+                if (method, draw, share) not in done:
+                    r10, mrr = trained(task, method, draw, share)
+                    task.add(method=method, draw=draw, share=share, r10=r10, mrr=mrr)
+    print(f"{task.name} is done", file=sys.stderr, flush=True)
 
 
-def plot(options: argparse.Namespace) -> None:
-    """Plot the scores over the fraction of pairs, with the standard deviation over the seeds."""
-    from matplotlib.figure import Figure
+def trained_methods(task: Task, draw: int) -> list[str]:
+    """The methods that are trained by gradient in a draw. Without encoders, they are trained from scratch as well."""
+    if draw not in task.draws[: task.options.trained]:
+        return []
+    options = task.options
+    return [*FROM_CLOSED_FORM, *(() if options.image_encoder or options.text_encoder else FROM_SCRATCH)]
 
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
-    shares = [100 * share for share in options.fractions]
-    for place, method in enumerate(methods()[:5]):  # shifted, so that points do not overlap
-        found = np.array([scores(method, share, options) for share in options.fractions])
-        spread = found.std(1, ddof=1) if options.seeds > 1 else None
-        shifted = np.array(shares) * 1.02 ** (place - 2)
-        axes.errorbar(shifted, found.mean(1), spread, marker="o", markersize=4, capsize=3, label=method)
-    for name, style in zip(BASELINES, ("--", ":"), strict=True):
-        reached = [baseline(name, share, options) for share in options.fractions]
-        axes.plot(shares, reached, style, color="0.4", label=f"{name}, closed form")
-    chance = score(
-        read(Run("contrastive", options.fractions[0], 0), options)["evaluation"]["retrieval"], options, CHANCE
-    )
-    axes.axhline(chance, color="0.7", linewidth=1, label="chance")
-    axes.set_xscale("log")
-    axes.set_xticks(shares, [f"{share:g} %" for share in shares])
-    axes.minorticks_off()
-    axes.set_xlabel("fraction of training patients with known pairs")
-    axes.set_ylabel("mean R@10 of both directions, %")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
-    figure.savefig(options.work / "few_pairs.png", dpi=150)
+
+def trained(task: Task, method: str, draw: int, share: float) -> tuple[float, float]:
+    """Train a model with `cyclic train`, and evaluate it."""
+    options, run = task.options, task.folder / "run"
+    objective, _, scratch = method.partition(", ")
+    settings = [*options.set, f"paired_seed={draw}", *(SCRATCH_SETTINGS if scratch else ())]
+    words = [word for setting in settings for word in ("--set", setting)]
+    for modality in MODALITIES:
+        for path in getattr(options, f"{modality}_encoder"):
+            words += [f"--{modality}-encoder", path]
+    subprocess.run(["rm", "-rf", run], check=True)
+    cyclic(
+        "train", task.dataset, "--objective", objective, "--paired-fraction", share, "--seed", draw,
+        "--epochs", options.epochs, "--out", run, *words,
+    )  # fmt: skip
+    retrieval = cyclic("evaluate", task.dataset, "--split", "test", "--model", run)["retrieval"]
+    found = [retrieval[direction][options.hit] for direction in ("image_to_text", "text_to_image")]
+    return 100 * float(np.mean([one["r10"] for one in found])), 100 * float(np.mean([one["mrr"] for one in found]))
+
+
+# --------------------------------------------------------------------------------------------------------- table
+
+
+def interval(values: np.ndarray, corrected: bool) -> str:
+    """A 95 % interval of the ratio exp(values), of scores of overlapping folds.
+
+    Corrected: the variance of the mean is multiplied by 1 / n + 1 / (FOLDS − 1) (Nadeau and Bengio, Machine Learning
+    2003) in place of 1 / n.
+    """
+    share = 1 / len(values) + (1 / (FOLDS - 1) if corrected else 0)
+    half = NORMAL * math.sqrt(share * values.var(ddof=1)) if len(values) > 1 else math.inf
+    return f"{math.exp(values.mean() - half):.2f}–{math.exp(values.mean() + half):.2f}"
+
+
+def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
+    """The results in Markdown: R@10, and its ratio to that of `aligned` in the same folds and draws."""
+    by_cell = {(row["method"], row["share"], row["fold_seed"], row["fold"], row["draw"]): row for row in rows}
+    lines = ["| method | " + " | ".join(f"{100 * share:g} % of pairs" for share in options.shares) + " |"]
+    lines.append("|---" * (len(options.shares) + 1) + "|")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for share in options.shares:
+            keys = [key for key in by_cell if key[:2] == (method, share)]
+            if not keys:
+                cells.append("")
+                continue
+            r10 = np.array([by_cell[key]["r10"] for key in keys])
+            base = np.array([by_cell[CLOSED, *key[1:]]["r10"] for key in keys])
+            logs = np.log(np.maximum(r10, 0.1) / np.maximum(base, 0.1))
+            ratio = f", × {math.exp(logs.mean()):.3f} ({interval(logs, False)}; {interval(logs, True)})"
+            cells.append(f"{r10.mean():.1f}" + (ratio if method != CLOSED else "") + f" [{len(keys)}]")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    said = f"Mean R@10 of both directions in %, {options.hit.replace('_', ' ')}. × is the geometric mean of the ratios"
+    said += " to aligned, with the plain and the corrected 95 % interval. [n] folds × draws."
+    return "\n".join([*lines, "", said, ""])
+
+
+def tasks(options: argparse.Namespace) -> Iterator[Task]:
+    for seed in options.fold_seeds:
+        for fold in range(FOLDS):
+            yield Task(options, seed, fold)
 
 
 def read_options() -> argparse.Namespace:
-    """Parse and check the command line, and derive the settings of all runs from it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("--test", type=Path, help="dataset to evaluate on (default: DATASET)")
-    parser.add_argument("--split", default="test", help="split to evaluate on; val of DATASET selects the best epochs")
-    parser.add_argument("--hit", default="same_text", choices=HITS, help="definition of a hit")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="few_pairs.sh IMAGES TABLE …"
+    )
+    parser.add_argument("images", type=Path, help="folder to which the paths of the table are relative")
+    parser.add_argument("table", type=Path, help="CSV file with columns of image, patient and text")
     parser.add_argument("--work", type=Path, default=Path("few_pairs"))
-    parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5, 1.0])
-    parser.add_argument("--seeds", type=int, default=5, choices=range(1, 11))
-    parser.add_argument("--steps", type=int, default=200, help="steps of each run, rounded up to whole epochs")
-    parser.add_argument("--set", action="append", help=f"setting of `cyclic train` (default: {', '.join(SETTINGS)})")
+    parser.add_argument("--image-column", default="image")
+    parser.add_argument("--patient-column", default="patient")
+    parser.add_argument("--text-column", action="append", help="may be repeated: the texts are joined in order")
+    parser.add_argument("--label-column", action="append", default=[])
+    parser.add_argument("--rows", help="COLUMN=VALUE: use these rows of the table alone")
+    parser.add_argument("--hit", default="same_text", choices=HITS)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--image-encoder", action="append", default=[])
+    parser.add_argument("--text-encoder", action="append", default=[])
+    parser.add_argument("--set", action="append", default=[], help="setting of `cyclic train`")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.1, 0.2, 1.0])
+    parser.add_argument("--fold-seeds", type=int, nargs="+", default=[3, 4])
+    parser.add_argument("--draws", type=int, nargs="+", default=list(range(200, 210)))
+    parser.add_argument("--trained", type=int, default=1, help="draws of each fold seed with trained methods")
+    parser.add_argument("--epochs", type=int, default=50, help="of trained methods")
+    parser.add_argument("--jobs", type=int, default=available_cpus())
     options = parser.parse_args()
-    options.test, options.set = options.test or options.dataset, options.set or SETTINGS
-    if not all(0 < share <= 1 for share in options.fractions) or options.steps < 1:
-        parser.error("--fractions must be above 0 and at most 1, and --steps at least 1.")
-    rows = StoredDataset(options.dataset).rows(["has_image", "has_text"], "train")
-    if not all(map(np.any, rows.values())):
-        parser.error(f"{options.dataset} needs images and reports in its training split.")
-    if not StoredDataset(options.test).facts.counts.get("splits", {}).get(options.split):
-        parser.error(f"{options.test} has no samples in the split {options.split!r}: see --split and --test.")
-    if options.hit == "same_labels" and not StoredDataset(options.test).facts.labels:
-        parser.error(f"{options.test} has no labels, which same_labels needs: see --hit.")
-    options.is_complete = bool(np.all([np.asarray(present, bool) for present in rows.values()]))
-    given = [word.removeprefix("batch_size=") for word in options.set if word.startswith("batch_size=")]
-    samples = max(int(np.sum(present)) for present in rows.values())
-    usual = filled_in(train_settings({"objective": "cyclic"}), len(rows["has_image"])).batch_size
-    options.epochs = math.ceil(options.steps / math.ceil(samples / int([usual, *given][-1])))
+    options.text_column = options.text_column or ["text"]
+    options.images, options.work = options.images.resolve(), options.work.resolve()
     return options
 
 
 def main() -> None:
     options = read_options()
-    options.work.mkdir(parents=True, exist_ok=True)
-    seeds = range(options.seeds)
-    first = [Run(AUTOENCODERS, 1, seed) for seed in seeds]
-    every = [Run(method, share, seed) for seed in seeds for share in options.fractions for method in methods()]
-    rest = list(dict.fromkeys(trained_as(run, options) for run in every))
-    with ThreadPoolExecutor(available_cpus()) as pool:
-        for runs in (first, rest):
-            list(pool.map(train_and_evaluate, runs, [options] * len(runs)))
-    found = table(options)
-    (options.work / "few_pairs.md").write_text(found)
-    plot(options)
+    every = list(tasks(options))
+    with ProcessPoolExecutor(options.jobs) as pool:
+        list(pool.map(measure, every))
+    found = table([row for task in every for row in task.done()], options)
+    (options.work / "table.md").write_text(found)
     print(found)
 
 

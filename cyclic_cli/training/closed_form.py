@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cyclic_cli.alignment.choice import choose_by, measure
 from cyclic_cli.alignment.cycle import Unpaired, complete
-from cyclic_cli.alignment.maps import MODALITIES, Setting
+from cyclic_cli.alignment.maps import MODALITIES, Blocks, Setting
 from cyclic_cli.alignment.moments import Pairs
 from cyclic_cli.codes.cache import FeatureCache
 from cyclic_cli.codes.cached_codes import TickOf, cached_codes, gathered
@@ -103,6 +103,15 @@ class Solution:
     blocks: list[dict[str, Any]]  # of the embedding, see `AlignedModel`
     choice: dict[str, Any]  # for people
     weights: dict[str, np.ndarray]  # of the model
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """The parts of the codes that were kept, and the map between the codes."""
+
+    parts: Named
+    blocks: Blocks
+    choice: dict[str, Any]  # for people
 
 
 class ClosedFormAlignment(Alignment):
@@ -237,14 +246,31 @@ class ClosedFormAlignment(Alignment):
 
     def _solve(self) -> Solution:
         """The closed form, from all samples and the known pairs. Each process reads its share, see `fixed_codes`."""
+        found, shares = self.align(self.candidates()), Shares.make(self.mixture, self.ranks)
+        blocks = [{"dims": one.matrix["image"].shape[1], "weight": one.weight} for one in found.blocks]
+        weights = self._weights(found.parts, found.blocks, shares)
+        facts = {name: self._facts(name, some) for name, some in found.parts.items()}
+        facts["image"]["drawing"] = len(weights["encoders.image.drawing.components"])
+        solution = Solution(facts, blocks, found.choice, weights)
+        return self.ranks.agreed(lambda: solution)
+
+    def candidates(self) -> Named:
+        """All parts that the codes may have. They depend on all samples, and on the number of pairs alone."""
         for name, modality in zip(self.config.modalities, self.data.modalities, strict=True):
             self._open_encoders(name, modality.config)
-        ranks, shares = self.ranks, Shares.make(self.mixture, self.ranks)
-        patients, pairs = self.data.patient_of[self.mixture.paired], len(self.mixture.paired)
-        parts = {
+        pairs = len(self.mixture.paired)
+        return {
             name: fixed_codes.candidate_parts(self._sources(name), share, pairs, self._tick_of(name), self._report)
-            for name, share in shares.of.items()
+            for name, share in Shares.make(self.mixture, self.ranks).of.items()
         }
+
+    def align(self, parts: Named) -> Aligned:
+        """The maps between the codes, chosen and fitted by the known pairs; for `cyclic` completed by other samples.
+
+        `parts` are the `candidates`. All processes call it together.
+        """
+        ranks, shares = self.ranks, Shares.make(self.mixture, self.ranks)
+        patients = self.data.patient_of[self.mixture.paired]
         parts = {
             name: fixed_codes.chosen_outputs(parts[name], parts[other], name, other, shares, patients, ranks)
             for name, other in (MODALITIES, MODALITIES[::-1])
@@ -255,19 +281,14 @@ class ClosedFormAlignment(Alignment):
         known = Pairs(images, texts, shares.pairs, ranks)
         measured = measure(known, patients, self.groups)
         form = ranks.agreed(lambda: choose_by(measured, columns, joining))
-        solved, choice = form.blocks, form.to_json() | {"setting": asdict(form.setting)}
+        blocks, choice = form.blocks, form.to_json() | {"setting": asdict(form.setting)}
         if self.config.objective == "cyclic":
             unpaired = self._unpaired(parts, shares)
             found = complete(form, measured, known, patients, unpaired, self.config.cycle_rule, ranks)
             self._report(Note(found.said))
-            solved, choice = ranks.agreed(lambda: found.blocks), choice | {"cycle": found.to_json()}
-        parts = {name: [part for part in some if part.name in form.parts[name]] for name, some in parts.items()}
-        blocks = [{"dims": one.matrix["image"].shape[1], "weight": one.weight} for one in solved]
-        weights = self._weights(parts, solved, shares)
-        facts = {name: self._facts(name, some) for name, some in parts.items()}
-        facts["image"]["drawing"] = len(weights["encoders.image.drawing.components"])
-        solution = Solution(facts, blocks, choice, weights)
-        return ranks.agreed(lambda: solution)
+            blocks, choice = ranks.agreed(lambda: found.blocks), choice | {"cycle": found.to_json()}
+        kept = {name: [part for part in some if part.name in form.parts[name]] for name, some in parts.items()}
+        return Aligned(kept, blocks, choice)
 
     def _unpaired(self, parts: Named, shares: Shares) -> Unpaired:
         """The samples in no pair. Their order does not depend on which image belongs to which text."""

@@ -36,7 +36,7 @@ def contents(dataset: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def test_residual_heads_start_at_the_closed_form_bit_for_bit(paired_dataset: Path, cyclic: Cyclic) -> None:
-    closed = cyclic(*words(paired_dataset, "closed", "--paired-fraction", 0.5, objective="aligned"))
+    closed = cyclic(*words(paired_dataset, "closed", "--paired-fraction", 0.5))
     still = cyclic(*words(paired_dataset, "still", *REFINED, "--epochs", 1, "--lr", 0))
     assert (closed.code, still.code) == (0, 0), closed.err + still.err
     assert still.json["best_epoch"] == 0
@@ -59,7 +59,7 @@ def test_residual_heads_start_at_the_closed_form_bit_for_bit(paired_dataset: Pat
 def test_training_moves_the_residual_heads_alone_and_never_loses_the_closed_form(
     paired_dataset: Path, cyclic: Cyclic
 ) -> None:
-    assert cyclic(*words(paired_dataset, "closed", "--paired-fraction", 0.5, objective="aligned")).code == 0
+    assert cyclic(*words(paired_dataset, "closed", "--paired-fraction", 0.5)).code == 0
     ran = cyclic(*words(paired_dataset, "run", *REFINED, "--epochs", 2))
     assert ran.code == 0, ran.err
     epochs, steps = rows(Path("run"), "epoch"), rows(Path("run"), "step")
