@@ -89,8 +89,11 @@ def _shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, list):
-        return ", ".join(_shown(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        between = "; " if any(isinstance(item, dict) for item in value) else ", "
+        return between.join(_shown(item) for item in value)
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

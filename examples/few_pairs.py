@@ -1,4 +1,4 @@
-"""Measures image–text models with few pairs, by folds over patients: `few_pairs.sh IMAGES TABLE [options]`.
+"""Measures image–text models with few pairs, by folds over patients: `few_pairs.sh IMAGES TABLE… [options]`.
 
 Each fold of a fold seed is prepared as a dataset of its own, so nothing that is learned sees a patient of the fold. In
 each fold, every draw names other patients whose images and texts are known pairs (`paired_seed`). The score is the mean
@@ -97,11 +97,16 @@ class Task:
 
 
 def rows_of(options: argparse.Namespace) -> list[dict[str, str]]:
-    """The rows of the table that are used, with one text."""
-    with options.table.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    """The rows of the first table that are used, with the columns of the other tables, and one text."""
+    by_image: dict[str, dict[str, str]] = {}
+    for number, path in enumerate(options.tables):
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file):
+                image = row[options.image_column]
+                if number == 0 or image in by_image:
+                    by_image[image] = row | by_image.get(image, {})
     column, _, value = (options.rows or "=").partition("=")
-    rows = [row for row in rows if not column or row[column] == value]
+    rows = [row for row in by_image.values() if not column or row[column] == value]
     for row in rows:
         row["joined"] = ". ".join(row[name].strip() for name in options.text_column if row[name].strip())
     return rows
@@ -119,7 +124,7 @@ def prepare(task: Task) -> None:
     task.folder.mkdir(parents=True, exist_ok=True)
     table = task.folder / "fold.csv"
     with table.open("w", newline="") as file:
-        labels = [name for name in options.label_column if name in rows[0]]
+        labels = options.label_column
         writer = csv.writer(file)
         writer.writerow(["image", "patient", "split", "text", *labels])
         for row in rows:
@@ -317,16 +322,18 @@ def tasks(options: argparse.Namespace) -> Iterator[Task]:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="few_pairs.sh IMAGES TABLE …"
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="few_pairs.sh IMAGES TABLE… [options]",
     )
     parser.add_argument("images", type=Path, help="folder to which the paths of the table are relative")
-    parser.add_argument("table", type=Path, help="CSV file with columns of image, patient and text")
+    parser.add_argument("tables", type=Path, nargs="+", help="CSV files, the first with images, patients and texts")
     parser.add_argument("--work", type=Path, default=Path("few_pairs"))
     parser.add_argument("--image-column", default="image")
     parser.add_argument("--patient-column", default="patient")
     parser.add_argument("--text-column", action="append", help="may be repeated: the texts are joined in order")
     parser.add_argument("--label-column", action="append", default=[])
-    parser.add_argument("--rows", help="COLUMN=VALUE: use these rows of the table alone")
+    parser.add_argument("--rows", help="COLUMN=VALUE: use these rows alone")
     parser.add_argument("--hit", default="same_text", choices=HITS)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--image-encoder", action="append", default=[])
@@ -341,6 +348,8 @@ def read_options() -> argparse.Namespace:
     options = parser.parse_args()
     options.text_column = options.text_column or ["text"]
     options.images, options.work = options.images.resolve(), options.work.resolve()
+    if options.hit == "same_labels" and not options.label_column:
+        parser.error("same_labels needs --label-column.")
     return options
 
 

@@ -10,6 +10,11 @@ if [ $# -gt 0 ]; then
 fi
 work="${FEW_PAIRS:-few_pairs}"
 mkdir -p "$work"
-[ -d "$work/demo" ] || cyclic demo --out "$work/demo" --count "${COUNT:-2000}" --seed 0
-exec python3 "$here/few_pairs.py" "$work/demo" "$work/demo/reports.csv" --work "$work" --size 128 --hit same_labels \
-  --fold-seeds 3 --draws 200 201 202
+demo="$work/demo"
+[ -d "$demo" ] || cyclic demo --out "$demo" --count "${COUNT:-2000}" --seed 0
+labels=()
+for name in cardiomegaly pleural_effusion consolidation nodule pneumothorax pacemaker fracture; do
+  labels+=(--label-column "$name")
+done
+exec python3 "$here/few_pairs.py" "$demo" "$demo/reports.csv" "$demo/findings.csv" --image-column path --work "$work" \
+  --size 64 --hit same_labels "${labels[@]}" --fold-seeds 3 --draws 200 201 202

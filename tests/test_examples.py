@@ -1,5 +1,6 @@
 """The examples run as documented. These tests are slow, and run on request."""
 
+import csv
 import json
 import os
 import subprocess
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cyclic_cli.config import PRESETS
 from cyclic_cli.phantom.dataset import write_demo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -44,19 +44,32 @@ def test_origin_prints_a_table_and_reuses_finished_parts(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_few_pairs_writes_a_table_and_a_plot_and_reuses_finished_runs(paired_dataset: Path, tmp_path: Path) -> None:
+def test_few_pairs_writes_a_table_by_folds_and_reuses_finished_cells(tmp_path: Path) -> None:
+    write_demo(tmp_path / "demo", 150)
+    demo, work = tmp_path / "demo", tmp_path / "few"
     command = (
-        EXAMPLES / "few_pairs.sh", paired_dataset, "--split", "val", "--work", tmp_path / "few", "--fractions", 0.5, 1,
-        "--seeds", 2, "--steps", 2, "--set", "arch=linear", "--set", "model.latent=32", "--set", "batch_size=32",
+        EXAMPLES / "few_pairs.sh", demo, demo / "reports.csv", demo / "findings.csv", "--image-column", "path",
+        "--label-column", "nodule", "--label-column", "fracture", "--hit", "same_labels", "--size", 32, "--work", work,
+        "--shares", 0.4, 1, "--fold-seeds", 1, "--draws", 5, 6, "--epochs", 1,
     )  # fmt: skip
     first = run(*command)
-    rows = [line.split("|")[1].strip() for line in first.stdout.splitlines() if line.startswith("| c")]
-    assert rows[:5] == [
-        "contrastive", "contrastive from autoencoders", "cyclip", "cyclic", "cyclic without cycle terms",
-    ]  # fmt: skip
-    assert (tmp_path / "few" / "few_pairs.png").stat().st_size > 10_000
-    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "few").glob("*seed*.json")}
-    others = len(PRESETS["cyclic"]) - 1  # without `walk`, since it is the only cycle term
-    assert len(done) == 2 + 2 * 2 * (5 + others)
+    rows = [line.split("|")[1].strip() for line in first.stdout.splitlines() if line.startswith("| ")]
+    trained = ["contrastive", "cyclip", "contrastive, from scratch", "cyclip, from scratch"]
+    assert rows == ["method", "aligned", "cyclic, always", "cyclic", *trained]
+    assert (work / "table.md").read_text().strip() == first.stdout.strip()
+    held: list[str] = []
+    for fold in range(5):
+        folder = work / f"seed-1-fold-{fold}"
+        with (folder / "fold.csv").open() as file:
+            listed = list(csv.DictReader(file))
+        patients = [{row["patient"] for row in listed if row["split"] == split} for split in ("train", "test")]
+        assert not patients[0] & patients[1]
+        held += patients[1]
+        results = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+        assert len(results) == 2 * 2 * 3 + 2 * 4  # two draws and two shares; one draw is trained
+        whole = {row["method"]: row["r10"] for row in results if row["share"] == 1 and row["draw"] == 5}
+        assert whole["aligned"] == whole["cyclic"] == whole["cyclic, always"]  # nothing is unpaired
+    assert len(held) == len(set(held))
+    done = {path: path.stat().st_mtime_ns for path in work.glob("*/results.jsonl")}
     assert run(*command).stdout == first.stdout
-    assert done == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "few").glob("*seed*.json")}
+    assert done == {path: path.stat().st_mtime_ns for path in work.glob("*/results.jsonl")}

@@ -168,7 +168,7 @@ def complete(
         pairs: The known pairs.
         patients: (N,) their patients.
         unpaired: The samples in no pair, with whole codes.
-        rule: folds: the map is kept where it ranks the pairs of folds better than the closed form; always.
+        rule: folds: the map is kept where it `passes`; always.
         ranks: The processes.
     """
     weight = _weight(measured.total.count, min(unpaired.sizes.values()))

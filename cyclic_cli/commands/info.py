@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cyclic_cli import console
+from cyclic_cli.commands import _closed_form
 from cyclic_cli.commands._options import Json, Quiet, show
 from cyclic_cli.errors import CyclicError, UsageError
 
@@ -46,8 +47,20 @@ def info(
             console.print_line(f"{described['kept']} of the encoders are in use and stay: repeat this later.", "yellow")
     else:
         described = _describe(path)
+    if not json:
+        described = _with_lines(described)
     kind = described["kind"]
     show(f"{kind[0].upper()}{kind[1:]} {path}", described, json)
+
+
+def _with_lines(described: Any) -> Any:
+    """A description with the closed form of a model as lines for people."""
+    if not isinstance(described, dict):
+        return described
+    return {
+        name: _closed_form.shown(value) if name == "alignment" and isinstance(value, dict) else _with_lines(value)
+        for name, value in described.items()
+    }
 
 
 def _name_of(key: str, encoder: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import typer
 
 from cyclic_cli import config as settings
 from cyclic_cli import console, environment, registry
+from cyclic_cli.commands import _closed_form
 from cyclic_cli.commands._options import Dataset, Json, Quiet, find_dataset, show
 from cyclic_cli.config import TrainConfig
 
@@ -174,7 +175,8 @@ def train(
         run = out or Path("runs") / task.default_run_name(run_settings)
         summary = task.train(found, run, run_settings, resume, report, also or [], init_from)
     if environment.is_main_process():
-        show("Run", asdict(summary), json)
+        shown = {} if json else {"alignment": _closed_form.shown(summary.alignment)}
+        show("Run", asdict(summary) | shown, json)
         if not json and not quiet:
             next_commands = {"autoencode": "reconstruct SCAN", "captioning": "reconstruct SCAN --to text"}
             next_command = next_commands.get(run_settings.objective, f"evaluate {found}")

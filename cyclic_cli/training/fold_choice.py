@@ -9,7 +9,8 @@ the closed form is kept.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def _log_ranks(learner: Any, held: np.ndarray) -> Iterator[float]:
         blocks = completed_map(learner.setting, known, Unpaired(sizes, _unpaired_codes(one.mixture)).sample().codes)
     else:
         blocks = fit_map(learner.setting, *known.values())
-    _set_closed_form(one.module, blocks, known)
+    _set_closed_form(one.module, _padded(blocks, one.module.dims), known)
     groups = learner.groups[held]
     optimizer = torch.optim.AdamW(one.parameter_groups(), lr=config.lr or 0.0, weight_decay=config.weight_decay or 0.0)
     yield _held_out_rank(one.module, codes, held, groups)
@@ -93,6 +94,14 @@ def _without(whole: Mixture, held: np.ndarray, patients: set[str], patient_by_sa
 
 def _unpaired_codes(mixture: Mixture) -> Callable[[str, np.ndarray], np.ndarray]:
     return lambda name, numbers: mixture.pools[name].load(mixture.unpaired[name][numbers]).numpy()
+
+
+def _padded(blocks: Blocks, dims: Sequence[int]) -> Blocks:
+    """The blocks with the dimensions of the model. Fewer pairs span fewer canonical variates; others are zero."""
+    return tuple(
+        replace(one, matrix={name: np.pad(m, ((0, 0), (0, size - m.shape[1]))) for name, m in one.matrix.items()})
+        for one, size in zip(blocks, dims, strict=True)
+    )
 
 
 @torch.no_grad()

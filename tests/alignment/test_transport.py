@@ -63,7 +63,9 @@ def test_the_plan_is_as_exact_as_its_stopping_rule_promises(entropy: float) -> N
 
 
 @pytest.mark.parametrize("entropy", [0.3, 1.0, 5.0])
-def test_the_plan_converges_to_that_of_an_independent_iteration(entropy: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_converges_to_that_of_an_independent_iteration(
+    entropy: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transport, "STEPS", 5000)
     monkeypatch.setattr(transport, "MARGINAL_ERROR", 1e-6)
     similarity = noise()

@@ -172,6 +172,13 @@ def test_without_validation_folds_of_the_known_pairs_decide(no_val: Path, cyclic
     assert ran.json["best_epoch"] == 0
 
 
+def test_folds_whose_pairs_span_fewer_variates_decide_too(no_val: Path, cyclic: Cyclic) -> None:
+    few = ("--epochs", 1, "--paired-fraction", 0.5)  # a fold has fewer pairs than the map has variates
+    ran = cyclic(*words(no_val, "few", *few, objective="contrastive"))
+    assert ran.code == 0, ran.err
+    assert [set(row["val"]) for row in rows(Path("few"), "epoch")] == [{"rank_on_folds"}] * 2
+
+
 def test_a_stopped_run_ends_with_the_bits_of_one_never_stopped(
     paired_dataset: Path, encoders: list[object], cyclic: Cyclic
 ) -> None:

@@ -16,6 +16,7 @@ from helpers.makers import Ran
 from helpers.thread_processes import in_threads
 from helpers.tiny_encoders import tiny_image_folder, tiny_text_folder
 
+from cyclic_cli.alignment import cycle, transport
 from cyclic_cli.alignment.maps import Setting, fit_map
 from cyclic_cli.codes.components import fit_components
 from cyclic_cli.codes.sources import Share
@@ -87,18 +88,19 @@ def solution(run: Path) -> dict[str, np.ndarray]:
     return weights
 
 
-def assert_same_solution(one: Path, other: Path) -> None:
+def assert_same_solution(one: Path, other: Path, amplified: float = 1) -> None:
     """Sums are added in float64 in another order, and then codes and weights are rounded to float32 (6e-8).
 
-    A ridge divides by small variances, which amplifies rounding in a single tensor.
+    A ridge divides by small variances, which amplifies rounding in a single tensor. `amplified` says by how much
+    rounding of the codes is amplified before.
     """
     facts = [read_checkpoint(run / "model.safetensors").architecture["facts"] for run in (one, other)]
     assert facts[0] == facts[1]
     first, second = map(solution, (one, other))
     away = {name: float(np.linalg.norm(value - second[name])) for name, value in first.items()}
     sizes = {name: float(np.linalg.norm(value)) for name, value in first.items()}
-    assert np.linalg.norm(list(away.values())) < 1e-6 * np.linalg.norm(list(sizes.values()))
-    assert {name: error for name, error in away.items() if error > 1e-5 * max(sizes[name], 1e-2)} == {}
+    assert np.linalg.norm(list(away.values())) < 1e-6 * amplified * np.linalg.norm(list(sizes.values()))
+    assert {name: error for name, error in away.items() if error > 1e-5 * amplified * max(sizes[name], 1e-2)} == {}
 
 
 def cached(cache: Path) -> dict[str, set[bytes]]:
@@ -127,6 +129,33 @@ def test_two_processes_compute_their_shares_and_find_the_solution_of_one(
     for name in images:
         assert not first[name] & second[name]
         assert abs(len(first[name]) - len(second[name])) <= 2  # of training and of validation images
+
+
+SMALL_BLOCKS = (
+    "from cyclic_cli.alignment import cycle, transport\n"
+    "cycle.AT_ONCE = cycle.BLOCK = 20\n"
+    "transport.MARGINAL_ERROR = 0\n"  # all steps, so that rounding cannot decide when to stop
+)
+
+
+def test_two_processes_complete_the_closed_form_as_one_does(
+    paired_dataset: Path, tmp_path: Path, cyclic: Cyclic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unpaired samples are in several blocks, which the processes share."""
+    more = ("--objective", "cyclic", "--paired-fraction", 0.4, "--set", "cycle_rule=always")
+    for module, name, value in ((cycle, "AT_ONCE", 20), (cycle, "BLOCK", 20), (transport, "MARGINAL_ERROR", 0)):
+        monkeypatch.setattr(module, name, value)
+    alone = cyclic(*words(paired_dataset, tmp_path / "one", *more))
+    assert alone.code == 0, alone.err
+    several = processes(
+        words(paired_dataset, tmp_path / "two", *more), [tmp_path / "a", tmp_path / "b"], LINES + SMALL_BLOCKS
+    )
+    assert [one.code for one in several] == [0, 0], several[0].err + several[1].err
+    # Plans divide similarities by 0.15 standard deviations, which are about a quarter.
+    assert_same_solution(tmp_path / "one", tmp_path / "two", amplified=1 / (0.15 * 0.25))
+    first, second = (one.json["alignment"]["cycle"] for one in (alone, several[0]))
+    assert first["kept"] == "return"
+    assert second == first | {name: pytest.approx(first[name], abs=0.05) for name in ("gain_on_folds", "mean_log_rank")}
 
 
 @pytest.mark.slow
