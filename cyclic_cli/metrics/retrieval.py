@@ -25,6 +25,7 @@ class Recall:
     r5: float
     r10: float
     median_rank: float
+    mrr: float  # mean reciprocal rank
     queries: int  # that have a hit in the gallery; the others are left out
     pool: int  # items of the gallery
     random_r10: float  # expected recall@10 of a random ranking
@@ -61,6 +62,7 @@ def recall_at_k(
         r5=float(np.mean(ranks <= 5)),
         r10=float(np.mean(ranks <= 10)),
         median_rank=float(np.median(ranks)),
+        mrr=float(np.mean(1 / ranks)),
         queries=len(queries),
         pool=len(gallery),
         random_r10=_random_recall(sizes[np.searchsorted(groups, query_groups)], len(gallery), 10),

@@ -44,6 +44,7 @@ def test_recall_equals_brute_force(pairs: Pairs, block: int, monkeypatch: pytest
     ranks = np.array(brute_force_ranks(queries, gallery, groups, groups))
     assert [found.r1, found.r5, found.r10] == pytest.approx([np.mean(ranks <= k) for k in (1, 5, 10)])
     assert (found.median_rank, found.queries, found.pool) == (np.median(ranks), 60, 60)
+    assert found.mrr == pytest.approx(np.mean(1 / np.asarray(ranks)))
 
 
 def test_recall_equals_torchmetrics(pairs: Pairs) -> None:
