@@ -49,7 +49,7 @@ def test_few_pairs_writes_a_table_by_folds_and_reuses_finished_cells(tmp_path: P
     demo, work = tmp_path / "demo", tmp_path / "few"
     command = (
         EXAMPLES / "few_pairs.sh", demo, demo / "reports.csv", demo / "findings.csv", "--image-column", "path",
-        "--label-column", "nodule", "--label-column", "fracture", "--hit", "same_labels", "--size", 32, "--work", work,
+        "--label-column", "nodule", "--label-column", "fracture", "--hit", "same_labels", "--size", 64, "--work", work,
         "--shares", 0.4, 1, "--fold-seeds", 1, "--draws", 5, 6, "--epochs", 1,
     )  # fmt: skip
     first = run(*command)
