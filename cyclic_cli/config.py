@@ -42,7 +42,7 @@ the data. Nor has `captioning`: its loss is that of its text decoder. Each archi
 CLOSED_FORMS = ("aligned", "cyclic")
 """Presets that train nothing when a model starts at the closed form."""
 RULES = ("folds", "always")
-"""When `--objective cyclic` keeps the map that unpaired samples completed: unless it ranks worse than the closed form
+"""When `--objective cyclic` keeps the map that unpaired samples completed: where it ranks better than the closed form
 in folds over the patients of the known pairs, or always."""
 REFINEMENT: dict[str, Any] = {"contrastive": 1.0, "transport": 1.0, "structure": 1.0, "anchor": 1.0}
 """Weights of the objectives of `--objective cyclic` with `refine`."""

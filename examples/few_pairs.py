@@ -6,7 +6,7 @@ R@10 of both directions among the samples of the fold.
 
     aligned           the closed form of the known pairs
     cyclic, always    completed by the unpaired samples
-    cyclic            the same where folds of the known pairs say so
+    cyclic            the same where it ranks folds of the known pairs better, else the closed form
     contrastive, cyclip, each from the closed form and (without encoders) from scratch: of the first --trained draws
 
 Everything is written below --work: the lists of folds, their datasets, one file of results per fold, and table.md. An
@@ -18,6 +18,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ from cyclic_cli.environment import available_cpus
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import silent
 from cyclic_cli.storage.dataset import StoredDataset
+from cyclic_cli.storage.files import write_text
 from cyclic_cli.training.closed_form import Aligned, ClosedFormAlignment, Named
 from cyclic_cli.training.setup import complete_settings
 
@@ -84,13 +86,17 @@ class Task:
         return np.array_split(self.options.draws, len(seeds))[seeds.index(self.seed)].tolist()
 
     def done(self) -> list[dict[str, Any]]:
+        """The results of the draws and shares that were asked for."""
         if not self.results.exists():
             return []
-        return [json.loads(line) for line in self.results.read_text().splitlines() if line.endswith("}")]
+        rows = [json.loads(line) for line in self.results.read_text().splitlines()]
+        return [row for row in rows if row["draw"] in self.draws and row["share"] in self.options.shares]
 
-    def add(self, **result: Any) -> None:
-        with self.results.open("a") as file:
-            file.write(json.dumps({"fold_seed": self.seed, "fold": self.fold} | result) + "\n")
+    def add(self, *results: dict[str, Any]) -> None:
+        """Add results, all of them or none."""
+        before = self.results.read_text() if self.results.exists() else ""
+        lines = [json.dumps({"fold_seed": self.seed, "fold": self.fold} | result) + "\n" for result in results]
+        write_text(self.results, before + "".join(lines))
 
 
 # --------------------------------------------------------------------------------------------------------- folds
@@ -101,15 +107,39 @@ def rows_of(options: argparse.Namespace) -> list[dict[str, str]]:
     by_image: dict[str, dict[str, str]] = {}
     for number, path in enumerate(options.tables):
         with path.open(newline="", encoding="utf-8-sig") as file:
-            for row in csv.DictReader(file):
+            reader = csv.DictReader(file)
+            needed = [options.image_column, *(() if number else (options.patient_column, *options.text_column))]
+            if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
+                there = ", ".join(reader.fieldnames or ())
+                raise CyclicError(f"{path} has no column {missing[0]!r}.", f"Name one of its columns: {there}.")
+            for row in reader:
                 image = row[options.image_column]
                 if number == 0 or image in by_image:
                     by_image[image] = row | by_image.get(image, {})
     column, _, value = (options.rows or "=").partition("=")
-    rows = [row for row in by_image.values() if not column or row[column] == value]
+    rows = [row for row in by_image.values() if not column or row.get(column) == value]
+    if missing := [name for name in rows[0] if name in options.label_column and any(name not in row for row in rows)]:
+        raise CyclicError(f"Some rows have no label {missing[0]!r}.", "Leave this label out.")
+    if absent := [row for row in rows if not (options.images / row[options.image_column]).is_file()]:
+        raise CyclicError(
+            f"{len(absent)} of {len(rows)} images of the table are not below {options.images}.",
+            "Name the folder to which the paths of the table are relative.",
+        )
     for row in rows:
         row["joined"] = ". ".join(row[name].strip() for name in options.text_column if row[name].strip())
     return rows
+
+
+def claim(options: argparse.Namespace) -> None:
+    """Keep what the results of a work folder depend on, and refuse another experiment there."""
+    fixed = ("images", "tables", "image_column", "patient_column", "text_column", "label_column", "rows", "hit", "size")
+    kept = {name: getattr(options, name) for name in (*fixed, "image_encoder", "text_encoder", "set", "epochs")}
+    asked = json.loads(json.dumps(kept | {"draws": options.draws, "fold_seeds": options.fold_seeds}, default=str))
+    path = options.work / "experiment.json"
+    if path.exists() and json.loads(path.read_text()) != asked:
+        raise CyclicError(f"{options.work} holds another experiment.", "Name another folder with --work.")
+    options.work.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(asked, indent=1))
 
 
 def prepare(task: Task) -> None:
@@ -181,7 +211,8 @@ class Fold:
         pools = {}
         for one in learner.data.modalities:
             samples, numbers = present_samples(self.stored, one, index, learner.data.facts[one.name])
-            assert (numbers >= 0).all(), "every sample of a fold needs an image and a text"
+            if (numbers < 0).any():
+                raise CyclicError("A sample of a fold has no image or no text.", "Leave its row out, see --rows.")
             pools[one.name] = Pool([samples], index["sample"])
         columns = self.stored.rows(labels, "test") if labels else {"text": pools["text"].keys}
         stacked = np.stack([column.astype(str) for column in columns.values()], axis=1)
@@ -238,15 +269,13 @@ def measure(task: Task) -> None:
                 first, second = fold().score(closed), fold().score(completed)
                 cycle = completed.choice["cycle"]
                 every = {CLOSED: first, ALWAYS: second, RULE: second if cycle["passes_folds"] else first}
-                for method, (r10, mrr) in every.items():
-                    task.add(
-                        method=method, draw=draw, share=share, r10=r10, mrr=mrr, gain_on_folds=cycle["gain_on_folds"]
-                    )
+                cell = {"draw": draw, "share": share, "gain_on_folds": cycle["gain_on_folds"]}
+                task.add(*({"method": name, **cell, "r10": r10, "mrr": mrr} for name, (r10, mrr) in every.items()))
         for share in task.options.shares:
             for method in trained_methods(task, draw):
                 if (method, draw, share) not in done:
                     r10, mrr = trained(task, method, draw, share)
-                    task.add(method=method, draw=draw, share=share, r10=r10, mrr=mrr)
+                    task.add({"method": method, "draw": draw, "share": share, "r10": r10, "mrr": mrr})
     print(f"{task.name} is done", file=sys.stderr, flush=True)
 
 
@@ -267,7 +296,7 @@ def trained(task: Task, method: str, draw: int, share: float) -> tuple[float, fl
     for modality in MODALITIES:
         for path in getattr(options, f"{modality}_encoder"):
             words += [f"--{modality}-encoder", path]
-    subprocess.run(["rm", "-rf", run], check=True)
+    shutil.rmtree(run, ignore_errors=True)
     cyclic(
         "train", task.dataset, "--objective", objective, "--paired-fraction", share, "--seed", draw,
         "--epochs", options.epochs, "--out", run, *words,
@@ -307,7 +336,8 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
             base = np.array([by_cell[CLOSED, *key[1:]]["r10"] for key in keys])
             logs = np.log(np.maximum(r10, 0.1) / np.maximum(base, 0.1))
             ratio = f", × {math.exp(logs.mean()):.3f} ({interval(logs, False)}; {interval(logs, True)})"
-            cells.append(f"{r10.mean():.1f}" + (ratio if method != CLOSED else "") + f" [{len(keys)}]")
+            mrr = f", MRR {np.mean([by_cell[key]['mrr'] for key in keys]):.1f}"
+            cells.append(f"{r10.mean():.1f}" + (ratio if method != CLOSED else "") + f"{mrr} [{len(keys)}]")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     said = f"Mean R@10 of both directions in %, {options.hit.replace('_', ' ')}. × is the geometric mean of the ratios"
     said += " to aligned, with the plain and the corrected 95 % interval. [n] folds × draws."
@@ -355,6 +385,8 @@ def read_options() -> argparse.Namespace:
 
 def main() -> None:
     options = read_options()
+    rows_of(options)  # says what is wrong with the tables before anything is prepared
+    claim(options)
     every = list(tasks(options))
     with ProcessPoolExecutor(options.jobs) as pool:
         list(pool.map(measure, every))
@@ -368,5 +400,7 @@ if __name__ == "__main__":
         main()
     except CyclicError as error:
         raise SystemExit(f"{error} {error.hint}") from None
+    except OSError as error:
+        raise SystemExit(f"{error.filename}: {error.strerror}") from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None  # started again, it goes on

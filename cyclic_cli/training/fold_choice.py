@@ -60,7 +60,8 @@ def _log_ranks(learner: Any, held: np.ndarray) -> Iterator[float]:
     known = {name: codes[name][outside] for name in MODALITIES}
     if learner.closed_form.get("cycle", {}).get("kept") == "return":
         sizes = {name: len(numbers) for name, numbers in one.mixture.unpaired.items()}
-        blocks = completed_map(learner.setting, known, Unpaired(sizes, _unpaired_codes(one.mixture)).sample().codes)
+        unpaired = Unpaired(sizes, _unpaired_codes(one.mixture)).sample().codes
+        blocks = completed_map(learner.setting, known, unpaired, learner.closed_form["cycle"]["weight"])
     else:
         blocks = fit_map(learner.setting, *known.values())
     _set_closed_form(one.module, _padded(blocks, one.module.dims), known)

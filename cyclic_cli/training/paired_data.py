@@ -57,7 +57,11 @@ class PairedData:
         index = sources[0].index
         self.samples, self.patients = len(index["sample"]), len(set(index["patient"].tolist()))
         self.patient_of = index["patient"]  # (S,) keys, of each sample of the dataset of the run
-        self.patient_by_sample = dict(zip(index["sample"].tolist(), index["patient"].tolist(), strict=True))
+        self.patient_by_sample = {  # of all datasets: a patient may have samples in several
+            sample: patient
+            for one in sources
+            for sample, patient in zip(one.index["sample"].tolist(), one.index["patient"].tolist(), strict=True)
+        }
         if not self.samples:
             raise no_training_images(self.dataset, config)
         self.facts = {one.name: fit(sources, one) for one in self.modalities}

@@ -117,14 +117,15 @@ def same_bits(blocks: Blocks, others: Blocks) -> bool:
 def test_completed_moments_are_weighted_means(unpaired: int, weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     pairs, others = drawn(60, 0)[0], drawn(unpaired, 1)[0]
-    found = completed_map(SETTING, pairs, others)
+    found = completed_map(SETTING, pairs, others, weight)
     both = [np.hstack([codes["image"], codes["text"]]).astype(np.float64) for codes in (pairs, others)]
     mean = (1 - weight) * both[0].mean(axis=0) + weight * both[1].mean(axis=0)
     covariance = (1 - weight) * np.cov(both[0].T, bias=True) + weight * np.cov(both[1].T, bias=True)
     parts = covariance[:24, :24], covariance[24:, 24:], covariance[:24, 24:]
     wanted = Factors(Moments.from_covariances(1, (mean[:24], mean[24:]), parts))
     # Covariances of unpaired samples are float32 sums; directions of nearly equal correlation turn into one another.
-    assert_same_map(found, wanted.blocks(Setting((0.3, 6), 0.15)), drawn(50, 2)[0], abs=1e-4)
+    factor = 0.3 ** (weight / 0.75)
+    assert_same_map(found, wanted.blocks(Setting((factor, 6), factor * 0.5)), drawn(50, 2)[0], abs=1e-4)
     for one in found:
         assert one.mean["image"] == pytest.approx(mean[:24], abs=1e-5)
         assert one.mean["text"] == pytest.approx(mean[24:], abs=1e-5)
@@ -196,6 +197,31 @@ def test_blocks_have_every_sample_of_the_larger_modality_once(images: int, texts
     assert min(len(block[name]) for block in blocks for name in MODALITIES) >= 25
     assert blocks[0][larger].tolist() == sorted(blocks[0][larger])
     assert max(blocks[0][larger]) > 50  # drawn at random
+
+
+def test_blocks_do_not_hold_the_partners_of_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples in the same order in both modalities, as true partners may be."""
+    monkeypatch.setattr(cycle, "AT_ONCE", 10)
+    monkeypatch.setattr(cycle, "BLOCK", 100)
+    order = np.arange(1000.0)[:, None]
+    blocks = list(unpaired_of({"image": order, "text": order}).blocks())
+    together = sum(len(np.intersect1d(block["image"], block["text"])) for block in blocks)
+    assert 40 < together < 180  # a tenth by chance, not all
+
+
+def test_folds_judge_the_weight_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cycle, "BLOCK", 20)
+    weights: list[float] = []
+    completed = cycle._Known.completed
+
+    def spy(self: object, blocks: object, weight: float, *more: object) -> object:
+        weights.append(weight)
+        return completed(self, blocks, weight, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cycle._Known, "completed", spy)
+    Case.of(0).completed("always")
+    assert len(weights) == 16
+    assert set(weights) == {0.75}
 
 
 @pytest.mark.usefixtures("small_blocks")
