@@ -9,6 +9,8 @@ R@10 of both directions among the samples of the fold.
     cyclic            the same where it ranks folds of the known pairs better, else the closed form
     contrastive, cyclip, each from the closed form and (without encoders) from scratch: of the first --trained draws
 
+With --views, an encoder of each fold's own training images is trained without labels, and used beside the others.
+
 Everything is written below --work: the lists of folds, their datasets, one file of results per fold, and table.md. An
 interrupted run goes on when it is started again.
 """
@@ -21,7 +23,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -32,16 +34,18 @@ import numpy as np
 
 from cyclic_cli import distributed
 from cyclic_cli.alignment.choice import MANY_PAIRS
-from cyclic_cli.alignment.folds import similarities
-from cyclic_cli.alignment.maps import MODALITIES
+from cyclic_cli.alignment.maps import MODALITIES, Blocks, embed
+from cyclic_cli.codes.cached_codes import projected
 from cyclic_cli.config import assign, train_settings, with_encoders
 from cyclic_cli.data.mixture import Pool, present_samples, read_index
 from cyclic_cli.environment import available_cpus
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.events import silent
+from cyclic_cli.metrics.retrieval import first_hits
 from cyclic_cli.storage.dataset import StoredDataset
 from cyclic_cli.storage.files import write_text
 from cyclic_cli.training.closed_form import Aligned, ClosedFormAlignment, Named
+from cyclic_cli.training.fixed_codes import CandidatePart
 from cyclic_cli.training.setup import complete_settings
 
 FOLDS = 5
@@ -74,6 +78,12 @@ class Task:
     @property
     def dataset(self) -> Path:
         return self.folder / "dataset"
+
+    @property
+    def encoders(self) -> dict[str, list[Path]]:
+        """The encoders by modality."""
+        own = [self.folder / "views"] if self.options.views else []
+        return {"image": [*self.options.image_encoder, *own], "text": self.options.text_encoder}
 
     @property
     def results(self) -> Path:
@@ -118,7 +128,9 @@ def rows_of(options: argparse.Namespace) -> list[dict[str, str]]:
                     by_image[image] = row | by_image.get(image, {})
     column, _, value = (options.rows or "=").partition("=")
     rows = [row for row in by_image.values() if not column or row.get(column) == value]
-    if missing := [name for name in rows[0] if name in options.label_column and any(name not in row for row in rows)]:
+    if not rows:
+        raise CyclicError(f"No row of {options.tables[0]} has {options.rows}.", "Name another value with --rows.")
+    if missing := [name for name in options.label_column if any(name not in row for row in rows)]:
         raise CyclicError(f"Some rows have no label {missing[0]!r}.", "Leave this label out.")
     if absent := [row for row in rows if not (options.images / row[options.image_column]).is_file()]:
         raise CyclicError(
@@ -133,7 +145,9 @@ def rows_of(options: argparse.Namespace) -> list[dict[str, str]]:
 def claim(options: argparse.Namespace) -> None:
     """Keep what the results of a work folder depend on, and refuse another experiment there."""
     fixed = ("images", "tables", "image_column", "patient_column", "text_column", "label_column", "rows", "hit", "size")
-    kept = {name: getattr(options, name) for name in (*fixed, "image_encoder", "text_encoder", "set", "epochs")}
+    kept = {
+        name: getattr(options, name) for name in (*fixed, "image_encoder", "text_encoder", "views", "set", "epochs")
+    }
     asked = json.loads(json.dumps(kept | {"draws": options.draws, "fold_seeds": options.fold_seeds}, default=str))
     path = options.work / "experiment.json"
     if path.exists() and json.loads(path.read_text()) != asked:
@@ -143,10 +157,19 @@ def claim(options: argparse.Namespace) -> None:
 
 
 def prepare(task: Task) -> None:
+    """Prepare the dataset of a fold, and train the encoder of its images where that was asked for."""
+    if not task.dataset.exists():
+        prepare_dataset(task)
+    if views := task.options.views:
+        cyclic(
+            "train", task.dataset, "--objective", "views", "--arch", "conv", "--set", "model.embedding=128",
+            "--epochs", views, "--out", task.folder / "views", "--resume", "auto",
+        )  # fmt: skip
+
+
+def prepare_dataset(task: Task) -> None:
     """Write the list of a fold and prepare its dataset: the patients of the fold are the split `test`."""
     options = task.options
-    if task.dataset.exists():
-        return
     rows = rows_of(options)
     patients = sorted({row[options.patient_column] for row in rows})
     order = np.random.default_rng(task.seed).permutation(len(patients))
@@ -185,18 +208,18 @@ class Fold:
 
     def __init__(self, task: Task) -> None:
         self.task, self.stored = task, StoredDataset(task.dataset)
-        values = assign(with_encoder_options(task.options), ["objective=cyclic", "cycle_rule=always"])
+        values = assign(settings_of(task), ["objective=cyclic", "cycle_rule=always"])
         self.config = complete_settings(train_settings(values), self.stored, None)
         self.ranks = distributed.launch("cpu", "32", None, "auto")
         self._candidates: dict[bool, Named] = {}  # by whether there are many pairs
 
-    def learner(self, share: float, draw: int, objective: str) -> ClosedFormAlignment:
-        config = replace(self.config, paired_fraction=share, paired_seed=draw, objective=objective)
+    def learner(self, share: float, draw: int) -> ClosedFormAlignment:
+        config = replace(self.config, paired_fraction=share, paired_seed=draw)
         return ClosedFormAlignment(self.ranks, [self.stored], config)
 
-    def align(self, share: float, draw: int, objective: str) -> Aligned:
-        """Fit a closed form. The parts of the codes are computed once for each number of components."""
-        learner = self.learner(share, draw, objective)
+    def align(self, share: float, draw: int) -> Aligned:
+        """Fit and complete a closed form. The parts of codes are computed once for each number of components."""
+        learner = self.learner(share, draw)
         many = len(learner.mixture.paired) >= MANY_PAIRS
         if many not in self._candidates:
             self._candidates[many] = learner.candidates()
@@ -205,7 +228,7 @@ class Fold:
     @cached_property
     def test(self) -> tuple[dict[str, Pool], np.ndarray]:
         """The samples of the fold by modality, and numbers that are equal for hits."""
-        learner = self.learner(1.0, 0, "aligned")
+        learner = self.learner(1.0, 0)
         labels = self.stored.facts.labels if self.task.options.hit == "same_labels" else []
         index = read_index(self.stored, learner.data.modalities, "test")
         pools = {}
@@ -218,40 +241,30 @@ class Fold:
         stacked = np.stack([column.astype(str) for column in columns.values()], axis=1)
         return pools, np.unique(stacked, axis=0, return_inverse=True)[1].ravel()
 
-    def score(self, found: Aligned) -> tuple[float, float]:
+    def score(self, parts: Named, blocks: Blocks) -> dict[str, float]:
         """R@10 and the mean reciprocal rank in per cent, means over both directions."""
         pools, groups = self.test
-        codes = {name: codes_of(found.parts[name], pools[name]) for name in MODALITIES}
-        return scores_of(similarities(found.blocks, codes["image"], codes["text"]), groups)
+        image, text = (embed(blocks, name, codes_of(parts[name], pools[name])) for name in MODALITIES)
+        ranks = np.stack([first_hits(image, text, groups, groups), first_hits(text, image, groups, groups)])
+        return {"r10": 100 * float((ranks <= 10).mean()), "mrr": 100 * float((1 / ranks).mean())}
 
 
-def codes_of(parts: Any, pool: Pool) -> np.ndarray:
+def codes_of(parts: Sequence[CandidatePart], pool: Pool) -> np.ndarray:
     """The codes (N, code) of all samples of a pool."""
-    every, numbers = [], np.arange(len(pool))
-    for part in parts:
-        rows = part.source.features(pool, lambda done, total: None, silent)[part.output]
-        every.append((rows.rows(numbers) - part.components.mean) @ part.components.matrix)
-    return np.concatenate(every, axis=1)
+    sources = {part.source.name: part.source for part in parts}
+    features = {name: one.features(pool, lambda done, total: None, silent) for name, one in sources.items()}
+    projections = [
+        (features[part.source.name][part.output], part.components.mean, part.components.matrix) for part in parts
+    ]
+    return projected(projections, np.arange(len(pool)))
 
 
-def scores_of(similarity: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """R@10 and MRR in per cent for similarities (N, N) of samples whose `groups` (N,) are equal for hits."""
-    same = groups[:, None] == groups[None, :]
-    r10, mrr = [], []
-    for matrix in (similarity, similarity.T):
-        best = np.where(same, matrix, -np.inf).max(axis=1, keepdims=True)
-        rank = 1 + ((matrix >= best) & ~same).sum(axis=1)  # ties rank last
-        r10.append((rank <= 10).mean())
-        mrr.append((1 / rank).mean())
-    return 100 * float(np.mean(r10)), 100 * float(np.mean(mrr))
-
-
-def with_encoder_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The values of a run with the encoders of the command line."""
+def settings_of(task: Task) -> dict[str, Any]:
+    """The settings of a run with the encoders of a fold."""
     values: dict[str, Any] = {}
-    for modality in MODALITIES:
-        values = with_encoders(values, modality, list(getattr(options, f"{modality}_encoder")))
-    return assign(values, options.set)
+    for modality, encoders in task.encoders.items():
+        values = with_encoders(values, modality, list(map(str, encoders)))
+    return assign(values, task.options.set)
 
 
 # --------------------------------------------------------------------------------------------------------- cells
@@ -265,17 +278,16 @@ def measure(task: Task) -> None:
     for draw in task.draws:
         for share in task.options.shares:
             if (ALWAYS, draw, share) not in done:
-                closed, completed = (fold().align(share, draw, name) for name in ("aligned", "cyclic"))
-                first, second = fold().score(closed), fold().score(completed)
-                cycle = completed.choice["cycle"]
-                every = {CLOSED: first, ALWAYS: second, RULE: second if cycle["passes_folds"] else first}
+                found = fold().align(share, draw)
+                closed, completed = (fold().score(found.parts, blocks) for blocks in (found.closed, found.blocks))
+                cycle = found.choice["cycle"]
+                every = {CLOSED: closed, ALWAYS: completed, RULE: completed if cycle["passes_folds"] else closed}
                 cell = {"draw": draw, "share": share, "gain_on_folds": cycle["gain_on_folds"]}
-                task.add(*({"method": name, **cell, "r10": r10, "mrr": mrr} for name, (r10, mrr) in every.items()))
+                task.add(*({"method": method, **cell, **scores} for method, scores in every.items()))
         for share in task.options.shares:
             for method in trained_methods(task, draw):
                 if (method, draw, share) not in done:
-                    r10, mrr = trained(task, method, draw, share)
-                    task.add({"method": method, "draw": draw, "share": share, "r10": r10, "mrr": mrr})
+                    task.add({"method": method, "draw": draw, "share": share, **trained(task, method, draw, share)})
     print(f"{task.name} is done", file=sys.stderr, flush=True)
 
 
@@ -283,19 +295,18 @@ def trained_methods(task: Task, draw: int) -> list[str]:
     """The methods that are trained by gradient in a draw. Without encoders, they are trained from scratch as well."""
     if draw not in task.draws[: task.options.trained]:
         return []
-    options = task.options
-    return [*FROM_CLOSED_FORM, *(() if options.image_encoder or options.text_encoder else FROM_SCRATCH)]
+    return [*FROM_CLOSED_FORM, *(() if any(task.encoders.values()) else FROM_SCRATCH)]
 
 
-def trained(task: Task, method: str, draw: int, share: float) -> tuple[float, float]:
+def trained(task: Task, method: str, draw: int, share: float) -> dict[str, float]:
     """Train a model with `cyclic train`, and evaluate it."""
     options, run = task.options, task.folder / "run"
     objective, _, scratch = method.partition(", ")
     settings = [*options.set, f"paired_seed={draw}", *(SCRATCH_SETTINGS if scratch else ())]
     words = [word for setting in settings for word in ("--set", setting)]
-    for modality in MODALITIES:
-        for path in getattr(options, f"{modality}_encoder"):
-            words += [f"--{modality}-encoder", path]
+    words += [
+        word for modality, paths in task.encoders.items() for path in paths for word in (f"--{modality}-encoder", path)
+    ]
     shutil.rmtree(run, ignore_errors=True)
     cyclic(
         "train", task.dataset, "--objective", objective, "--paired-fraction", share, "--seed", draw,
@@ -303,7 +314,7 @@ def trained(task: Task, method: str, draw: int, share: float) -> tuple[float, fl
     )  # fmt: skip
     retrieval = cyclic("evaluate", task.dataset, "--split", "test", "--model", run)["retrieval"]
     found = [retrieval[direction][options.hit] for direction in ("image_to_text", "text_to_image")]
-    return 100 * float(np.mean([one["r10"] for one in found])), 100 * float(np.mean([one["mrr"] for one in found]))
+    return {figure: 100 * float(np.mean([one[figure] for one in found])) for figure in ("r10", "mrr")}
 
 
 # --------------------------------------------------------------------------------------------------------- table
@@ -368,6 +379,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--image-encoder", action="append", default=[])
     parser.add_argument("--text-encoder", action="append", default=[])
+    parser.add_argument("--views", type=int, metavar="EPOCHS", help="train an encoder of each fold's own images")
     parser.add_argument("--set", action="append", default=[], help="setting of `cyclic train`")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.1, 0.2, 1.0])
     parser.add_argument("--fold-seeds", type=int, nargs="+", default=[3, 4])

@@ -4,6 +4,7 @@
 #
 #   few_pairs.sh IMAGES TABLE --text-column findings --image-encoder ENCODER --text-encoder ENCODER
 set -euo pipefail
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # folds are measured in several processes
 here="$(cd "$(dirname "$0")" && pwd)"
 if [ $# -gt 0 ]; then
   exec python3 "$here/few_pairs.py" "$@"

@@ -178,11 +178,10 @@ def complete(
     if not weight:
         return Return(form.blocks, False, 0.0, None, None, "no unpaired samples of both modalities")
     places = _teaching(len(patients))
-    teachers = _Teachers(places, _named(pairs.codes(places)))
-    sample = unpaired.sample()
+    teachers = _Teachers(places, dict(zip(MODALITIES, pairs.codes(places), strict=True)))
     scores = closed = None
     if measured.folds:
-        folds = measured.folds
+        folds, sample = measured.folds, unpaired.sample()
 
         def on_folds() -> Scores:
             return folds.scores_of(lambda one: _fold_map(one, form, patients, teachers, sample, weight), form.columns)
@@ -209,10 +208,6 @@ def passes(scores: Scores, closed: Scores) -> bool:
 def _weight(pairs: int, unpaired: int) -> float:
     """The weight β of unpaired samples: their share among all samples, but at most `MOST`; 0 below `FEWEST`."""
     return 0.0 if unpaired < FEWEST else min(MOST, unpaired / (unpaired + pairs))
-
-
-def _named(codes: Iterable[np.ndarray]) -> Coded:
-    return dict(zip(MODALITIES, codes, strict=True))
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ class Aligned:
     """The parts of the codes that were kept, and the map between the codes."""
 
     parts: Named
-    blocks: Blocks
+    closed: Blocks  # of the closed form
+    blocks: Blocks  # the same, or completed by unpaired samples
     choice: dict[str, Any]  # for people
 
 
@@ -288,7 +289,7 @@ class ClosedFormAlignment(Alignment):
             self._report(Note(found.said))
             blocks, choice = ranks.agreed(lambda: found.blocks), choice | {"cycle": found.to_json()}
         kept = {name: [part for part in some if part.name in form.parts[name]] for name, some in parts.items()}
-        return Aligned(kept, blocks, choice)
+        return Aligned(kept, form.blocks, blocks, choice)
 
     def _unpaired(self, parts: Named, shares: Shares) -> Unpaired:
         """The samples in no pair. Their order does not depend on which image belongs to which text."""
