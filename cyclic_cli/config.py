@@ -72,6 +72,10 @@ FRAMES = ("middle", "first", "all")
 Settings = TypeVar("Settings")
 
 
+RENDERING = 2
+"""Version of the rules by which files become pixels. It is raised when a file gives other pixels than before."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How an image file becomes a tensor; stored in every dataset and every checkpoint."""
@@ -81,6 +85,7 @@ class Preprocessing:
     window: str = "auto"  # auto (the window of the file, else percentile), CENTER/WIDTH, or one of WINDOWS
     frames: str = "middle"  # one of FRAMES, or a frame number from 1
     exact: bool = False  # decode at full resolution and resize, even if the codec can decode at a lower resolution
+    rendering: int = RENDERING  # version of the rules by which a file became pixels
 
     def __post_init__(self) -> None:
         if self.bits not in (8, 16):
@@ -305,6 +310,15 @@ def build(kind: type[Settings], values: dict[str, Any], where: str) -> Settings:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"{place} of {where}: {first['msg']}.", "Correct the value.") from None
+
+
+def stored_preprocessing(values: dict[str, Any], where: str) -> Preprocessing:
+    """The preprocessing that a dataset or a model states. Files of before state no version of the rendering.
+
+    Raises:
+        UsageError: as `build` does.
+    """
+    return build(Preprocessing, {"rendering": 1} | values, where)
 
 
 def train_settings(values: dict[str, Any]) -> TrainConfig:

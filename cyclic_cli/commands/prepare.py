@@ -174,6 +174,7 @@ def prepare(
     quiet: Quiet = False,
 ) -> None:
     """Turn images (DICOM, PNG, JPEG, TIFF, NIfTI) and their reports into a dataset."""
+    from cyclic_cli.imaging.guesses import GUESSES
     from cyclic_cli.prepare import task
     from cyclic_cli.privacy.keys import parse_split
 
@@ -195,6 +196,8 @@ def prepare(
         return
     show("Dataset", asdict(summary), json)
     if not json and not quiet:
+        for guess, count in summary.guessed.items():
+            console.print_line(f"Guessed for {count} {'image' if count == 1 else 'images'}: {GUESSES[guess]}.")
         if summary.rejected or summary.skipped:
             console.print_line(f"{out / 'rejected.jsonl'} lists the inputs that were not used, with reasons.")
         if summary.samples > summary.text_only:

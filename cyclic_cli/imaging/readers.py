@@ -41,7 +41,8 @@ class Picture:
     """One image as a viewer shows it, possibly at a lower resolution that suffices for the sample's size.
 
     `pixels` (H', W') are float32 in [0, 1], where 0 is black. `facts` holds the size of the original. Along either
-    axis, cell k covers the original's pixels from (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`.
+    axis, cell k covers the original's pixels from (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`. `guesses` are
+    keys of `guesses.GUESSES`.
     """
 
     pixels: np.ndarray
@@ -50,6 +51,7 @@ class Picture:
     frame: int = 0
     scale: int = 1
     edge: float = 0.0
+    guesses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Scan:
             shown = self.shown(frame)
             if shown.pixels.min() == shown.pixels.max():
                 raise Rejected("blank")
-        return Picture(shown.pixels, shown.facts, self.identities, frame, shown.scale, shown.edge)
+        return Picture(shown.pixels, shown.facts, self.identities, frame, shown.scale, shown.edge, shown.guesses)
 
 
 def content_of(path: Path) -> bytes:

@@ -1,11 +1,13 @@
 """Load trained models: checkpoints with torch, exported models with ONNX Runtime."""
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cyclic_cli.config import Preprocessing
 from cyclic_cli.errors import UsageError
 from cyclic_cli.events import Note, Report, silent
 from cyclic_cli.inference.names import distinct
@@ -86,8 +88,7 @@ def load_models(named: list[Path], device: str = "auto", report: Report = silent
         model.require("image")
     (first, one), *others = models.items()
     for name, other in others:
-        ours, theirs = asdict(one.preprocessing), asdict(other.preprocessing)
-        differing = [f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+        differing = _differing(one.preprocessing, other.preprocessing, but=["rendering"])  # theirs is of the past
         if differing:
             raise UsageError(
                 f"The models {first} and {name} differ in their preprocessing: {', '.join(differing)}.",
@@ -109,16 +110,20 @@ def check_fits(stored: StoredDataset, model: "Model", report: Report = silent) -
     Raises:
         UsageError: the model takes images of another size.
     """
-    ours, theirs = asdict(stored.facts.preprocessing), asdict(model.preprocessing)
-    if "image" in model.modalities and ours["size"] != theirs["size"]:
+    size, wanted = stored.facts.preprocessing.size, model.preprocessing.size
+    if "image" in model.modalities and size != wanted:
         raise UsageError(
-            f"The dataset has images of {ours['size']} × {ours['size']} pixels, "
-            f"the model takes {theirs['size']} × {theirs['size']}.",
-            f"Prepare it with --size {theirs['size']}.",
+            f"The dataset has images of {size} × {size} pixels, the model takes {wanted} × {wanted}.",
+            f"Prepare it with --size {wanted}.",
         )
-    differing = [f"{name} {ours[name]} and {theirs[name]}" for name in ours if ours[name] != theirs[name]]
-    if differing:
+    if differing := _differing(stored.facts.preprocessing, model.preprocessing):
         report(Note(f"dataset and model differ in their preprocessing: {', '.join(differing)}", warning=True))
+
+
+def _differing(one: Preprocessing, other: Preprocessing, but: Sequence[str] = ()) -> list[str]:
+    """The settings in which two preprocessings differ, with both values, except those named in `but`."""
+    ours, theirs = asdict(one), asdict(other)
+    return [f"{key} {ours[key]} and {theirs[key]}" for key in ours if key not in but and ours[key] != theirs[key]]
 
 
 def _named_after(checkpoint: Path) -> Path:

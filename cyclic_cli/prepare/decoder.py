@@ -115,7 +115,8 @@ def _decode(
             rows.append({
                 "input": number, "frame": frame, "status": "used", "row": len(images),
                 "sample": keyer.key("sample", digest, *part), "perceptual_hash": perceptual_hash(image[0]),
-                "content": hashlib.sha256(image.tobytes()).hexdigest()[:32], **asdict(picture.facts), **keys,
+                "content": hashlib.sha256(image.tobytes()).hexdigest()[:32], "guesses": list(picture.guesses),
+                **asdict(picture.facts), **keys,
             })  # fmt: skip
             images.append(image)
         answer("")

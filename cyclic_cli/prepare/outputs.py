@@ -63,7 +63,7 @@ class DatasetTables:
         rows = self._db.execute(
             f"SELECT {columns} FROM inputs i JOIN frames f USING (place) ORDER BY i.number, f.frame"
         )
-        return (_from_json(dict(zip(INPUT_COLUMNS, row, strict=True)), "names", "words") for row in rows)
+        return (_from_json(dict(zip(INPUT_COLUMNS, row, strict=True)), "names", "words", "guesses") for row in rows)
 
     def reports(self) -> Iterator[Row]:
         """The rows of `reports.parquet`."""
@@ -114,6 +114,10 @@ class DatasetTables:
             """SELECT coalesce(f.reason, 'conflicting_rows'), count(*) FROM outcomes o JOIN frames f
                ON f.place = o.place AND f.frame = o.first_frame WHERE o.status = 'rejected' GROUP BY 1 ORDER BY 1"""
         ).fetchall()
+        guessed = query(
+            """SELECT g.value, count(*) FROM samples s JOIN frames f USING (place, frame), json_each(f.guesses) g
+               GROUP BY 1 ORDER BY 1"""
+        ).fetchall()
         splits = dict(query("SELECT split, count(*) FROM samples GROUP BY split").fetchall())
         samples, patients, studies, images, paired = query(
             """SELECT count(*), count(DISTINCT patient), count(DISTINCT study), coalesce(sum(has_image), 0),
@@ -123,7 +127,8 @@ class DatasetTables:
             "inputs": sum(outcomes.values()), "used": outcomes.get("used", 0),
             "duplicates": outcomes.get("duplicate", 0), "skipped": outcomes.get("skipped", 0),
             "rejected": outcomes.get("rejected", 0), "rejected_by_reason": dict(reasons),
-            "near_duplicates": len(self._near_pairs), "samples": samples, "patients": patients, "studies": studies,
+            "guessed": dict(guessed), "near_duplicates": len(self._near_pairs),
+            "samples": samples, "patients": patients, "studies": studies,
             "paired": paired, "image_only": images - paired, "text_only": samples - images,
             "report_files": self._report_files, "splits": {name: splits.get(name, 0) for name in SPLITS},
         }  # fmt: skip

@@ -18,12 +18,12 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cyclic_cli.config import PrepareConfig, as_plain
+from cyclic_cli.config import RENDERING, PrepareConfig, as_plain
 from cyclic_cli.environment import cache_folder, local_processes
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
@@ -54,6 +54,9 @@ class PrepareSummary:
     skipped: int
     rejected: int
     rejected_by_reason: dict[str, int]
+    guessed: dict[str, int] = field(
+        default_factory=dict
+    )  # images by the key of `guesses.GUESSES`
     samples: int
     patients: int
     studies: int
@@ -176,6 +179,11 @@ def _dataset_to_update(out: Path, config: PrepareConfig, keyer: Keyer) -> Stored
     stored = StoredDataset(out)
     if not stored.can_be_updated:
         raise CyclicError(f"{out} was made by an older version of cyclic.", "Prepare all files into another --out.")
+    if stored.facts.preprocessing.rendering != RENDERING:
+        raise CyclicError(
+            f"{out} was made by an older version of cyclic, which showed some files in another way.",
+            "Prepare all files into another --out.",
+        )
     before = stored.facts.request
     now = before | {"settings": as_plain(config), "secret": keyer.check()}
     if not differs_in_data_alone(before, now):

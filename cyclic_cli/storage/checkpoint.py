@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cyclic_cli.config import Preprocessing, as_plain, build, train_command
+from cyclic_cli.config import Preprocessing, as_plain, stored_preprocessing, train_command
 from cyclic_cli.earlier_names import upgraded_provenance, upgraded_settings
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.files import checksum, read_tensors, refuse_newer, write_tensors
@@ -72,7 +72,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         checkpoint = Checkpoint(
             weights=weights,
             architecture=architecture,
-            preprocessing=build(Preprocessing, description["preprocessing"], str(path)),
+            preprocessing=stored_preprocessing(description["preprocessing"], str(path)),
             provenance=dict(description["provenance"]),
             fingerprint=str(description["fingerprint"]),
         )

@@ -89,6 +89,7 @@ FRAME_COLUMNS = {
     "status": "string",  # used, skipped, rejected
     "reason": "string",  # a key of `errors.REASONS`, or the kind of a skipped input
     "detail": "string",
+    "guesses": "list of string",  # keys of `guesses.GUESSES`
     "patient": "string",  # key of the patient ID in the header; the next four are keys as well
     "patient_number": "string",  # patient ID without its issuer
     "study": "string",
@@ -299,7 +300,7 @@ def _upgraded(values: dict[str, Any], version: int) -> dict[str, Any]:
     """The metadata of an older format, converted to the present format."""
     if version == 1:  # the request was only its fingerprint
         values = {**values, "request": {"fingerprint": values.get("request", "")}}
-    return values
+    return {**values, "preprocessing": {"rendering": 1} | values.get("preprocessing", {})}
 
 
 def _open_files() -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cyclic_cli.config import Preprocessing, as_plain, build
+from cyclic_cli.config import Preprocessing, as_plain, build, stored_preprocessing
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.storage.conditions import EXAMPLE, parse_condition
 from cyclic_cli.storage.files import refuse_newer
@@ -68,7 +68,7 @@ class EmbeddingFile:
             self.schema = self._file.schema_arrow
             values = dict(json.loads((self.schema.metadata or {})[KEY]))
             refuse_newer(int(values["format"]), FORMAT, path)
-            values["preprocessing"] = build(Preprocessing, dict(values["preprocessing"]), str(path))
+            values["preprocessing"] = stored_preprocessing(dict(values["preprocessing"]), str(path))
             self.facts = build(Facts, values, str(path))
             texts = {*TEXTS, *({"text"} & set(self.schema.names))}
             if any(self.schema.field(name).type != pa.string() for name in texts):

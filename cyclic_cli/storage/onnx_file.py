@@ -32,7 +32,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from cyclic_cli.config import Preprocessing, as_plain, build
+from cyclic_cli.config import Preprocessing, as_plain, build, stored_preprocessing
 from cyclic_cli.earlier_names import upgraded_provenance, upgraded_settings
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.files import checksum, refuse_newer, replacing
@@ -279,7 +279,7 @@ def _described(model: onnx.ModelProto, path: Path) -> Description:
             values["part"] = values["part"].replace("-tower", "-encoder")
             values["architecture"]["config"] = upgraded_settings(values["architecture"]["config"])
             values["provenance"] = upgraded_provenance(values["provenance"])
-        values["preprocessing"] = build(Preprocessing, dict(values["preprocessing"]), str(path))
+        values["preprocessing"] = stored_preprocessing(dict(values["preprocessing"]), str(path))
         description = build(Description, values, str(path))
         if not isinstance(description.architecture["name"], str):
             raise ValueError("the name of the architecture is not text")

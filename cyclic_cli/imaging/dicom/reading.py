@@ -115,13 +115,15 @@ class Shown:
     """A frame as a viewer shows it, possibly at a lower resolution.
 
     `pixels` (H', W') are float32 in [0, 1], where 0 is black. Along either axis, cell k covers the original's pixels
-    from (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`. `facts` holds the size of the original.
+    from (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`. `facts` holds the size of the original. `guesses` are
+    keys of `guesses.GUESSES`.
     """
 
     pixels: np.ndarray
     facts: Facts
     scale: int = 1
     edge: float = 0.0
+    guesses: tuple[str, ...] = ()
 
 
 class DicomFile:
