@@ -333,7 +333,20 @@ def train_settings(values: dict[str, Any]) -> TrainConfig:
         run = dataclasses.replace(run, start="closed_form" if is_usual else "data")
     if run.objective == "captioning" and "epochs" not in values:
         run = dataclasses.replace(run, epochs=CAPTIONING_EPOCHS)
+    _check_used(run, values)
     return run if "arch" in values else dataclasses.replace(run, arch=JOINT_ARCH)
+
+
+def _check_used(run: TrainConfig, values: dict[str, Any]) -> None:
+    """Raise UsageError for a setting that an image–text run would silently ignore."""
+    if run.cycle_rule != TrainConfig.cycle_rule and run.objective != "cyclic":
+        raise UsageError("cycle_rule is for --objective cyclic.", "Leave it out, or choose this objective.")
+    is_solved = run.objective in CLOSED_FORMS and run.start == "closed_form" and not (run.refine or run.objectives)
+    if is_solved and values.get("epochs"):
+        raise UsageError(
+            f"--objective {run.objective} is solved in closed form and has no epochs.",
+            "Leave --epochs out, or add --set refine=true to train residual heads.",
+        )
 
 
 def with_encoders(values: dict[str, Any], modality: str, paths: list[str]) -> dict[str, Any]:

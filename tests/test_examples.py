@@ -73,3 +73,17 @@ def test_few_pairs_writes_a_table_by_folds_and_reuses_finished_cells(tmp_path: P
     done = {path: path.stat().st_mtime_ns for path in work.glob("*/results.jsonl")}
     assert run(*command).stdout == first.stdout
     assert done == {path: path.stat().st_mtime_ns for path in work.glob("*/results.jsonl")}
+
+
+@pytest.mark.slow
+def test_more_unpaired_prints_a_line_for_each_number_of_unpaired_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COUNT", "400")
+    monkeypatch.setenv("DRAWS", "7")
+    command = (EXAMPLES / "more_unpaired.sh", tmp_path / "work")
+    first = run(*command)
+    lines = [line.split("\t") for line in first.stdout.splitlines()]
+    assert [line[0] for line in lines] == ["unpaired", "1 ×", "4 ×", "16 ×", "16 × and more"]
+    assert all(0 < float(figure) <= 100 for line in lines[1:] for figure in line[2:] if figure)
+    assert run(*command).stdout == first.stdout

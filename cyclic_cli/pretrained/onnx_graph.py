@@ -271,6 +271,10 @@ class _Graph:
         self.inputs = self._session.get_inputs()
         self.types = {output.name: output.type for output in self._session.get_outputs()}
 
+    def __deepcopy__(self, _: dict[int, Any]) -> "_Graph":
+        """The same graph: sessions cannot be copied, and never change."""
+        return self
+
     def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs of some names. Raises CyclicError when the graph does not run."""
         try:

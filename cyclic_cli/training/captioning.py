@@ -86,6 +86,9 @@ def _filled_in(config: TrainConfig, samples: int, before: Checkpoint) -> TrainCo
     if config.refine:
         raise UsageError("--objective captioning changes no head of the model of --init-from.", "Leave refine out.")
     known = before.provenance.get("settings", {})
+    paired_seed = int(known.get("paired_seed", 0))
+    if config.paired_seed not in (TrainConfig.paired_seed, paired_seed):
+        raise UsageError(f"The pairs of --init-from are those of paired_seed={paired_seed}.", "Leave paired_seed out.")
     largest = max(SMALLEST_BATCH, samples // STEPS_PER_EPOCH)
     return replace(
         settings.with_recipe(config, RECIPE | {"batch_size": min(RECIPE["batch_size"], largest)}),
@@ -93,7 +96,7 @@ def _filled_in(config: TrainConfig, samples: int, before: Checkpoint) -> TrainCo
         modalities=_modalities(before.architecture["config"]["modalities"], config.modalities),
         fraction=min(config.fraction, float(known.get("fraction", 1.0))),
         paired_fraction=min(config.paired_fraction, float(known.get("paired_fraction", 1.0))),
-        paired_seed=int(known.get("paired_seed", 0)),
+        paired_seed=paired_seed,
     )
 
 

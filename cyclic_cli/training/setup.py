@@ -80,6 +80,7 @@ def make_learner(ranks: Ranks, sources: Sources, config: TrainConfig, initial_en
         return learner(ranks, [sources.dataset, *sources.also], config)
     for_joint_models = {
         "--also": sources.also, "--paired-fraction": config.paired_fraction < 1, "--set refine": config.refine,
+        "paired_seed": config.paired_seed, "cycle_rule": config.cycle_rule != TrainConfig.cycle_rule,
         **{f"--{name}-encoder": table.get("encoder") for name, table in config.modalities.items()},
     }  # fmt: skip
     for flag, is_given in for_joint_models.items():

@@ -240,6 +240,11 @@ def test_no_file_holds_a_name_that_few_patients_share(paired_dataset: Path, tmp_
         (("--image-encoder", "nowhere", "--arch", "linear"), "contrastive", "Leave out --arch"),
         (("--image-encoder", "nowhere"), "autoencode", "image–text"),
         (("--set", "start=nowhere"), "aligned", "start"),
+        (("--epochs", 30), "cyclic", "has no epochs"),
+        (("--epochs", 30), "aligned", "has no epochs"),
+        (("--set", "cycle_rule=always"), "aligned", "cycle_rule is for --objective cyclic"),
+        (("--set", "cycle_rule=always"), "views", "cycle_rule is for image–text models"),
+        (("--set", "paired_seed=3"), "autoencode", "paired_seed is for image–text models"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -257,6 +262,13 @@ def test_a_graph_cannot_be_trained(paired_dataset: Path, tmp_path: Path, cyclic:
     assert said.code == 2
     assert "frozen" in said.err
     assert cyclic(*words(paired_dataset, "run", *options)).code == 0
+
+
+def test_heads_on_a_graph_are_trained_for_as_long_as_folds_say(no_val: Path, tmp_path: Path, cyclic: Cyclic) -> None:
+    path = saved(network(side=32), tmp_path / "network.onnx")
+    ran = cyclic(*words(no_val, "run", "--image-encoder", path, *NORMALISED, "--epochs", 1, objective="contrastive"))
+    assert ran.code == 0, ran.err
+    assert [set(row["val"]) for row in rows(Path("run"), "epoch")] == [{"rank_on_folds"}] * 2
 
 
 def test_the_cache_does_not_hold_the_name_of_a_file(paired_dataset: Path, tmp_path: Path, cyclic: Cyclic) -> None:

@@ -205,6 +205,11 @@ def test_the_seed_of_a_run_is_that_of_its_baselines_and_of_its_captions(
     trained(cyclic, paired_dataset, "captions", *small, objective="captioning")
     settings = read_run_file(Path("captions/config.yaml"))
     assert (settings["paired_seed"], settings["paired_fraction"]) == (3, 0.4)
+    again = cyclic(
+        "train", paired_dataset, "--objective", "captioning", "--init-from", "seed3", "--set", "paired_seed=4"
+    )
+    assert again.code == 2
+    assert "paired_seed=3" in again.err
 
 
 @pytest.mark.parametrize("value", ["-1", "0.5"])
