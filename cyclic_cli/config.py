@@ -108,6 +108,7 @@ class PrepareConfig:
     patient_pattern: str | None = None  # regular expression that finds the patient in the relative path
     allow_burned_in: bool = False  # accept images whose header says that text is burned into the pixels
     already_deidentified: bool = False
+    strict_text: bool = False  # keep out reports in which a name could stand unseen; see `prepare/strict_texts.py`
     paths: bool = True  # store relative source paths in the index
 
 

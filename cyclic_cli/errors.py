@@ -32,6 +32,7 @@ REASONS = {
     "unexpected": "reading it failed for an unknown reason; please report this",
     "conflicting_rows": "rows of the tables contradict one another about this image",
     "text_without_image": "a text file that does not belong to any image",
+    "unreadable_text": "the text is damaged or in an unknown encoding, so names in it could not be found",
 }
 """All reason codes that `rejected.jsonl` may contain, each with its meaning."""
 

@@ -117,6 +117,14 @@ def prepare(
             rich_help_panel=PATIENTS,
         ),
     ] = False,
+    strict_text: Annotated[
+        bool,
+        typer.Option(
+            "--strict-text",
+            help="Keep out reports with capitalised words that no word list and fewer than ten patients know.",
+            rich_help_panel=PATIENTS,
+        ),
+    ] = False,
     salt_file: Annotated[
         Path | None,
         typer.Option(
@@ -183,7 +191,8 @@ def prepare(
         preprocessing=Preprocessing(size=size, bits=bits, window=window, frames=frames, exact=exact),
         split=parse_split(split), image_column=image_column, text_column=text_column, patient_column=patient_column,
         label_columns=tuple(label_column or ()), layout=layout, patient_pattern=patient_pattern,
-        allow_burned_in=allow_burned_in, already_deidentified=already_deidentified, paths=paths,
+        allow_burned_in=allow_burned_in, already_deidentified=already_deidentified,
+        strict_text=strict_text, paths=paths,
     )  # fmt: skip
     work = task.Work(
         workers=workers or environment.available_cpus(), cluster=cluster or "", merge=merge, update=update,
@@ -200,6 +209,8 @@ def prepare(
             console.print_line(f"Guessed for {count} {'image' if count == 1 else 'images'}: {GUESSES[guess]}.")
         if summary.rejected or summary.skipped:
             console.print_line(f"{out / 'rejected.jsonl'} lists the inputs that were not used, with reasons.")
+        if summary.texts_kept_out:
+            console.print_line(f"{out / 'rejected.jsonl'} lists the texts that --strict-text kept out, for review.")
         if summary.samples > summary.text_only:
             console.print_line(f"Next: cyclic train {out}")
     if strict and summary.rejected:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -21,10 +22,11 @@ from cyclic_cli.imaging import readers
 from cyclic_cli.prepare import layouts
 from cyclic_cli.prepare.collect_inputs import found_files, key_or_empty
 from cyclic_cli.prepare.database import IMAGE_ROW, LOCATION_COLUMNS, SIDE_CAR_TEXT, STUDY_ROW, Row, insert
-from cyclic_cli.prepare.report import Report
+from cyclic_cli.prepare.encodings import decoded
+from cyclic_cli.prepare.report import Label, Report
 from cyclic_cli.prepare.sources import Input
 from cyclic_cli.prepare.tables import TABLE_SUFFIXES
-from cyclic_cli.prepare.texts import SIDE_CAR, as_text, base_name
+from cyclic_cli.prepare.texts import SIDE_CAR, base_name, is_readable, plain
 from cyclic_cli.privacy.keys import Keyer
 from cyclic_cli.privacy.scrub import fingerprints
 
@@ -68,7 +70,15 @@ def structured_report_text(db: sqlite3.Connection, place: str, preprocessing: Pr
         try:
             readers.open_scan(Input(Path(os.fsdecode(path)), "", "", member).read(), preprocessing)
         except Skipped as report:
-            return report.text
+            return _readable(db, plain(report.text), place=place)
+    return ""
+
+
+def _readable(db: sqlite3.Connection, text: str, place: str | None = None, line: str | None = None) -> str:
+    """The text; empty where it is damaged, which is recorded under its input or its line of a table."""
+    if is_readable(text):
+        return text
+    insert(db, "unreadable_texts", {"place": place, "line": line})
     return ""
 
 
@@ -100,6 +110,7 @@ class ReportReader:
     ) -> None:
         self._db, self._layout, self._config, self._keyer, self._roots = db, layout, config, keyer, roots
         self._generation = generation
+        self._rows = 0  # rows and documents read so far
         self.labels: list[str] = []
         self.notes: list[Note] = []
         self.digest = hashlib.sha256()
@@ -133,6 +144,7 @@ class ReportReader:
             The number of text files; images of one folder may share one.
         """
         files: set[tuple[str, str]] = set()
+        encodings: Counter[str] = Counter()
         unreadable = 0
         query = f"SELECT place, {', '.join(LOCATION_COLUMNS)} FROM inputs WHERE side_car != '' ORDER BY number"
         for place, _, path, member, folder, name in self._db.execute(query).fetchall():
@@ -144,9 +156,11 @@ class ReportReader:
                 unreadable += 1
             else:
                 self.digest.update(content)
+                written, encoding = decoded(content)
+                encodings[encoding.described] += encoding.is_guessed
                 row = {
                     "generation": self._generation, "rank": SIDE_CAR_TEXT, "place": place, "labels": {},
-                    "text": as_text(content).strip(),
+                    "text": _readable(self._db, plain(written).strip(), place=place),
                     "shared": self._keyer.number(folder) if name == SIDE_CAR else None,
                 }  # fmt: skip
                 insert(self._db, "reports", row)
@@ -154,12 +168,15 @@ class ReportReader:
         if unreadable:
             note = f"{unreadable} text files beside images could not be read, or are too long"
             self.notes.append(Note(note, warning=True))
+        self.notes += map(Note, layouts.notes_on_encodings(encodings))
         return len(files)
 
     def _row(self, report: Report, table: int) -> Row:
         """A report as a row of `reports`, with keys in place of identities."""
         of_image = bool(report.image or report.instance)
         content = json.dumps(asdict(replace(report, line="", table="")), sort_keys=True)
+        self._rows += 1
+        shown = report.line if self._config.paths else f"report {self._rows}"
         numbers = {report.patient, report.study, report.accession, report.instance, report.image}
         row = {
             "generation": self._generation,
@@ -172,12 +189,16 @@ class ReportReader:
             "accession": key_or_empty(self._keyer, "accession", report.accession),
             "patient": key_or_empty(self._keyer, "patient", report.patient),
             "split": report.split,
-            "labels": report.labels,
+            "labels": {name: self._readable_label(value, shown) for name, value in report.labels.items()},
             "words": fingerprints(report.identifying, self._keyer),
-            "text": report.text,
+            "text": _readable(self._db, report.text, line=shown),
             "line": report.line,
         }
         return row | (self._image_columns(report) if report.image else {})
+
+    def _readable_label(self, value: Label, line: str) -> Label:
+        """A label; None for a text that is damaged."""
+        return _readable(self._db, value, line=line) or None if isinstance(value, str) else value
 
     def _is_stored(self, row: Row) -> bool:
         """Whether the updated dataset holds the same row about the same image."""

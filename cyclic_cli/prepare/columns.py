@@ -1,17 +1,20 @@
 """Recognises the columns of report tables by their names: images, patients, studies, splits, texts and labels.
 
-A table's other columns are not read, except those whose names suggest that they identify a person. Their cells are
-held in memory to be cut out of the reports, and are never written.
+A table's other columns are not read, except those that identify a person by their heading (`identity_headings.py`) or
+by what their first cells hold (`identity_contents.py`). Their cells are held in memory to be cut out of the reports,
+and are never written.
 """
 
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from typing import Any
 
 from cyclic_cli.config import PrepareConfig
 from cyclic_cli.errors import UsageError
+from cyclic_cli.prepare.identity_contents import identifying_contents
+from cyclic_cli.prepare.identity_headings import is_identifying
 from cyclic_cli.storage.dataset import INDEX_COLUMNS
 
 COLUMNS = {
@@ -37,29 +40,6 @@ LABEL_COLUMNS = (
     "nodule", "pacemaker",
 )  # fmt: skip
 
-IDENTITY_WORDS = set(
-    "accession address birthdate birthday birthplace city clinic doctor dob email fax firstname forename fullname "
-    "hospital initials institution insurance lastname mail mrn nhs operator phone physician physicians postcode "
-    "practitioner provider radiologist radiologists reader referrer referring reporter ssn station street surname "
-    "technician technologist tel telephone zip zipcode author attending consultant date datetime timestamp "
-    "arzt anschrift adresse datum geburtsdatum klinik krankenhaus nachname radiologe telefon vorname "
-    "hopital medecin nom prenom naissance apellido apellidos direccion fecha medico nombre telefono".split()
-)
-"""A column whose name has one of these words identifies a person (English, German, French, Spanish)."""
-NAME_WORDS = set(
-    "name names patient person subject first last given family middle maiden full birth mother mothers father".split()
-)
-"""A column whose name has the word `name` and only these words identifies a person. So `patient_name` does, and
-`file_name` and `disease_name` do not."""
-IDENTITY_PARTS = re.compile(
-    "accession|physician|radiologist|referring|institution|telephone|phonenumber|surname|forename|"
-    "(patient|person|first|last|given|family|middle|maiden|full|birth)s?name|"
-    "(study|series|exam|examination|scan|acquisition|content|birth|report|admission|discharge|visit|order|death)date|"
-    "(patient|person|record|case|encounter|visit|admission|order|requisition|insurance|hospital|socialsecurity)s?"
-    "(id|ids|no|nr|num|number|identifier)$"
-)
-"""Finds the same in names that are written without separators, such as `patientname` or `referringphysicianname`."""
-
 SHOWN_NAME = 40  # characters of a column's name that an error shows
 
 
@@ -72,6 +52,7 @@ class Columns:
     labels: dict[str, str]  # label → column
     identifying: tuple[str, ...]  # columns whose cells are cut out of the report
     dropped: int  # number of columns of which nothing is kept, including identifying columns without a role
+    by_contents: tuple[str, ...] = ()  # those of `identifying` that are recognised by their cells alone
 
     @classmethod
     def find(cls, names: list[str], config: PrepareConfig, extra_names: dict[str, str]) -> "Columns":
@@ -108,6 +89,17 @@ class Columns:
         identifying += [keys[role] for role in ("patient", "study", "accession") if role in keys]
         return cls(keys, texts, labels, tuple(identifying), len(set(names) - read))
 
+    def with_contents(self, names: list[str], rows: Iterable[dict[str, Any]]) -> "Columns":
+        """The same, with columns that identify a person by their cells, whatever their heading.
+
+        Args:
+            names: All columns of the table.
+            rows: The first rows of the table.
+        """
+        known = {*self.texts, *self.labels.values(), *self.keys.values(), *self.identifying}
+        found = tuple(identifying_contents([name for name in names if name not in known], self.texts, rows))
+        return replace(self, identifying=(*found, *self.identifying), by_contents=found)
+
     def check(self, table: str, names: list[str]) -> None:
         """Refuse a table of which nothing can be used, and labels that would store identities or texts.
 
@@ -141,15 +133,11 @@ class Columns:
         parts = [f"{role}: {column}" for role, column in by_role.items() if column]
         cut = sum(column not in self.keys.values() for column in self.identifying)
         rest = f"{self.dropped} other columns are not read"
-        return "; ".join([*parts, f"{rest} (contents of {cut} are cut out of the reports)" if cut else rest])
-
-
-@lru_cache(maxsize=4096)
-def is_identifying(name: str) -> bool:
-    """Whether a column of this name may hold a person's identity, or where and when a person was seen."""
-    words = set(_normal(name).split("_"))
-    is_name = bool({"name", "names"} & words) and words <= NAME_WORDS
-    return is_name or bool(words & IDENTITY_WORDS) or bool(IDENTITY_PARTS.search(_key(name)))
+        if cut:
+            which = ", ".join(map(shown, self.by_contents))
+            rest += f" (contents of {cut} are cut out of the reports"
+            rest += f", recognised by their cells: {which})" if which else ")"
+        return "; ".join([*parts, rest])
 
 
 def shown(name: str) -> str:

@@ -7,6 +7,7 @@ hashes. File paths and report texts are stored as they are, because later phases
 Every input has a `place`: a key computed from its path relative to its source. The tables `inputs`, `frames` and
 `reports` also hold the rows of a finished dataset that is updated, so that a report and its image may arrive in
 different calls.
+`unreadable_texts` lists damaged texts, by the input beside which they lie or by their line of a table.
 """
 
 import json
@@ -44,6 +45,7 @@ CREATE TABLE frames (place, {", ".join(FRAME_COLUMNS)}, PRIMARY KEY (place, fram
 CREATE TABLE reports (number INTEGER PRIMARY KEY, expected_path BLOB, line TEXT, has_names INTEGER,
                       {", ".join(f'"{name}"' for name in REPORT_COLUMNS)});
 CREATE INDEX reports_digest ON reports (digest);
+CREATE TABLE unreadable_texts (place, line TEXT);
 """
 
 

@@ -15,6 +15,7 @@ study, reports are given under that number. A report then reaches all images of 
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -25,9 +26,10 @@ from xml.etree import ElementTree
 
 from cyclic_cli.config import PrepareConfig
 from cyclic_cli.errors import Rejected
+from cyclic_cli.prepare.encodings import decoded
 from cyclic_cli.prepare.report import Report
 from cyclic_cli.prepare.tables import DAMAGED, SPLIT_NAMES, TABLE_NAMES, Table
-from cyclic_cli.prepare.texts import TextFile, as_text
+from cyclic_cli.prepare.texts import TextFile, plain
 from cyclic_cli.registry import check
 
 LONGEST_DOCUMENT = 2**24  # bytes; a longer file is not taken for a report
@@ -63,23 +65,28 @@ class ReportStream:
             table.columns.check(table.name, table.names)
         self.labels = list(dict.fromkeys(label for table in tables for label in table.columns.labels))
         self.notes = [f"{table.name}: {table.columns.described()}" for table in tables]
+        self.notes += [f"{table.name}: {table.encoding.described}" for table in tables if table.encoding.is_guessed]
         unread = len(files) - len(self._files)
         self.notes += [f"{unread} text files of the collection hold no reports and are not read"] if unread else []
 
     def __iter__(self) -> Iterator[Report]:
         failed, first = 0, ""
+        encodings: Counter[str] = Counter()
         for number, file in enumerate(self._files):
             table = self._tables.get(number)
             if table is not None:
                 yield from (self._layout.row(report, file.relative) for report in table)
                 continue
             try:
-                yield from self._layout.document(file)
+                text, encoding = decoded(content_of(file))
+                encodings[encoding.described] += encoding.is_guessed
+                yield from self._layout.document(file, text)
             except Rejected as error:
                 first = first or f"{PurePosixPath(file.relative).name}: {error.message}"
                 failed += 1
         if failed:
             self.notes.append(f"{failed} text files could not be read; the first is {first}")
+        self.notes += notes_on_encodings(encodings)
 
 
 class Layout:
@@ -112,13 +119,18 @@ class Layout:
         """Whether a text is read with `document`; otherwise it is read as a table."""
         return False
 
-    def document(self, file: TextFile) -> Iterator[Report]:
+    def document(self, file: TextFile, text: str) -> Iterator[Report]:
         """The reports in a text that is not a table. Raises Rejected when it cannot be read."""
         raise NotImplementedError
 
     def row(self, report: Report, relative: str) -> Report:
         """A row of a table, adapted to the layout."""
         return report
+
+
+def notes_on_encodings(described: Counter[str]) -> list[str]:
+    """What was guessed about the encodings of text files, each with the number of files."""
+    return [f"{count} text files: {guess}" for guess, count in sorted(described.items()) if count]
 
 
 def content_of(file: TextFile) -> bytes:
@@ -176,10 +188,10 @@ class MimicCxr(Layout):
     def is_document(self, relative: str) -> bool:
         return relative.endswith(".txt") and bool(self.IN_STUDY.search(relative))
 
-    def document(self, file: TextFile) -> Iterator[Report]:
+    def document(self, file: TextFile, text: str) -> Iterator[Report]:
         patient, study = self.owner(file.relative)
-        text = findings_and_impression(as_text(content_of(file)))
-        yield Report(patient=patient, study=study, text=text, line=f"s{study}.txt", table=file.absolute)
+        sections = findings_and_impression(plain(text))
+        yield Report(patient=patient, study=study, text=sections, line=f"s{study}.txt", table=file.absolute)
 
     def row(self, report: Report, relative: str) -> Report:
         table, image = self._table(relative), PurePosixPath(report.image)
@@ -279,14 +291,14 @@ class OpenI(Layout):
     def is_document(self, relative: str) -> bool:
         return bool(self.TEXT.search(relative))
 
-    def document(self, file: TextFile) -> Iterator[Report]:
-        root = _parsed(as_text(content_of(file)))
+    def document(self, file: TextFile, text: str) -> Iterator[Report]:
+        root = _parsed(text)
         name = PurePosixPath(file.relative).name
         number = "".join(re.findall(r"\d+", next((node.get("id", "") for node in root.iter("uId")), "")))
         number = number or name.removesuffix(".xml")
         texts = {node.get("Label"): " ".join("".join(node.itertext()).split()) for node in root.iter("AbstractText")}
-        text = "\n".join(texts[label] for label in self.SECTIONS if texts.get(label))
-        yield Report(patient=number, study=number, text=text, line=name, table=file.absolute)
+        sections = "\n".join(plain(texts[label]) for label in self.SECTIONS if texts.get(label))
+        yield Report(patient=number, study=number, text=sections, line=name, table=file.absolute)
 
 
 def _parsed(text: str) -> ElementTree.Element:
@@ -337,15 +349,15 @@ class Roco(Layout):
         found = self.OF_V1.search(relative)
         return bool(found and found["what"] in ("captions", "dlinks") and relative.endswith(".txt"))
 
-    def document(self, file: TextFile) -> Iterator[Report]:
+    def document(self, file: TextFile, text: str) -> Iterator[Report]:
         found = self.OF_V1.search(file.relative)
         split = SPLIT_NAMES[found["split"]] if found else ""
         name = f"{self._text(file.relative)}.txt"
-        for entry in self.ENTRY.finditer(as_text(content_of(file))):
+        for entry in self.ENTRY.finditer(text):
             report = Report(study=entry["study"], split=split, line=f"{name}, {entry['study']}", table=file.absolute)
             article = self.ARTICLE.search(entry["rest"])
             if name == "captions.txt":
-                yield replace(report, text=" ".join(entry["rest"].split()))
+                yield replace(report, text=plain(" ".join(entry["rest"].split())))
             elif article:
                 image = entry["rest"].rpartition("\t")[2].strip()
                 yield replace(report, image=f"images/{article[1]}_{image}")

@@ -72,7 +72,7 @@ class DatasetTables:
         return (_from_json(dict(zip(REPORT_COLUMNS, row, strict=True)), "words") for row in rows)
 
     def rejected(self) -> Iterator[Row]:
-        """The lines of `rejected.jsonl`: every skipped and rejected input, and the unusable frames of used inputs."""
+        """The lines of `rejected.jsonl`: skipped and rejected inputs, unusable frames of used ones, damaged texts."""
         rows = self._db.execute(
             f"""SELECT {_SHOWN_NAME.format("i")} AS name, o.status, f.frame, f.reason, f.detail
                FROM outcomes o JOIN inputs i USING (place) JOIN frames f USING (place)
@@ -87,6 +87,13 @@ class DatasetTables:
                 yield {"source": name, "frame": frame, "status": "frame", "reason": reason, "detail": detail}
             else:
                 yield {"source": name, "status": status, "reason": reason, "detail": detail}
+        texts = self._db.execute(
+            f"""SELECT coalesce(t.line, {_SHOWN_NAME.format("i")}) AS name
+                FROM unreadable_texts t LEFT JOIN inputs i USING (place) GROUP BY name ORDER BY min(t.rowid)"""
+        )
+        for (name,) in texts:
+            reason = "unreadable_text"
+            yield {"source": name, "status": "text", "reason": reason, "detail": REASONS[reason]}
 
     def duplicates(self) -> Iterator[Row]:
         """The lines of `duplicates.jsonl`: frames left out because their pixels are equal, and near duplicates."""

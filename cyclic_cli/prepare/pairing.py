@@ -59,6 +59,7 @@ def _warnings(db: sqlite3.Connection, matched: Matched, assigned: Assigned, with
            WHERE image IS NOT NULL"""
     ).fetchone()
     (unknown,) = db.execute("SELECT count(*) FROM samples WHERE NOT patient_known").fetchone()
+    (damaged,) = db.execute("SELECT count(*) FROM (SELECT DISTINCT place, line FROM unreadable_texts)").fetchone()
     counts = {
         "{} table rows were matched to an image by the file name alone": matched.by_file_name,
         "{} report.txt files lie beside images of several patients or studies, and were not used": (
@@ -70,6 +71,7 @@ def _warnings(db: sqlite3.Connection, matched: Matched, assigned: Assigned, with
         "{} reports have no name in a header or a table column: only dates, phone numbers and long numbers "
         "were removed": without_names,
         "{} table rows name an image that is not among the inputs": unmatched,
+        "{} texts are damaged or in an unknown encoding, and were not used; rejected.jsonl lists them": damaged,
         "{} samples have no patient ID: each study, or sample without a study, counts as a separate patient": unknown,
     }
     warnings = [text.format(count) for text, count in counts.items() if count]

@@ -5,6 +5,7 @@ without a study, counts as a patient of its own.
 """
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any
 from cyclic_cli.prepare.database import SIDE_CAR_TEXT, insert
 from cyclic_cli.prepare.report import Report, merge
 from cyclic_cli.privacy.keys import Keyer
-from cyclic_cli.privacy.scrub import scrub
+from cyclic_cli.privacy.scrub import Identifying, fingerprints, scrub
 
 _SCHEMA = """
 CREATE TABLE owners (
@@ -38,6 +39,28 @@ class Assigned:
 
     text_labels: set[str]  # labels that hold text; all others hold numbers
     contradicting_images: int  # images that are missing, and whose rows contradict one another
+
+
+def add_path_identities(db: sqlite3.Connection, pattern: str | None, keyer: Keyer) -> None:
+    """Add what `--patient-pattern` finds in a path to the identities in the file's header, so that it is cut as well.
+
+    Args:
+        db: The database with all frames, before `match_reports`.
+        pattern: The regular expression, which is searched in the path relative to the source; None for none.
+        keyer: Makes the fingerprints.
+    """
+    found = db.execute(
+        """SELECT i.place, f.source FROM inputs i JOIN found_files f USING (absolute)
+           WHERE i.path_patient != '' ORDER BY i.number"""
+    )
+    for place, source in found.fetchall() if pattern else ():
+        match = re.search(pattern or "", source)
+        name = (match[1] if match.groups() else match[0]) if match else None
+        words = fingerprints(Identifying((name,) if name else ()), keyer)
+        query = "SELECT frame, words FROM frames WHERE place = ? ORDER BY frame LIMIT 1"
+        frame, known = db.execute(query, (place,)).fetchone()
+        words = sorted({*words, *json.loads(known or "[]")})
+        db.execute("UPDATE frames SET words = ? WHERE place = ? AND frame = ?", (json.dumps(words), place, frame))
 
 
 def assign_patients(db: sqlite3.Connection, keyer: Keyer) -> Assigned:

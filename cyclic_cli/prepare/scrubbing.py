@@ -9,6 +9,7 @@ from cyclic_cli.privacy.scrub import scrub
 
 _HAS_TEXT_LABEL = """labels LIKE '%": "%'"""  # in JSON
 _SCHEMA = f"""
+CREATE TABLE kept_out_texts (number INTEGER PRIMARY KEY, detail);  -- filled by `strict_texts.py`
 CREATE TABLE identity_words (patient, word, PRIMARY KEY (patient, word)) WITHOUT ROWID;
 CREATE TABLE patients_with_text AS SELECT DISTINCT p.patient FROM report_patients p JOIN reports r USING (number)
     WHERE r.text != '' OR r.{_HAS_TEXT_LABEL};

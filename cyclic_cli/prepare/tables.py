@@ -7,7 +7,6 @@ a source are tables is decided in `layouts.py`.
 Errors never quote a cell. They may name columns, because the user could not fix the table otherwise.
 """
 
-import codecs
 import csv
 import gzip
 import json
@@ -18,16 +17,16 @@ import zlib
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from io import TextIOWrapper
 from itertools import chain
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, cast
 
 from cyclic_cli.config import PrepareConfig
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.prepare.columns import Columns, shown
+from cyclic_cli.prepare.encodings import find_encoding
 from cyclic_cli.prepare.report import Label, Report
-from cyclic_cli.prepare.texts import TextFile
+from cyclic_cli.prepare.texts import TextFile, plain
 from cyclic_cli.privacy.scrub import Identifying
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz")
@@ -41,15 +40,16 @@ SPLIT_NAMES = {
 
 LONGEST_LINE = 2**24  # characters; a longer line is taken as a sign that the file is not a table
 MOST_COLUMNS = 10_000
-BLOCK = 2**16  # bytes read at once
 LONGEST_NAME = 100  # characters; a longer cell of an identifying column is treated as free text
 DAMAGED = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError)  # RuntimeError: an encrypted archive
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON
 
 Rows = Generator[tuple[int, dict[str, Any]], None, None]
 
 
 class Table:
-    """A CSV, TSV or JSON Lines file, plain or gzipped, in UTF-8, UTF-16 with a byte order mark, or Windows-1252.
+    """A CSV, TSV or JSON Lines file, plain or gzipped, in any encoding (see `encodings.py`).
 
     Each iteration reads the file from the beginning, one row at a time. The first line of a CSV file may be Excel's
     `sep=;`, which names the delimiter.
@@ -67,7 +67,8 @@ class Table:
     def __init__(self, file: TextFile, config: PrepareConfig, extra_names: dict[str, str] | None = None) -> None:
         self.file = file
         self.name = PurePosixPath(file.relative).name
-        self._encoding = self._find_encoding()
+        with self._opened() as stream:
+            self.encoding = find_encoding(stream)
         self.names = self._find_names()
         self.columns = Columns.find(self.names, config, extra_names or {})
 
@@ -85,13 +86,13 @@ class Table:
         if split and split not in SPLIT_NAMES:
             raise UsageError(f"{line}: unknown name of a split.", f"Known names: {', '.join(SPLIT_NAMES)}.")
         identifying = dict.fromkeys(
-            _without_decimal_zero(_cell(row.get(column))) for column in self.columns.identifying
+            _without_decimal_zero(plain(_cell(row.get(column)))) for column in self.columns.identifying
         )
         if "instance" not in keys and _is_uid(keys.get("image", "")):
             keys["instance"] = keys["image"]
         return Report(
             **keys,
-            text="\n".join(part for part in (_cell(row.get(column)) for column in self.columns.texts) if part),
+            text="\n".join(part for part in (plain(_cell(row.get(column))) for column in self.columns.texts) if part),
             split=SPLIT_NAMES.get(split, ""),
             labels={label: _label(row.get(column)) for label, column in self.columns.labels.items()},
             line=line,
@@ -122,11 +123,12 @@ class Table:
 
     def _rows(self) -> Rows:
         """For each row the number of its last line, and its cells by column."""
-        with self._opened() as stream, TextIOWrapper(stream, self._encoding, errors="replace", newline="") as text:
-            yield from self._json_rows(text) if self._is_json else self._csv_rows(text)
+        with self._opened() as stream:
+            lines = self._lines(stream)
+            yield from self._json_rows(lines) if self._is_json else self._csv_rows(lines)
 
-    def _json_rows(self, text: TextIO) -> Rows:
-        for number, line in enumerate(self._lines(text), 1):
+    def _json_rows(self, lines: Iterator[str]) -> Rows:
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
@@ -135,10 +137,12 @@ class Table:
                 row = None
             if not isinstance(row, dict):
                 raise UsageError(f"{self.name}, line {number}, is not a JSON object.", "Write one object per line.")
+            if _SURROGATE.search(line):  # half a character cannot be stored
+                whole = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
+                row = json.loads(whole.decode("utf-8", "replace"))
             yield number, {name.strip(): value for name, value in row.items()}
 
-    def _csv_rows(self, text: TextIO) -> Rows:
-        lines = self._lines(text)
+    def _csv_rows(self, lines: Iterator[str]) -> Rows:
         first, before = next(lines, ""), 0
         separator_line = re.fullmatch(r"sep=(.)\s*", first, re.IGNORECASE)
         if separator_line:
@@ -179,31 +183,14 @@ class Table:
                 )
         return header
 
-    def _lines(self, text: TextIO) -> Iterator[str]:
+    def _lines(self, stream: BinaryIO) -> Iterator[str]:
         """Lines with their line ends. Raises UsageError for a line that a table cannot have."""
-        number = 0
-        while line := text.readline(LONGEST_LINE):
-            number += 1
+        for number, line in enumerate(self.encoding.lines(stream, LONGEST_LINE), 1):
             if len(line) == LONGEST_LINE:
                 raise UsageError(f"{self.name}, line {number}, is too long for a table.", "Check that it is a table.")
             if "\0" in line:
                 raise UsageError(f"{self.name}, line {number}, has a NUL character.", "Save it as text in UTF-8.")
             yield line
-
-    def _find_encoding(self) -> str:
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        with self._opened() as stream:
-            block = stream.read(BLOCK)
-            if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                return "utf-16"
-            try:
-                while block:
-                    decoder.decode(block)
-                    block = stream.read(BLOCK)
-                decoder.decode(b"", final=True)
-            except UnicodeDecodeError:
-                return "cp1252"
-        return "utf-8-sig"
 
     @contextmanager
     def _opened(self) -> Iterator[BinaryIO]:
@@ -238,5 +225,5 @@ def _label(value: Any) -> Label:
     try:
         number = float(value if isinstance(value, bool) else text)
     except ValueError:
-        return text or None
+        return plain(text) or None
     return number if math.isfinite(number) else None

@@ -20,6 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from cyclic_cli.config import RENDERING, PrepareConfig, as_plain
 from cyclic_cli.environment import cache_folder, local_processes
 from cyclic_cli.errors import CyclicError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
+from cyclic_cli.prepare import strict_texts
 from cyclic_cli.prepare.inventory import Inventory
 from cyclic_cli.prepare.pairing import pair
+from cyclic_cli.prepare.patients import add_path_identities
 from cyclic_cli.prepare.shards import DECODERS, ShardJob, write_shard
 from cyclic_cli.privacy.keys import SPLITS, Keyer, find_secret
 from cyclic_cli.storage import lease
@@ -54,9 +57,7 @@ class PrepareSummary:
     skipped: int
     rejected: int
     rejected_by_reason: dict[str, int]
-    guessed: dict[str, int] = field(
-        default_factory=dict
-    )  # images by the key of `guesses.GUESSES`
+    guessed: dict[str, int] = field(default_factory=dict)  # images by the key of `guesses.GUESSES`
     samples: int
     patients: int
     studies: int
@@ -64,6 +65,7 @@ class PrepareSummary:
     image_only: int
     text_only: int
     report_files: int  # tables, documents and side-car texts
+    texts_kept_out: int = 0  # by --strict-text
     splits: dict[str, int]  # number of samples
     seconds: float
     images_per_second: float
@@ -332,9 +334,11 @@ def _finish(
     """Pair images and reports, and write the dataset's tables. Raises CyclicError where no sample is left."""
     report(Note("pairing images and reports"))
     inventory.add_frames(shards.rows())
+    add_path_identities(inventory.db, inventory.config.patient_pattern, inventory.keyer)
     paired = pair(inventory)
     tables = paired.tables
-    counts = tables.counts()
+    kept_out = list(strict_texts.kept_out(inventory.db, inventory.config.paths))
+    counts = tables.counts() | {"texts_kept_out": len(kept_out)}
     if not counts["samples"]:
         draft.discard(shards.numbers)
         raise _nothing_usable(counts, next(tables.rejected(), None))
@@ -355,7 +359,7 @@ def _finish(
     )
     rows = {
         "index": tables.index(), "inputs": tables.inputs(), "reports": tables.reports(),
-        "rejected": tables.rejected(), "duplicates": tables.duplicates(),
+        "rejected": chain(tables.rejected(), kept_out), "duplicates": tables.duplicates(),
     }  # fmt: skip
     draft.finish(facts, rows, paired.text_labels)
     return _summary(draft.folder, counts, time.monotonic() - start)

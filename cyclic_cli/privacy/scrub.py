@@ -2,12 +2,13 @@
 
 A header is read in another process, and often in another call, than its report. The identities in a header are
 therefore passed on as *fingerprints*: keyed hashes of their words, from which nobody can recover the words without the
-secret. Fingerprints are stored with the dataset. There are four kinds:
+secret. Fingerprints are stored with the dataset. There are five kinds:
 
-    word  a number, or a word of a name or remark that is not an ordinary word: cut wherever it occurs
-    part  an ordinary word of a name (Long, Rib): cut only beside another part of the name or after a title
-    pair  two ordinary words of one name, which are cut when they are neighbours in the text
-    day   day and month of a date, cut where the text has them without a year
+    word   a number, or a word of a name or remark that is not an ordinary word: cut wherever it occurs
+    part   an ordinary word of a name (Long, Rib): cut only beside another part of the name or after a title
+    pair   two ordinary words of one name, which are cut when they are neighbours in the text
+    day    day and month of a date, cut where the text has them without a year
+    start  the first letters of a name in a script without spaces, which tell where to look for the name
 
 Ordinary words are those in `assets/ordinary_words.txt`. Patterns that may identify a person by their form alone, such
 as dates (see `patterns.py`), are cut from every text.
@@ -17,22 +18,14 @@ import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from importlib.resources import files
-from itertools import combinations, pairwise
+from functools import lru_cache
+from itertools import combinations, pairwise, permutations
 
+from cyclic_cli.privacy import unspaced_names
+from cyclic_cli.privacy.dates import days, days_of
 from cyclic_cli.privacy.keys import Keyer
-from cyclic_cli.privacy.patterns import (
-    Span,
-    days,
-    days_of,
-    fold,
-    is_measurement,
-    may_start_pattern,
-    pattern_spans,
-    positions,
-    without_ages,
-)
+from cyclic_cli.privacy.patterns import may_start_pattern, pattern_spans, without_ages
+from cyclic_cli.privacy.words import Span, fold, is_measurement, ordinary_words, plain_view, positions
 
 CUT = "___"
 SHORTEST = 3  # letters of the shortest word, and digits of the shortest number, that is cut on its own
@@ -40,7 +33,7 @@ SHORTEST_CHAIN = 5  # digits of the shortest number whose punctuation may differ
 LONGEST_NUMBER = 32  # characters at the beginning of a value that are also taken as one number
 LONGEST_NAME = 8  # words of a name; in a longer one only neighbouring words make pairs
 REMEMBERED = 2**18  # words in the cache of hashes; the cache of header values holds a tenth of that
-WORD, PART, PAIR, DAY = "wp&d"  # the last character of a fingerprint
+WORD, PART, PAIR, DAY, START = "wp&ds"  # the last character of a fingerprint
 
 TITLES = frozenset(
     "dr drs mr mrs ms miss prof professor doctor herr herrn frau monsieur madame mme senor senora sra dra".split()
@@ -94,7 +87,11 @@ def scrub(text: str, fingerprints: Collection[str], keyer: Keyer) -> str:
         words = set(_TOKEN.findall(text))
         spans = [*pattern_spans(text, [word for word in words if hashes[word][1]])]
         if has_days:
-            spans += [span for span, readings in days(text) if any(hashes.of("day", day) in known for day in readings)]
+            spans += [
+                span
+                for span, readings in days(plain_view(text))
+                if any(hashes.of("day", day) in known for day in readings)
+            ]
         if known:
             spans += _names(text, words, known, hashes)
         if not spans:
@@ -119,7 +116,9 @@ _TOKEN = re.compile(r"[^\W_]+")
 _JOINT = re.compile(r"['’ʼ´`./_‐‑-](?<=[^\W_].)(?:[^\W_]|\s*\n\s*[^\W_])")
 _WORDS = re.compile(r"[^\W\d_]+(?:(?:['’ʼ´`‐‑-]|[-‐]\s*\n\s*)[^\W\d_]+)+(?![^\W_])")  # O'Brien, Okon-⏎kwo
 _NUMBER = re.compile(r"[^\W_]+(?:[./_-][^\W_]+)+")  # 12-345/6
-_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
+_INVISIBLE = dict.fromkeys(
+    [*map(ord, "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+)
 _UMLAUTS: dict[int, str] = {ord("ä"): "ae", ord("ö"): "oe", ord("ü"): "ue"}
 _PUNCTUATION = re.compile(r"[\W_]")
 _DIGIT = re.compile(r"\d")
@@ -129,13 +128,6 @@ _IN_NUMBER = re.compile(
 _CLINICAL = re.compile(r"[a-z]{1,2}[1-9]\d?|\d{1,2}[a-z]{1,2}")  # T1, L45, 3D
 
 
-@cache
-def ordinary_words() -> frozenset[str]:
-    """Folded words that are part of the general and medical vocabulary, and not only names."""
-    lines = (files("cyclic_cli") / "assets" / "ordinary_words.txt").read_text(encoding="ascii")
-    return frozenset(lines[lines.rindex("#") :].split("\n")[1:-1])
-
-
 class _HashCache(dict[str, tuple[str, bool]]):
     """A cache: word → its hash, and whether it may start a pattern."""
 
@@ -143,6 +135,7 @@ class _HashCache(dict[str, tuple[str, bool]]):
         super().__init__()
         self._keyer = keyer
         self._values: dict[tuple[str, str], frozenset[str]] = {}
+        self._starts: dict[str, str] = {}
 
     def __missing__(self, token: str) -> tuple[str, bool]:
         if len(self) >= REMEMBERED:
@@ -158,6 +151,14 @@ class _HashCache(dict[str, tuple[str, bool]]):
 
     def pair(self, first: str, second: str) -> str:
         return self.of("pair", " ".join(sorted((first, second))))
+
+    def start(self, letters: str) -> str:
+        """The hash of the first letters of a name, cached because texts repeat them."""
+        if len(self._starts) >= REMEMBERED:
+            self._starts.clear()
+        if letters not in self._starts:
+            self._starts[letters] = self.of("start", letters)
+        return self._starts[letters]
 
     def of_value(self, read: Callable[[str, "_HashCache"], Iterator[str]], value: str) -> frozenset[str]:
         """The fingerprints of a value, cached because the headers of a study repeat the same values."""
@@ -189,6 +190,9 @@ def _of_name(value: str, hashes: _HashCache) -> Iterator[str]:
     yield from _pairs(words, hashes)
     yield from (hashes.of("number", number) + WORD for number in _numbers(value))
     yield from (hashes.of("day", day) + DAY for day in days_of(value))
+    for spelling in unspaced_names.spellings(_composed(value)):
+        yield hashes.of("unspaced", spelling) + WORD
+        yield hashes.start(spelling[: unspaced_names.START]) + START
 
 
 def _of_remark(value: str, hashes: _HashCache) -> Iterator[str]:
@@ -200,15 +204,19 @@ def _of_remark(value: str, hashes: _HashCache) -> Iterator[str]:
 
 
 def _pairs(words: list[str], hashes: _HashCache) -> set[str]:
-    """Fingerprints of the ordinary words of one name, alone and in pairs."""
+    """Fingerprints of the ordinary words of one name: alone, in pairs, and with the initials of its other words."""
     parts = [word for word in words if not _is_identifying(word)]
     pairs = combinations(parts, 2) if len(parts) <= LONGEST_NAME else pairwise(parts)
     found = {hashes.pair(first, second) + PAIR for first, second in pairs if first != second}
+    if len(words) <= LONGEST_NAME:
+        found |= {hashes.pair(part, word[0]) + PAIR for part in parts for word in words if word != part}
     return found | {hashes.of("word", part) + PART for part in parts}
 
 
 def _is_identifying(word: str) -> bool:
     """Whether a folded word identifies a person on its own: it is not short and not an ordinary word."""
+    if not word.isascii():
+        word = unicodedata.normalize("NFC", word)  # a Korean syllable is one letter
     return len(word) >= SHORTEST and word not in ordinary_words()
 
 
@@ -224,10 +232,11 @@ def _spellings(word: str) -> set[str]:
 
 
 def _joined(value: str) -> set[str]:
-    """Further spellings of a name: joined words (smithjones, obrien, vandyke), and umlauts as two letters."""
+    """Further spellings of a name: joined words (smithjones, obrien, vandyke, johndoe, doejohn), and ä as ae."""
     tokens = [fold(token) for token in _TOKEN.findall(_composed(value))]
     found = {_PUNCTUATION.sub("", fold(chain)) for chain in _WORDS.findall(_composed(value))}
     found |= {first + second for first, second in pairwise(tokens) if first in PARTICLES}
+    found |= {first + second for first, second in permutations(_letters(value)[:2], 2)}
     if not value.isascii():
         spelt = _composed(value).lower().translate(_UMLAUTS)
         found |= set(_letters(spelt))
@@ -268,6 +277,12 @@ _INITIAL, _TITLE = "initial", "title"
 def _names(text: str, words: set[str], known: dict[str, str], hashes: _HashCache) -> list[Span]:
     """The positions of words and numbers that belong to identities."""
     spans = [match.span() for match in _chains(text) if hashes[match[0]][0] in known]
+    if not text.isascii() and START in known.values():
+        spans += unspaced_names.spans(
+            text,
+            is_start=lambda letters: hashes.start(letters) in known,
+            is_name=lambda letters: hashes.of("unspaced", letters) in known,
+        )
     for particle in [word for word in words if len(word) <= 5 and word.lower() in PARTICLES]:
         following = [_NEXT_WORD.match(text, position) for position in positions(text, particle)]
         spans += [match.span() for match in following if match and hashes["".join(match[0].split())][0] in known]
@@ -336,13 +351,18 @@ class _NameSearch:
         at = index + step
         while 0 <= at < len(self.tokens) and self._touch(min(at, at - step)):
             kind = self.kinds[at]
-            if kind == PART:
-                pair = self.hashes.pair(fold(self.tokens[index][0]), fold(self.tokens[at][0]))
+            pair = self.hashes.pair(fold(self.tokens[index][0]), fold(self.tokens[at][0]))
+            if kind == PART or (kind == _INITIAL and self._is_dotted(at) and pair in self.known):
                 return pair in self.known
             if kind != _INITIAL:
                 return (kind == WORD and self.tokens[at][0].isalpha()) or (kind == _TITLE and step < 0)
             at += step
         return False
+
+    def _is_dotted(self, index: int) -> bool:
+        """Whether a letter is written as an initial: `A. Long`, but not `a long`."""
+        start, end = self.tokens[index].span()
+        return self.text[start].isupper() and self.text[end : end + 1] == "."
 
     def _is_whole_number(self, start: int, end: int) -> bool:
         """Whether a number is not part of a decimal number and, if it is short, not part of a measurement."""

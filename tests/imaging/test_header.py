@@ -13,7 +13,8 @@ from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from cyclic_cli.imaging.dicom.header import Facts, facts_of, identities_of
+from cyclic_cli.imaging.dicom.header import MOST_BYTES_BEHIND, Facts, elements_behind, facts_of, identities_of
+from cyclic_cli.imaging.dicom.structured_report import text_of
 
 
 def stored(data: Dataset, syntax: str = ExplicitVRLittleEndian) -> Dataset:
@@ -98,6 +99,58 @@ def test_structured_report_text_is_not_a_remark() -> None:
     kept.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
     assert "No sialadenitis." not in identities_of(kept).identifying.remarks
     assert "One^Name" in identities_of(kept).identifying.names
+
+
+def content_item(kind: str, meaning: str, value: str, code: str = "", relation: str = "CONTAINS") -> Dataset:
+    """A content item of a structured report."""
+    name = header(CodeValue=code or "1", CodingSchemeDesignator="DCM" if code else "99X", CodeMeaning=meaning)
+    text = {"PersonName": value} if kind == "PNAME" else {"TextValue": value}
+    return header(ValueType=kind, RelationshipType=relation, ConceptNameCodeSequence=Sequence([name]), **text)
+
+
+def test_persons_and_institutions_in_the_items_of_a_structured_report_are_names() -> None:
+    items = [content_item("TEXT", "Finding", f"Text {number}.") for number in range(50)]
+    items += [
+        content_item("PNAME", "Person Observer Name", "One^Name"),
+        content_item("TEXT", "Person Observer's Organization Name", "A House", "121009", "HAS OBS CONTEXT"),
+        content_item("TEXT", "Krankenhaus", "B House"), content_item("TEXT", "Referring Physician", "Two Name"),
+        content_item("TEXT", "Physician Note", "No sialadenitis."), content_item("TEXT", "Hospital", "x" * 101),
+    ]  # fmt: skip
+    deep = content_item("PNAME", "Author", "Deep^Name")
+    for _ in range(15):
+        deep = header(ValueType="CONTAINER", ContentSequence=Sequence([deep]))
+    kept = stored(header(ValueType="CONTAINER", ContentSequence=Sequence([*items, deep])))
+    kept.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.22"
+    found = identities_of(kept).identifying
+    assert {"One^Name", "A House", "B House", "Two Name", "Deep^Name"} <= set(found.names)
+    assert not {"No sialadenitis.", "x" * 101, "Text 1."} & {*found.names, *found.remarks}
+    assert "House" not in text_of(kept)
+    assert "Two Name" not in text_of(kept)
+    assert "Physician Note: No sialadenitis." in text_of(kept)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_elements_behind_the_pixel_data(syntax: str) -> None:
+    behind = Dataset()
+    behind.add_new(0x7FE10010, "LO", "MAKER")
+    behind.add_new(0x7FE11001, "PN", "Behind^Name")
+    behind.add_new(0x7FE11002, "UT", "y" * (MOST_BYTES_BEHIND + 2))
+    signature = header(PersonName="Signing^Name", CertificateOfSigner=b"1234")
+    behind.add_new(0xFFFAFFFA, "SQ", Sequence([signature]))
+    implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
+    before = stored(header(PatientName="Front^Name"), syntax)
+    file = DicomBytesIO()
+    file.is_implicit_VR, file.is_little_endian = implicit, little
+    write_dataset(file, behind)
+    content = file.getvalue()
+    found = elements_behind(io.BytesIO(content + bytes(64)), before)
+    assert set(found.keys()) == set(behind.keys())
+    said = identities_of(before, found).identifying
+    assert {"Front^Name", "Signing^Name"} <= set(said.names)
+    assert "Behind^Name" in said.names + said.remarks
+    assert not any("yyy" in text for text in said.names + said.remarks)
+    for damaged in (content[:30], content[5:], b"", bytes(1000), b"\xff" * 1000):
+        assert all(element.tag > 0x7FE00010 for element in elements_behind(io.BytesIO(damaged), before).values())
 
 
 def test_damaged_elements_are_skipped_without_error() -> None:

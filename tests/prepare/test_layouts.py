@@ -164,6 +164,24 @@ def test_mimic_cxr() -> None:
     ]
 
 
+def test_documents_may_have_other_encodings_and_markup_around_their_headings() -> None:
+    first, second, third = (f"{mimic_folder(*owner)}.txt" for owner in MIMIC_STUDIES)
+    tree = Tree(
+        write({
+            first: " FINDINGS:\n\n Größe normal, Jörg.\n".encode("cp1252"),
+            second: "{\\rtf1 FINDINGS:\\par\\par Gr\\'f6\\'dfe normal.\\par IMPRESSION:\\par Normal.}",
+            third: "<p>FINDINGS:</p><p>Gr&ouml;&szlig;e normal.</p>".encode("utf-16-le"),
+        })
+    )  # fmt: skip
+    assert [report["text"] for report in tree.reports] == [
+        "Größe normal, Jörg.", "Größe normal.\nNormal.", "Größe normal.",
+    ]  # fmt: skip
+    assert tree.stream.notes == [
+        "1 text files: lines that are not UTF-8 are read as cp1252, which was guessed",
+        "1 text files: read as utf-16-le, which was guessed",
+    ]
+
+
 def test_mimic_cxr_jpg() -> None:
     tree = Tree(write(mimic_cxr_jpg()))
     assert tree.layout is LAYOUTS["mimic-cxr-jpg"]

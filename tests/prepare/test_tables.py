@@ -23,7 +23,7 @@ from cyclic_cli.prepare.layouts import LAYOUTS, ReportStream
 from cyclic_cli.prepare.report import Report, merge
 from cyclic_cli.prepare.sources import Input
 from cyclic_cli.prepare.tables import TABLE_NAMES
-from cyclic_cli.prepare.texts import as_text, side_car
+from cyclic_cli.prepare.texts import side_car
 from cyclic_cli.privacy.scrub import Identifying
 
 
@@ -92,6 +92,13 @@ def as_json(rows: list[dict[str, str]] = ROWS) -> str:
         ("t.csv", lambda: codecs.BOM_UTF8 + as_csv(",").encode()),
         ("t.csv", lambda: as_csv(",").encode("utf-16")),
         ("t.csv", lambda: codecs.BOM_UTF16_BE + as_csv(";").encode("utf-16-be")),
+        ("t.csv", lambda: as_csv(",").encode("utf-16-le")),
+        ("t.tsv", lambda: as_csv("\t").encode("utf-16-be")),
+        ("t.csv", lambda: as_csv(",").encode("utf-32")),
+        ("t.csv", lambda: as_csv(",").encode("utf-32-be")),
+        ("t.csv", lambda: as_csv(",").encode("mac_roman")),
+        ("t.csv", lambda: as_csv(";").encode("cp850")),
+        ("t.jsonl", lambda: as_json().encode("utf-16-le")),
         ("t.csv", lambda: as_csv(",").replace("\r\n", "\r").encode()),
         ("t.csv.gz", lambda: gzip.compress(as_csv(",").encode())),
         ("packed.csv", lambda: gzip.compress(as_csv(",").encode())),
@@ -100,8 +107,9 @@ def as_json(rows: list[dict[str, str]] = ROWS) -> str:
         ("t.csv", lambda: as_csv(",").encode() + b"\r\n,,,,,,,,,,\r\n  \r\n"),
     ],
     ids=[
-        "comma", "semicolon", "excel", "bar", "tabs", "utf-8 bom", "utf-16", "utf-16 big endian", "cr line ends",
-        "gzip", "gzip without suffix", "json", "json gzip", "blank rows",
+        "comma", "semicolon", "excel", "bar", "tabs", "utf-8 bom", "utf-16", "utf-16 big endian", "utf-16 unmarked",
+        "utf-16 big endian unmarked", "utf-32", "utf-32 unmarked", "mac", "dos", "json utf-16", "cr line ends", "gzip",
+        "gzip without suffix", "json", "json gzip", "blank rows",
     ],
 )  # fmt: skip
 def test_a_table_reads_the_same_in_every_format_and_encoding(name: str, written: Callable[[], bytes]) -> None:
@@ -196,7 +204,6 @@ def test_json_rows_may_have_columns_of_their_own() -> None:
         ('path,text\n\na.png,"secret\nb.png,x\n', "t.csv, line 4: unexpected end"),
         ('path,text\na.png,"secret"x\n', "t.csv, line 2: ',' expected after '\"'"),
         ("path,text\na.png,se\0cret\n", "t.csv, line 2, has a NUL character"),
-        ("path,text\na.png,secret\n".encode("utf-16-le"), "t.csv, line 1, has a NUL character"),
         (b"\x89PNG\r\n\x1a\n\0\0\0", "no column of images"),
         ("path,text,text\na.png,secret,secret\n", "t.csv, line 1: 2 columns are called 'text'"),
         ("sep=;\npath;text;path\na;b;c\n", "t.csv, line 2: 2 columns are called 'path'"),
@@ -272,6 +279,47 @@ def test_tables_are_read_in_a_zip_archive() -> None:
     assert read[0].table == f"{Path('z.zip').absolute()}/in/reports.csv"
 
 
+def test_one_stray_byte_changes_no_other_row_and_the_guess_is_told() -> None:
+    lines = [b"path,text", "a,Müller: großer Erguß.".encode(), "b,Größe normal.".encode("cp1252"), "c,Łódź.".encode()]
+    reports = stream(write("t.csv", b"\n".join(lines)))
+    assert reports.notes[1:] == ["t.csv: lines that are not UTF-8 are read as cp1252, which was guessed"]
+    assert [report.text for report in reports] == ["Müller: großer Erguß.", "Größe normal.", "Łódź."]
+
+
+def test_a_quoted_text_may_have_line_ends_in_every_encoding() -> None:
+    text = 'path,text\r\na,"Größe normal.\r\nKein ""Erguß"", Müller."\r\nb,Übrig.\r\n'
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32-le", "cp1252", "mac_roman"):
+        read = list(stream(write("t.csv", text.encode(encoding))))
+        assert [report.text for report in read] == ['Größe normal.\r\nKein "Erguß", Müller.', "Übrig."], encoding
+        assert [report.line for report in read] == ["t.csv, line 3", "t.csv, line 4"]
+
+
+def test_joined_files_may_have_a_mark_within() -> None:
+    rows = [json.dumps({"path": name, "text": "Größe"}, ensure_ascii=False).encode() + b"\n" for name in "ab"]
+    assert [report.image for report in stream(write("t.jsonl", b"".join(codecs.BOM_UTF8 + row for row in rows)))] == [
+        "a",
+        "b",
+    ]
+
+
+def test_texts_names_and_labels_are_plain_text_and_paths_stay_as_they_are() -> None:
+    row = {
+        "path": "a&amp;b\\T\\c.png",
+        "text": "<p>M&uuml;ller</p>",
+        "patient name": "M&uuml;ller",
+        "side": "Li&#110;ks",
+    }
+    (report,) = stream(write("t.jsonl", json.dumps(row)), label_columns=("side",))
+    assert (report.image, report.text, report.labels) == ("a&amp;b\\T\\c.png", "Müller", {"side": "Links"})
+    assert report.identifying.names == ("Müller",)
+
+
+def test_half_a_character_in_json_is_damage_and_no_error() -> None:
+    (report,) = stream(write("t.jsonl", '{"path": "a", "text": "M\\ud83dller \\ud83d\\ude00"}'))
+    assert "\ufffd" in report.text
+    assert report.text.endswith("😀")
+
+
 # --------------------------------------------------------------------------------------------------- identities
 
 
@@ -328,12 +376,6 @@ def test_a_side_car_has_the_name_of_its_image_or_is_report_txt() -> None:
     assert side_car(Path("1.2.3.4"), texts) == "1.2.3.4.txt"
     assert side_car(Path("other.png"), texts) == "report.txt"
     assert side_car(Path("other.png"), {"notes.txt"}) is None
-
-
-def test_bytes_are_decoded_in_every_encoding() -> None:
-    for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp1252"):
-        assert as_text("Größe – normal".encode(encoding)) == "Größe – normal"
-    assert as_text(b"\x81\xff") != ""  # undecodable bytes raise no error
 
 
 def test_tables_with_usual_names_are_read_although_nobody_names_them() -> None:

@@ -377,3 +377,22 @@ def test_the_texts_of_structured_reports_are_scrubbed(cyclic: Cyclic, places: li
     texts = pyarrow.parquet.read_table("dataset/index.parquet")["text"].to_pylist()
     assert any("No pneumothorax." in text for text in texts)
     assert_nothing_leaks(*places, ran.out + ran.err)
+
+
+def test_what_the_patient_pattern_finds_in_paths_is_cut_from_reports(cyclic: Cyclic, places: list[Path]) -> None:
+    planter = Planter(count())
+    source = places[0].parent / "folders"
+    for number in range(3):
+        first, last = planter.word(), planter.word()
+        folder = source / f"{last}_{first}_{YEAR}0102"
+        make_png(folder / "scan.png", smooth_image(number))
+        (folder / "scan.txt").write_text(f"{first} {last}, {last.upper()}: no pneumothorax.")
+    said = ["prepare", source, "--no-paths", "--size", "32", "--patient-pattern", r"([^/]+)/scan\.png"]
+    ran = cyclic(*said, "--split", "100/0/0")
+    assert ran.code == 0, ran.err
+    texts = pyarrow.parquet.read_table("dataset/index.parquet")["text"].to_pylist()
+    assert texts == ["___: no pneumothorax."] * 3
+    make_png(source / "more.png", smooth_image(7))
+    ran_again = cyclic(*said, "--split", "100/0/0", "--update")
+    assert ran_again.code == 0, ran_again.err
+    assert_nothing_leaks(*places, ran.out + ran.err, ran_again.out + ran_again.err)

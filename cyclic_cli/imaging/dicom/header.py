@@ -12,16 +12,20 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, BinaryIO
 
 import pydicom.multival
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.filereader import data_element_generator
 from pydicom.tag import BaseTag
 from pydicom.values import convert_SQ
 
 from cyclic_cli.errors import Rejected
+from cyclic_cli.imaging.dicom.code_pages import readings_of
+from cyclic_cli.imaging.dicom.structured_report import identities_in
 from cyclic_cli.privacy.scrub import Identifying
 
 MODALITIES = set(
@@ -69,7 +73,9 @@ STRUCTURED_REPORTS = "1.2.840.10008.5.1.4.1.1.88."
 MOST_ELEMENTS = 20_000  # elements with text read from a header, including nested elements
 MOST_ITEMS = 32  # items read from a sequence, since per-frame functional groups repeat themselves
 MOST_BYTES = 4096  # bytes read from a value, since a longer value is not a name
-DEEPEST = 8  # maximum nesting of sequences
+DEEPEST = 8  # maximum nesting of sequences, without the content tree of a structured report
+MOST_BYTES_BEHIND = 2**20  # bytes read from an element behind the pixel data, which may hold a signature
+PIXEL_DATA = 0x7FE00010
 ITEM = b"\xfe\xff\x00\xe0"  # a sequence of unknown VR begins with this tag
 
 
@@ -160,8 +166,13 @@ def _age_band(age: str) -> str:
     return "90+" if years >= 90 else f"{years // 5 * 5}-{years // 5 * 5 + 4}"
 
 
-def identities_of(header: Dataset) -> Identities:
-    """The identifiers in a header. Damaged attributes are skipped, and no error is raised."""
+def identities_of(header: Dataset, behind: Dataset | None = None) -> Identities:
+    """The identifiers in a header. Damaged attributes are skipped, and no error is raised.
+
+    Args:
+        header: The elements before the pixel data.
+        behind: The elements behind the pixel data, where there are any; see `elements_behind`.
+    """
 
     def text(name: str) -> str:
         try:
@@ -170,35 +181,61 @@ def identities_of(header: Dataset) -> Identities:
             return ""
         return "" if value is None else str(value).strip()
 
+    # Before the first access to a value, which would decode it by one code page only.
+    identifying = _identifying_of(header, behind)
     patient = (text("PatientID"), text("IssuerOfPatientID"))
     return Identities(
         patient=tuple(part for part in patient if part) if patient[0] else (),
         study=text("StudyInstanceUID"),
         instance=text("SOPInstanceUID"),
         accession=text("AccessionNumber"),
-        identifying=_identifying_of(header),
+        identifying=identifying,
     )
 
 
-def _identifying_of(header: Dataset) -> Identifying:
+def elements_behind(stream: BinaryIO, header: Dataset) -> Dataset:
+    """The elements behind the pixel data: private groups, digital signatures and padding.
+
+    Values that are longer than `MOST_BYTES_BEHIND` are skipped. A damaged element ends the reading without an error.
+
+    Args:
+        stream: The file, at the end of its pixel data.
+        header: The elements before the pixel data, which say how values are encoded.
+    """
+    implicit, little = header.original_encoding
+    behind: dict[BaseTag, DataElement | RawDataElement] = {}
+    with suppress(Exception):  # a damaged file makes the parser raise almost anything
+        for element in data_element_generator(stream, bool(implicit), bool(little), defer_size=MOST_BYTES_BEHIND):
+            if element.tag <= PIXEL_DATA:  # zeros that fill up the file, or another dataset
+                break
+            behind[element.tag] = element
+    return Dataset(behind)  # without a conversion of values, which would decode them by one code page
+
+
+def _identifying_of(header: Dataset, behind: Dataset | None) -> Identifying:
     names: dict[str, None] = {}  # a dict keeps each text once, in order
     remarks: dict[str, None] = {}
     is_report = str(header.get("SOPClassUID", "")).startswith(STRUCTURED_REPORTS)
-    for tag, vr, text in islice(_every_text(header), MOST_ELEMENTS):
+    for tag, vr, text in islice(_every_text(header, behind), MOST_ELEMENTS):
         for value in filter(None, map(str.strip, text.split("\\"))):
             if tag in NAMING or vr in NAMING_VRS:
                 names[value[:6] if vr == "TM" else value] = None
             elif tag != TEXT_VALUE or not is_report:
                 remarks[value] = None
+    if is_report:
+        with suppress(Exception):  # a damaged document, which `text_of` refuses
+            names |= dict.fromkeys(identities_in(header))
     return Identifying(tuple(names), tuple(remarks))
 
 
-def _every_text(header: Dataset) -> Iterator[tuple[int, str, str]]:
+def _every_text(header: Dataset, behind: Dataset | None) -> Iterator[tuple[int, str, str]]:
     """Yield tag, VR and text of every element that holds text, at any depth."""
     file_meta = getattr(header, "file_meta", None)
     if file_meta is not None:
         yield from _texts(file_meta, ["iso8859"], 0)
     yield from _texts(header, ["iso8859"], 0)
+    if behind is not None:
+        yield from _texts(behind, _encodings(header, ["iso8859"]), 0)
 
 
 def _texts(data: Dataset, encodings: list[str], depth: int) -> Iterator[tuple[int, str, str]]:
@@ -253,16 +290,15 @@ def _in_bytes(tag: int, value: bytes, encodings: list[str], depth: int) -> Itera
 def _text(value: Any, encodings: list[str]) -> str:
     """A value's text, with backslashes between several values.
 
-    Bytes that are valid UTF-8 are decoded both as UTF-8 and by the stated character set, since files often state none.
+    Bytes are decoded by the stated character set, as UTF-8, and by every other code page in which they read as words,
+    since files often state no character set or a wrong one.
     """
     if isinstance(value, bytes):
         value = value[:MOST_BYTES].rstrip(b"\0 ")
         if value.isascii() and b"\x1b" not in value:
             return value.decode("ascii")
-        readings = {decode_bytes(value, encodings, {"\\", "^", "=", "\n", "\r", "\t", "\f"})}
-        with suppress(UnicodeDecodeError):
-            readings.add(value.decode("utf-8"))
-        return "\\".join(sorted(readings))
+        stated = decode_bytes(value, encodings, {"\\", "^", "=", "\n", "\r", "\t", "\f"})
+        return "\\".join(sorted({stated, *readings_of(value)}))
     if isinstance(value, pydicom.multival.MultiValue | list | tuple):
         return "\\".join(map(str, value))
     return "" if value is None else str(value)
