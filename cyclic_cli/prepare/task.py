@@ -54,9 +54,7 @@ class PrepareSummary:
     skipped: int
     rejected: int
     rejected_by_reason: dict[str, int]
-    guessed: dict[str, int] = field(
-        default_factory=dict
-    )  # images by the key of `guesses.GUESSES`
+    guessed: dict[str, int] = field(default_factory=dict)  # images by the key of `guesses.GUESSES`
     samples: int
     patients: int
     studies: int
