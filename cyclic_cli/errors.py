@@ -17,7 +17,7 @@ REASONS = {
     "missing": "there is no such file",
     "unreadable": "the file cannot be opened (permission or disk)",
     "empty": "the file has no bytes",
-    "unknown_format": "neither DICOM nor PNG, JPEG or TIFF",
+    "unknown_format": "neither DICOM nor PNG, JPEG, TIFF or NIfTI",
     "broken_header": "the header cannot be read",
     "no_pixels": "the file holds no pixel data",
     "broken_pixels": "the pixel data are damaged or cut short",

@@ -14,8 +14,9 @@ from cyclic_cli.config import Preprocessing
 from cyclic_cli.imaging import levels, tiff
 from cyclic_cli.imaging.aspect import aspect_of
 from cyclic_cli.imaging.dicom.decoding import jpeg_scale
-from cyclic_cli.imaging.dicom.jpeg_file import decode_jpeg, frame_header, needs_other_decoder
+from cyclic_cli.imaging.dicom.jpeg_file import decode_jpeg, needs_other_decoder
 from cyclic_cli.imaging.dicom.reading import Shown, quiet, select_frames
+from cyclic_cli.imaging.dicom.streams import stream_header
 from cyclic_cli.imaging.levels import Stored
 from cyclic_cli.imaging.pillow import grey, opened
 
@@ -103,7 +104,7 @@ def _significant_bits(content: bytes) -> int:
 
 
 def _jpeg(content: bytes, preprocessing: Preprocessing) -> Shown:
-    found = frame_header(content)
+    found = stream_header(content)
     if found is not None and needs_other_decoder(found):
         with quiet():
             values = decode_jpeg(content)

@@ -21,8 +21,9 @@ from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2
 
 from cyclic_cli.errors import Rejected
 from cyclic_cli.imaging.aspect import aspect_of
-from cyclic_cli.imaging.dicom.jpeg_file import decode_jpeg, frame_header, needs_other_decoder
+from cyclic_cli.imaging.dicom.jpeg_file import decode_jpeg, needs_other_decoder
 from cyclic_cli.imaging.dicom.reading import LARGEST_SIDE
+from cyclic_cli.imaging.dicom.streams import stream_header
 from cyclic_cli.imaging.levels import Stored, luminance
 from cyclic_cli.imaging.pillow import grey, opened, too_large
 
@@ -262,7 +263,7 @@ class Page:
                 return Stored(grey(image), 8, (0, 255))
         across, down = self._grid
         blocks = self._blocks(0, across * down * (self._per_pixel if self._number(PLANAR, 1) == 2 else 1))
-        found = frame_header(blocks[0]) if self._compression == JPEG else None
+        found = stream_header(blocks[0]) if self._compression == JPEG else None
         if needs_other_decoder(found):
             return self._decoded_from_streams(blocks)
         tags: Tags = {tag: list(self._values(tag)) for tag in FOR_PILLOW if tag in self.tags}

@@ -37,6 +37,7 @@ header values, so they are silenced here.
     reduction.py           checks whether a reduced resolution suffices
     strips.py              arithmetic of large frames for rendering.py
     header.py              facts that may be kept, and identities
+    jpeg_file.py           JPEG files that Pillow cannot decode, as frames of DICOM
     structured_report.py   text of a structured report
     directory.py           files that a DICOMDIR lists
     writing.py             synthetic radiographs as DICOM files

@@ -62,7 +62,8 @@ class StreamHeader:
     """What a compressed stream states.
 
     `is_ycbcr` says whether decoders find luminance and two colour differences; None where the stream leaves it open.
-    `is_plain` is False where a JPEG 2000 image or its tiles do not begin at 0.
+    `is_plain` is False where a JPEG 2000 image or its tiles do not begin at 0. `process` is the marker of the frame
+    header of JPEG and JPEG-LS, and `sampling` are the factors of the first component, across and down.
     """
 
     rows: int
@@ -72,6 +73,8 @@ class StreamHeader:
     is_signed: bool = False
     is_ycbcr: bool | None = None
     is_plain: bool = True
+    process: int = 0
+    sampling: tuple[int, int] = (1, 1)
 
 
 def fragments_of(data: bytes, at: int = 0) -> list[Fragment]:
@@ -209,7 +212,8 @@ def _jpeg_header(stream: bytes) -> StreamHeader | None:
             bits, rows, columns, samples = struct.unpack_from(">BHHB", content)
             components = [content[6 + 3 * place : 8 + 3 * place] for place in range(samples)]
             is_ycbcr = _is_ycbcr(components, is_jfif, adobe) if samples == 3 and marker in LOSSY else None
-            return StreamHeader(rows, columns, samples, bits, is_ycbcr=is_ycbcr)
+            sampling = (content[7] >> 4, content[7] & 15)
+            return StreamHeader(rows, columns, samples, bits, is_ycbcr=is_ycbcr, process=marker, sampling=sampling)
     return None
 
 
