@@ -17,7 +17,7 @@ REASONS = {
     "missing": "there is no such file",
     "unreadable": "the file cannot be opened (permission or disk)",
     "empty": "the file has no bytes",
-    "unknown_format": "neither DICOM nor PNG, JPEG or TIFF",
+    "unknown_format": "neither DICOM nor PNG, JPEG, TIFF or NIfTI",
     "broken_header": "the header cannot be read",
     "no_pixels": "the file holds no pixel data",
     "broken_pixels": "the pixel data are damaged or cut short",
@@ -33,6 +33,7 @@ REASONS = {
     "conflicting_rows": "rows of the tables contradict one another about this image",
     "text_without_image": "a text file that does not belong to any image",
     "unreadable_text": "the text is damaged or in an unknown encoding, so names in it could not be found",
+    "unjudged_text": "with --strict-text: names in the text could not be told from other words",
 }
 """All reason codes that `rejected.jsonl` may contain, each with its meaning."""
 

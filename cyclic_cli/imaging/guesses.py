@@ -6,5 +6,14 @@ that a user would want to know belongs here. A defect with only one possible mea
 
 GUESSES: dict[str, str] = {
     "own_range": "no stated range: shown from the 0.5th to the 99.5th percentile of the pixels",
+    "window": "the stated window or VOI LUT cannot be used, or shows a single grey level: shown by another one that is "
+    "stated, else from the 0.5th to the 99.5th percentile of the pixels",
+    "narrow_window": "a LINEAR window is too narrow for fractional values: taken as LINEAR_EXACT",
+    "voi_function": "an unknown VOI LUT Function: taken as LINEAR",
+    "modality": "Rescale Slope is 0 or no number (taken as 1), or the Modality LUT is damaged (left out)",
+    "nearest_frame": "the middle frame is blank: the nearest one that is not blank was used",
+    "frame_count": "Number of Frames is more than the pixel data hold whole: the frames that are there were used",
+    "cut_stream": "the file ends within the compressed pixel data: the part that is there, at least 98 %, was decoded",
+    "stored_bits": "the compressed pixel data have 8 bits, though the header states more: used as they are",
 }
 """All assumptions, each with its meaning for people."""

@@ -3,34 +3,30 @@
 The content of a file decides which reader opens it. Every command reads its inputs here, so `prepare`, `reconstruct`
 and `embed` see the same pixels.
 
-Every image is fitted the same way. It is centred on a black square whose side is the image's longer side (letterbox),
-resized by an antialiased bilinear filter, and rounded to the stored bit depth.
+Every image is fitted the same way. Pixels that are not square are resampled to square ones. The image is centred on a
+black square whose side is the image's longer side (letterbox), resized by an antialiased bilinear filter, and rounded
+to the stored bit depth.
 """
 
 import io
 import math
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cyclic_cli.config import Preprocessing
 from cyclic_cli.errors import InputError, Rejected
-from cyclic_cli.imaging import nifti
+from cyclic_cli.imaging import levels, nifti, pictures
+from cyclic_cli.imaging.aspect import with_square_pixels
 from cyclic_cli.imaging.dicom import reading as dicom
-from cyclic_cli.imaging.dicom.decoding import jpeg_scale
 from cyclic_cli.imaging.dicom.header import Facts, Identities
 from cyclic_cli.imaging.dicom.reading import Shown
-from cyclic_cli.imaging.dicom.windows import plain_shades
 
-Image.MAX_IMAGE_PIXELS = None  # `_pillow` checks the size itself and raises Rejected
-PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF tag of photometric interpretation, and its value for inverted images
-ORIENTATION = 274  # EXIF tag
 HEAD = 348  # bytes that suffice to recognise every format
 SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".gz"}
 """Suffixes removed when an output is named after its input. Any other suffix may be part of a dotted UID."""
@@ -40,9 +36,9 @@ SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".tif", "
 class Picture:
     """One image as a viewer shows it, possibly at a lower resolution that suffices for the sample's size.
 
-    `pixels` (H', W') are float32 in [0, 1], where 0 is black. `facts` holds the size of the original. Along either
-    axis, cell k covers the original's pixels from (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`. `guesses` are
-    keys of `guesses.GUESSES`.
+    `pixels` (H', W') are float32 in [0, 1], where 0 is black. The pixels are square: those of other files have been
+    resampled. `facts` holds the size of this original. Along either axis, cell k covers the original's pixels from
+    (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`. `guesses` are keys of `guesses.GUESSES`.
     """
 
     pixels: np.ndarray
@@ -59,20 +55,55 @@ class Scan:
     """An open file whose header has been read, but not its pixels.
 
     `frames` are the 0-based numbers of the frames that the settings select, [0] for a single image. `identities` are
-    those that the header names.
+    those that the header names. `substitutes` are the frames that may take the place of a blank one, the first that is
+    not blank.
     """
 
     frames: list[int]
     identities: Identities
     shown: Callable[[int], Shown]
+    substitutes: Sequence[int] = ()
 
     def picture(self, frame: int) -> Picture:
-        """One frame. Raises Rejected with a reason of `errors.REASONS`, whatever goes wrong."""
+        """One frame, or the first of the substitutes that can be used where it is blank.
+
+        Raises Rejected with a reason of `errors.REASONS`, whatever goes wrong.
+        """
+        try:
+            return self._picture(frame)
+        except Rejected as error:
+            if error.reason != "blank":
+                raise
+            for other in self.substitutes:
+                with suppress(Rejected):
+                    picture = self._picture(other)
+                    return replace(picture, guesses=(*picture.guesses, "nearest_frame"))
+            raise
+
+    def _picture(self, frame: int) -> Picture:
         with _errors_as_rejected():
             shown = self.shown(frame)
             if shown.pixels.min() == shown.pixels.max():
                 raise Rejected("blank")
-        return Picture(shown.pixels, shown.facts, self.identities, frame, shown.scale, shown.edge, shown.guesses)
+            if shown.aspect == 1:
+                pixels, facts = shown.pixels, shown.facts
+            else:
+                pixels = with_square_pixels(shown.pixels, shown.aspect, dicom.LARGEST_SIDE)
+                facts = _resampled(shown.facts, *pixels.shape)
+        return Picture(pixels, facts, self.identities, frame, shown.scale, shown.edge, shown.guesses)
+
+
+def _resampled(facts: Facts, height: int, width: int) -> Facts:
+    spacing = float(f"{facts.pixel_spacing * facts.height / height:.4g}")
+    return replace(facts, height=height, width=width, pixel_spacing=spacing)
+
+
+def _substitutes(count: int, preprocessing: Preprocessing) -> list[int]:
+    """The frames that may take the place of a blank middle frame, the nearest first (the earlier at ties)."""
+    if preprocessing.frames != "middle":
+        return []
+    (middle,) = dicom.select_frames(count, preprocessing.frames)
+    return sorted(set(range(count)) - {middle}, key=lambda frame: (abs(frame - middle), frame))
 
 
 def content_of(path: Path) -> bytes:
@@ -140,112 +171,45 @@ def file_format(content: bytes) -> str:
             return name
     if nifti.looks_like_nifti(content):
         return "nifti"
+    if nifti.looks_like_header_of_pair(content):
+        raise Rejected("unknown_format", nifti.PAIR)
     raise Rejected("unknown_format")
 
 
 def _open_dicom(content: bytes, preprocessing: Preprocessing, allow_burned_in: bool) -> Scan:
     file = dicom.DicomFile(content, preprocessing, allow_burned_in)
-    return Scan(file.frames, file.identities, file.shown)
+    return Scan(file.frames, file.identities, file.shown, _substitutes(file.frame_count, preprocessing))
 
 
-# ----------------------------------------------------------------------------------------------- PNG, JPEG and TIFF
-
-
-def _open_pillow(content: bytes, preprocessing: Preprocessing, _: bool) -> Scan:
-    count = 1  # further images in a JPEG file are previews
-    if file_format(content) == "tiff":
-        with _pillow(content) as image:
-            count = getattr(image, "n_frames", 1)
-    frames = dicom.select_frames(count, preprocessing.frames)
-    return Scan(frames, Identities(), partial(_shown_by_pillow, content, preprocessing))
-
-
-@contextmanager
-def _pillow(content: bytes) -> Iterator[Image.Image]:
-    """An image opened by Pillow. Its errors become Rejected, since Pillow raises almost anything on damaged data."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "TIFF"]) as image:
-                if max(image.size) > dicom.LARGEST_SIDE:
-                    raise Rejected(
-                        "too_large", f"{image.width}×{image.height}; a side has at most {dicom.LARGEST_SIDE}"
-                    )
-                yield image
-    except (Rejected, MemoryError):
-        raise
-    except Exception as error:
-        raise Rejected("broken_pixels", f"the image cannot be decoded ({type(error).__name__})") from error
-
-
-def _shown_by_pillow(content: bytes, preprocessing: Preprocessing, frame: int) -> Shown:
-    """A frame that Pillow decodes, as grey levels.
-
-    Grey images are scaled by their bit depth, colour becomes luminance, and the EXIF orientation is applied. JPEG is
-    decoded at a lower resolution where that suffices.
-    """
-    stretched = preprocessing.window in ("full", "percentile")
-    with _pillow(content) as image:
-        image.seek(frame)
-        scale = 1
-        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-            if not (preprocessing.exact or stretched or _is_turned(image)):
-                scale = jpeg_scale(max(image.size) / preprocessing.size)
-            width, height = image.size
-            image.draft("L", (width // scale, height // scale))
-        if scale == 1:
-            ImageOps.exif_transpose(image, in_place=True)
-            width, height = image.size
-        stored, bits = _grey(image)
-        white_is_zero = bits == 16 and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
-    factor = dicom.cell_factor(stored, preprocessing)
-    pixels = plain_shades(stored, None if stretched or bits == 32 else bits, preprocessing.window, factor)
-    if white_is_zero:  # Pillow inverts 8-bit images itself, but not 16-bit images
-        pixels = 1 - pixels
-    return Shown(pixels, Facts(bits=bits, height=height, width=width), scale * factor)
-
-
-def _is_turned(image: Image.Image) -> bool:
-    return "exif" in image.info and image.getexif().get(ORIENTATION, 1) != 1
-
-
-def _grey(image: Image.Image) -> tuple[np.ndarray, int]:
-    """A Pillow image of any mode as (H, W) grey values, and its bits per pixel."""
-    if image.mode.startswith("I;16"):
-        return np.asarray(image), 16
-    if image.mode in ("I", "F"):
-        return np.asarray(image), 32
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    return np.asarray(image.convert("L")), 8
-
-
-# ------------------------------------------------------------------------------------------------------------ NIfTI
+def _open_picture(content: bytes, preprocessing: Preprocessing, _: bool) -> Scan:
+    file = pictures.PictureFile(content, preprocessing, file_format(content))
+    return Scan(file.frames, Identities(), file.shown, _substitutes(file.frame_count, preprocessing))
 
 
 def _open_nifti(content: bytes, preprocessing: Preprocessing, _: bool) -> Scan:
     """A volume (X, Y, Z) or a series of volumes. Its frames are axial slices, selected by the settings."""
-    volume = nifti.Volume(content)
+    with dicom.quiet():
+        volume = nifti.Volume(content)
     return Scan(
         dicom.select_frames(volume.slices, preprocessing.frames),
         Identities(),
         partial(_shown_slice, volume, preprocessing),
+        _substitutes(volume.slices, preprocessing),
     )
 
 
 def _shown_slice(volume: nifti.Volume, preprocessing: Preprocessing, frame: int) -> Shown:
-    values = volume.slice(frame)
-    height, width = values.shape
-    factor = dicom.cell_factor(values, preprocessing)
-    pixels = plain_shades(values, None, preprocessing.window, factor)
-    return Shown(pixels, Facts(bits=volume.bits, pixel_spacing=volume.spacing, height=height, width=width), factor)
+    with dicom.quiet():
+        shown = levels.show(volume.slice(frame), preprocessing)
+    # A volume has no window, so that its own range is the rule and no guess.
+    return replace(shown, facts=replace(shown.facts, pixel_spacing=volume.spacing), guesses=())
 
 
 READERS: dict[str, Callable[[bytes, Preprocessing, bool], Scan]] = {
     "dicom": _open_dicom,
-    "png": _open_pillow,
-    "jpeg": _open_pillow,
-    "tiff": _open_pillow,
+    "png": _open_picture,
+    "jpeg": _open_picture,
+    "tiff": _open_picture,
     "nifti": _open_nifti,
 }
 MARKS = [

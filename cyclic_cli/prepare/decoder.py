@@ -23,6 +23,7 @@ from cyclic_cli.config import Preprocessing
 from cyclic_cli.errors import InputError, Rejected, Skipped
 from cyclic_cli.imaging import readers
 from cyclic_cli.imaging.dicom.header import Identities
+from cyclic_cli.imaging.nifti import PAIR
 from cyclic_cli.prepare.near_duplicates import perceptual_hash
 from cyclic_cli.prepare.shards import Row, ShardJob, row_without_image
 from cyclic_cli.prepare.sources import Input
@@ -113,7 +114,7 @@ def _decode(
         else:
             part = (str(frame),) if len(scan.frames) > 1 else ()
             rows.append({
-                "input": number, "frame": frame, "status": "used", "row": len(images),
+                "input": number, "frame": picture.frame, "status": "used", "row": len(images),
                 "sample": keyer.key("sample", digest, *part), "perceptual_hash": perceptual_hash(image[0]),
                 "content": hashlib.sha256(image.tobytes()).hexdigest()[:32], "guesses": list(picture.guesses),
                 **asdict(picture.facts), **keys,
@@ -133,6 +134,8 @@ def _with_clearer_reason(error: InputError, item: Input) -> InputError:
         return Rejected("text_without_image")
     if suffix == ".zip":
         return Rejected("broken_archive", "zip archives within zip archives are not read")
+    if item.name.lower().endswith((".img", ".img.gz")):  # voxels, whose header is another file
+        return Rejected("unknown_format", PAIR)
     if suffix in (".csv", ".tsv", ".jsonl", ".ndjson"):
         return Rejected("unknown_format", "a table in an unexpected place: name it with --reports")
     return error

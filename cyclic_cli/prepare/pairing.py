@@ -3,6 +3,7 @@
     matching    each report is matched to the images it is about, by the strictest rule that finds one
     patients    every image and every unmatched text gets a patient and a study
     scrubbing   identities in a patient's headers and table rows are removed from the patient's reports
+    strict      with `--strict-text`, reports in which a name could stand unseen are kept out (`strict_texts.py`)
     samples     equal images are kept once; texts without an image become samples
     splitting   every patient gets a split
     outputs     the rows of the dataset's files, and their counts
@@ -20,6 +21,7 @@ from cyclic_cli.prepare.patients import Assigned, assign_patients
 from cyclic_cli.prepare.samples import choose_samples
 from cyclic_cli.prepare.scrubbing import scrub_reports
 from cyclic_cli.prepare.splitting import assign_splits
+from cyclic_cli.prepare.strict_texts import keep_out_unjudged
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def pair(inventory: Inventory) -> Paired:
     matched = match_reports(db)
     assigned = assign_patients(db, keyer)
     without_names = scrub_reports(db, keyer)
+    if config.strict_text:
+        keep_out_unjudged(db, keyer)
     choose_samples(db, keyer)
     split_given = assign_splits(db, config.split)
     return Paired(

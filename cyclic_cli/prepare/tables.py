@@ -70,7 +70,9 @@ class Table:
         with self._opened() as stream:
             self.encoding = find_encoding(stream)
         self.names = self._find_names()
-        self.columns = Columns.find(self.names, config, extra_names or {})
+        columns = Columns.find(self.names, config, extra_names or {})
+        with closing(self._rows()) as rows:
+            self.columns = columns.with_contents(self.names, (row for _, row in rows))
 
     def __iter__(self) -> Iterator[Report]:
         table = self.file.absolute

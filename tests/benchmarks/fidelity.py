@@ -46,15 +46,18 @@ class Compared:
 def compare(path: Path) -> Compared:
     """Compare the reader with DCMTK. Raises InputError where the reader fails, and RuntimeError where DCMTK fails."""
     preprocessing = Preprocessing(exact=True)
-    picture = readers.read(path.read_bytes(), preprocessing)
+    scan = readers.open_scan(path.read_bytes(), preprocessing, allow_burned_in=True)
+    picture = scan.picture(scan.frames[0])
     with tempfile.TemporaryDirectory() as folder:
         try:
             theirs, counts = _viewed(path, picture.frame, Path(folder))
         except RuntimeError:  # DCMTK's codec cannot decode this stream
             theirs, counts = _viewed(path, picture.frame, Path(folder), plain=True)
-    if theirs.shape != picture.pixels.shape:
-        raise RuntimeError("DCMTK shows a different size")
     ours = picture.pixels * 255
+    if ours.shape != theirs.shape:  # pixels that are not square were resampled, which DCMTK does not do
+        ours = scan.shown(picture.frame).pixels * 255
+    if ours.shape != theirs.shape:
+        raise RuntimeError("DCMTK shows a different size")
     difference = np.abs((np.rint(ours) if theirs.dtype == np.uint8 else ours) - theirs.astype(np.float64))[counts]
     return Compared(float(difference.max()), int((difference > 1.01).sum()), difference.size)
 

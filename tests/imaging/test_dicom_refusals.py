@@ -1,7 +1,6 @@
 """DICOM files that cannot be used are refused with a reason, and without output of the decoders."""
 
 import io
-import re
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
@@ -94,11 +93,10 @@ def test_truncated_files_are_refused(name: str, share: float, tmp_path: Path) ->
     assert refusal(tmp_path / "x.dcm").reason in ("broken_pixels", "no_pixels", "broken_header")
 
 
-def test_error_lists_the_failure_of_every_decoder(tmp_path: Path) -> None:
+def test_error_says_in_words_that_no_decoder_reads_a_stream(tmp_path: Path) -> None:
     error = refusal(as_stream(tmp_path / "x.dcm", b"\xff\x4f\xff\x51 Miller", "1.2.840.10008.1.2.4.90"))
     assert error.reason == "broken_pixels"
-    assert {"pylibjpeg", "pillow", "gdcm"} <= set(re.findall(r"(\w+): \w+", error.message))
-    assert "Miller" not in error.message
+    assert error.message == "the compressed pixel data are damaged: no decoder can decode them"
 
 
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.100", "1.2.840.113619.5.2", "1.2.3"])

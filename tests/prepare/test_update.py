@@ -1,6 +1,7 @@
 """Tests of updates and of array jobs: both give the dataset that one run over all files gives."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.makers import Ran, contents, make_dicom, make_png, smooth_image
 from helpers.prepared import PUBLIC, index, table
+from PIL import Image
 
 from cyclic_cli.storage.dataset import StoredDataset
 
@@ -232,3 +234,35 @@ def test_all_frames_of_a_file_become_samples(cyclic: Cyclic) -> None:
     shutil.rmtree("ds")
     summary = cyclic("prepare", "files", "--out", "ds", "--frames", "4", *WORDS).json
     assert (summary["used"], summary["rejected"]) == (1, 1)
+
+
+def test_a_dataset_whose_images_were_rendered_otherwise_is_not_updated(cyclic: Cyclic) -> None:
+    month("pacs", range(6))
+    assert cyclic("prepare", "pacs", "--out", "ds", *WORDS).code == 0
+    facts = Path("ds/dataset.yaml")
+    before = facts.read_text()
+    assert before.count("rendering: 2") == 2  # of the images, and in the request
+    facts.write_text(re.sub(r"\n *rendering: 2", "", before))  # as datasets of before
+    month("pacs", range(8))
+    said = cyclic("prepare", "pacs", "--out", "ds", "--update", *WORDS)
+    assert said.code == 1
+    assert "showed some files in another way" in said.err
+    assert "another --out" in said.err
+    assert StoredDataset(Path("ds")).facts.preprocessing.rendering == 1  # it is still read
+    facts.write_text(before)
+    assert cyclic("prepare", "pacs", "--out", "ds", "--update", *WORDS).code == 0
+
+
+def test_guesses_are_counted_once_per_image_and_kept_by_updates(cyclic: Cyclic) -> None:
+    for number in range(3):
+        image = smooth_image(number, 40, 30).astype(np.uint16) * 16  # 12-bit values
+        Path("files").mkdir(exist_ok=True)
+        Image.fromarray(image).save(f"files/{number}.png")
+    Path("files/again.png").write_bytes(Path("files/0.png").read_bytes())
+    make_png(Path("files/plain.png"), smooth_image(9))
+    said = cyclic("prepare", "files", "--out", "ds", *WORDS)
+    assert (said.json["guessed"], said.json["duplicates"]) == ({"own_range": 3}, 1)
+    shown = cyclic("prepare", "files", "--out", "other", *WORDS[:-1])
+    assert "Guessed for 3 images: no stated range" in shown.err
+    Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(40, 30)).save("files/new.png")
+    assert cyclic("prepare", "files", "--out", "ds", "--update", *WORDS).json["guessed"] == {"own_range": 4}

@@ -396,3 +396,48 @@ def test_what_the_patient_pattern_finds_in_paths_is_cut_from_reports(cyclic: Cyc
     ran_again = cyclic(*said, "--split", "100/0/0", "--update")
     assert ran_again.code == 0, ran_again.err
     assert_nothing_leaks(*places, ran.out + ran.err, ran_again.out + ran_again.err)
+
+
+def test_values_behind_the_pixels_and_under_any_heading_are_cut(cyclic: Cyclic, places: list[Path]) -> None:
+    planter = Planter(count())
+    source = places[0].parent / "elsewhere"
+    rows = ["path,zustand,text"]
+    for number in range(12):
+        behind, cell = planter.word(), planter.word()
+        path = make_dicom(source / f"{number}.dcm", smooth_image(number).astype(np.uint16) * 16)
+        stored = pydicom.dcmread(path)
+        stored.add_new(0x7FE10010, "LO", "MAKER")
+        stored.add_new(0x7FE11001, "LO", behind)
+        signature = Dataset()
+        signature.PersonName = planter.word()
+        stored.add_new(0xFFFAFFFA, "SQ", Sequence([signature]))
+        stored.save_as(path)
+        rows.append(f"{number}.dcm,{cell},{behind} and {cell} by {signature.PersonName}: no pneumothorax.")
+    (source / "reports.csv").write_text("\n".join(rows))
+    ran = cyclic("prepare", source, "--no-paths", "--size", "32", "--split", "100/0/0")
+    assert ran.code == 0, ran.err
+    assert "recognised by their cells: zustand" in ran.err
+    texts = pyarrow.parquet.read_table("dataset/index.parquet")["text"].to_pylist()
+    assert texts == ["___ and ___ by ___: no pneumothorax."] * 12
+    assert_nothing_leaks(*places, ran.out + ran.err)
+
+
+def test_strict_text_keeps_out_what_cannot_be_judged(cyclic: Cyclic, places: list[Path]) -> None:
+    planter = Planter(count())
+    source = places[0].parent / "strict"
+    rows = ["path,text"]
+    for number in range(4):
+        make_png(source / f"{number}.png", smooth_image(number))
+        rows.append(f"{number}.png,{planter.word() if number else 'Heart'} is normal.")
+    (source / "reports.csv").write_text("\n".join(rows))
+    said = ["prepare", source, "--size", "32", "--split", "100/0/0", "--strict-text"]
+    ran = [cyclic(*said, "--json"), cyclic(*said, "--out", "again"), cyclic(*said, "--no-paths", "--out", "hidden")]
+    assert [result.code for result in ran] == [0, 0, 0], [result.err for result in ran]
+    assert (ran[0].json["texts_kept_out"], ran[0].json["paired"], ran[0].json["image_only"]) == (3, 1, 3)
+    assert "lists the texts that --strict-text kept out" in ran[1].err
+    lines = [json.loads(line) for line in Path("dataset/rejected.jsonl").read_text().splitlines()]
+    assert [(line["source"], line["status"], line["reason"]) for line in lines] == [
+        (f"reports.csv, line {number}", "text", "unjudged_text") for number in (3, 4, 5)
+    ]
+    assert "reports.csv" not in Path("hidden/rejected.jsonl").read_text()
+    assert_nothing_leaks(*places, *(result.out + result.err for result in ran))

@@ -1,8 +1,9 @@
 """Decodes the pixel data of one frame, compressed or not, to stored values.
 
-The available decoders are tried in order, and the first that succeeds is used. pydicom calls them. Three things that
-pydicom lacks are added here: JPEG Extended of 12 bits by GDCM, HTJ2K by Pillow, and the transfer syntaxes that hold
-uncompressed or deflated frames in fragments (PS3.5 A.4.11 and A.4.13).
+The available decoders are tried in order, and the first that succeeds is used. pydicom calls them. What pydicom lacks
+is added here: JPEG Extended of 12 bits by GDCM, progressive JPEG, HTJ2K by Pillow, and the transfer syntaxes that hold
+uncompressed or deflated frames in fragments (PS3.5 A.4.11 and A.4.13). Where a stream contradicts the header about its
+transfer syntax, bits or colour space, the stream is right.
 
 JPEG 2000 and JPEG baseline can also be decoded at a lower resolution, which `reductions` does.
 """
@@ -11,13 +12,14 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 from PIL import Image
-from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.pixels.decoders import HTJ2KDecoder, HTJ2KLosslessDecoder, HTJ2KLosslessRPCLDecoder, pillow
 from pydicom.pixels.decoders.base import Decoder, DecodeRunner, JPEGExtended12BitDecoder
@@ -27,16 +29,33 @@ from pydicom.uid import (
     JPEG2000TransferSyntaxes,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
     RLELossless,
 )
 
 from cyclic_cli.errors import Rejected
-from cyclic_cli.imaging.dicom.header import whole_number
+from cyclic_cli.imaging.dicom.header import PADDING, code_of, padding_limits, whole_number
+from cyclic_cli.imaging.dicom.streams import (
+    PROGRESSION,
+    SOI,
+    SPECTRAL_SELECTION,
+    Fragment,
+    StreamHeader,
+    frames_of,
+    is_cut,
+    joined,
+    stream_header,
+    syntax_of,
+    without_colour_marks,
+)
 
 PREFERRED = ("pylibjpeg", "pyjpegls", "pillow", "gdcm", "gdcm_12_bit", "pillow_htj2k", "pydicom")
 """Decoders in the order in which they are tried, the fastest first. Each supports some transfer syntaxes."""
+DESCRIPTION = (
+    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+)
+"""The attributes that decoders need."""
+MOST_FRAMES = 100  # a declared number of frames that is that many times the number of those that are there is absurd
 ENCAPSULATED_UNCOMPRESSED = UID("1.2.840.10008.1.2.1.98")
 DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")
 PARTIAL_RANGE = np.array([[0.2568, 0.5041, 0.0979], [-0.1482, -0.2910, 0.4392], [0.4392, -0.3678, -0.0714]])
@@ -64,31 +83,33 @@ def decode(header: Dataset, frame: int) -> np.ndarray:
     """The stored values of one frame: (H, W), or (H, W, 3) in RGB. The array may be a view of the file.
 
     Raises:
-        Rejected: no_decoder; broken_pixels, with the error of each decoder.
+        Rejected: no_decoder or broken_pixels.
     """
-    header = _with_plain_frame(header, frame)
-    frame = 0 if "NumberOfFrames" not in header else frame
-    syntax = header.file_meta.TransferSyntaxUID
+    if not is_encapsulated(header):
+        return _clean(header, _attempt(get_decoder(header.file_meta.TransferSyntaxUID), header, frame, ""))
+    alone = _frame_alone(header, frame)
+    syntax = alone.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         raise Rejected("no_decoder", f"transfer syntax {syntax.name}") from None
-    if decoder.is_native:
-        return _clean(header, _attempt(decoder, header, frame, ""))
-    _refuse_other_sizes(header, compressed_frame(header, frame))
-    failures: list[str] = []
-    for name in sorted(decoder.available_plugins, key=PREFERRED.index):
-        try:
-            return _clean(header, _attempt(decoder, header, frame, name))
-        except Rejected as error:
-            failures.append(f"{name}: {error.message}")
-    if not failures:
+    names = [""] if decoder.is_native else sorted(decoder.available_plugins, key=PREFERRED.index)
+    for name in names:
+        with suppress(Rejected):
+            stored = _clean(alone, _attempt(decoder, alone, 0, name))
+            narrow = stored.dtype.itemsize == 1 and whole_number(header, "BitsAllocated") == 16
+            return (
+                stored.astype(np.int16 if whole_number(header, "PixelRepresentation") else np.uint16)
+                if narrow
+                else stored
+            )
+    if not names:
         raise Rejected("no_decoder", f"transfer syntax {syntax.name}")
-    raise Rejected("broken_pixels", f"every decoder failed ({', '.join(failures)})")
+    raise Rejected("broken_pixels", "the compressed pixel data are damaged: no decoder can decode them")
 
 
 def _attempt(decoder: Decoder, header: Dataset, frame: int, plugin: str) -> np.ndarray:
-    options: dict[str, Any] = {"view_only": True, "correct_unused_bits": False} if decoder.is_native else {}
+    options: dict[str, Any] = {"view_only": decoder.is_native, "correct_unused_bits": False}  # `_clean` corrects them
     partial = str(header.PhotometricInterpretation).startswith("YBR_PARTIAL")
     if partial:  # retired by the standard, and not supported by pydicom
         options |= {
@@ -100,7 +121,8 @@ def _attempt(decoder: Decoder, header: Dataset, frame: int, plugin: str) -> np.n
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # decoders raise almost anything on damaged data, including panics of Rust code
-        raise Rejected("broken_pixels", type(error).__name__) from error
+        message = "the header's numbers of bits, samples or pixels do not fit the pixel data"
+        raise Rejected("broken_pixels", message) from error
     return _from_partial_range(stored) if partial else stored
 
 
@@ -110,42 +132,106 @@ def _from_partial_range(stored: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(colour, 0, 255)).astype(np.uint8)
 
 
+def frame_count(header: Dataset) -> int:
+    """The number of frames that the pixel data hold whole, at most as many as the header declares.
+
+    Raises:
+        Rejected: broken_pixels, where there is none.
+    """
+    count = max(1, whole_number(header, "NumberOfFrames", 1))
+    if is_encapsulated(header):
+        whole = len(_frames(header))
+    else:
+        size = len(next(header[name].value or b"" for name in PADDING if name in header))
+        whole = 8 * size // max(1, frame_bits(header))
+        if not whole:
+            raise Rejected("broken_pixels", f"the pixel data are cut short: {size} bytes")
+    if count > MOST_FRAMES * whole:
+        raise Rejected("broken_pixels", f"{count} frames are declared, {whole} are there")
+    return min(count, whole)
+
+
+def guesses_of(header: Dataset, frame: int) -> tuple[str, ...]:
+    """The assumptions about the stream of a frame, keys of `guesses.GUESSES`."""
+    if not is_encapsulated(header):
+        return ()
+    fragments = _frames(header)[frame]
+    found = stream_header(joined(header.PixelData, fragments))
+    is_narrow = found and found.bits <= 8 and whole_number(header, "BitsStored") > 8
+    return ("cut_stream",) * is_cut(fragments) + ("stored_bits",) * bool(is_narrow)
+
+
+def _frames(header: Dataset) -> list[list[Fragment]]:
+    count = max(1, whole_number(header, "NumberOfFrames", 1))
+    table = header.get("ExtendedOffsetTable")
+    length = len(table) // 8 if isinstance(table, bytes) else 0
+    frames = frames_of(header.PixelData, count, struct.unpack_from(f"<{length}Q", table or b""))
+    if not frames and not header.file_meta.TransferSyntaxUID.is_transfer_syntax:
+        raise Rejected("no_decoder", f"transfer syntax {header.file_meta.TransferSyntaxUID.name}")
+    if not frames:
+        raise Rejected("broken_pixels", "the compressed pixel data hold no frame whose beginning can be found")
+    return frames
+
+
 def compressed_frame(header: Dataset, frame: int) -> bytes:
     """The compressed stream of one frame, joined from its fragments. Raises Rejected: broken_pixels."""
-    try:
-        offsets = (header.ExtendedOffsetTable, header.ExtendedOffsetTableLengths)
-    except AttributeError:
-        offsets = None
-    count = max(1, whole_number(header, "NumberOfFrames", 1))
-    try:
-        return get_frame(header.PixelData, frame, number_of_frames=count, extended_offsets=offsets)
-    except Exception as error:
-        raise Rejected("broken_pixels", f"the frame cannot be found ({type(error).__name__})") from error
+    return joined(header.PixelData, _frames(header)[frame])
 
 
-def _with_plain_frame(header: Dataset, frame: int) -> Dataset:
-    """A header with uncompressed, unfragmented pixel data of this frame alone, where fragments hold such pixels.
+def _frame_alone(header: Dataset, frame: int) -> Dataset:
+    """A header that describes the stream of one frame alone.
 
-    The pixels in the fragments may be deflated. Headers of other transfer syntaxes are returned unchanged.
+    Fragments of two transfer syntaxes hold uncompressed pixels, which may be deflated. All other streams state some
+    attributes themselves; the stream is right where a header contradicts it.
+
+    Raises:
+        Rejected: broken_pixels.
     """
-    syntax = header.file_meta.TransferSyntaxUID
-    if syntax not in (DEFLATED_FRAMES, ENCAPSULATED_UNCOMPRESSED):
-        return header
-    content = compressed_frame(header, frame)
-    if syntax == DEFLATED_FRAMES:
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        try:
-            content = inflater.decompress(content, frame_bits(header) // 8 + 2)
-        except zlib.error as error:
-            raise Rejected("broken_pixels", "the frame cannot be inflated") from error
-    plain = Dataset(header)
-    plain.file_meta = Dataset()
-    plain.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    if "NumberOfFrames" in plain:
-        del plain.NumberOfFrames
-    plain.PixelData = content
-    plain["PixelData"].VR = "OB" if whole_number(header, "BitsAllocated") <= 8 else "OW"
-    return plain
+    stream, syntax = compressed_frame(header, frame), header.file_meta.TransferSyntaxUID
+    alone = Dataset()
+    for name in (*DESCRIPTION, *PADDING["PixelData"]):
+        if name in header:  # an element of its own, since changes must not reach the header
+            alone.add_new(name, header[name].VR, header[name].value)
+    alone.file_meta = FileMetaDataset()
+    if syntax in (DEFLATED_FRAMES, ENCAPSULATED_UNCOMPRESSED):
+        alone.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        content = _inflated(stream, frame_bits(header) // 8 + 2) if syntax == DEFLATED_FRAMES else stream
+        alone.add_new("PixelData", "OB" if whole_number(header, "BitsAllocated") <= 8 else "OW", content)
+        return alone
+    syntax, found = syntax_of(stream, syntax), stream_header(stream)
+    if syntax in (PROGRESSION, SPECTRAL_SELECTION):  # decoders tell progressive streams by themselves
+        syntax = JPEGExtended12Bit if found and found.bits > 8 else JPEGBaseline8Bit
+    alone.file_meta.TransferSyntaxUID = syntax
+    if found:
+        _adopt(alone, found)
+        if stream[:2] == SOI and found.is_ycbcr is not None:
+            stream = without_colour_marks(stream)
+    alone.add_new("PixelData", "OB", encapsulate([stream], has_bot=False))
+    alone["PixelData"].is_undefined_length = True
+    return alone
+
+
+def _adopt(alone: Dataset, found: StreamHeader) -> None:
+    """Take bits and colour space from a stream. Raises Rejected where its size is not that of the header."""
+    expected = tuple(whole_number(alone, name, 1) for name in ("Rows", "Columns", "SamplesPerPixel"))
+    if (found.rows, found.columns, found.samples) != expected:
+        raise Rejected("broken_pixels", "the compressed image differs in size from the header")
+    container = 8 if found.bits <= 8 else 16
+    if found.bits <= 16 and whole_number(alone, "BitsAllocated") != container:
+        alone.BitsAllocated, alone.BitsStored, alone.HighBit = container, found.bits, found.bits - 1
+        alone.PixelRepresentation = int(found.is_signed)
+    photometric = code_of(alone, "PhotometricInterpretation")
+    if found.is_ycbcr is False and photometric.startswith("YBR_"):
+        alone.PhotometricInterpretation = "RGB"
+    elif found.is_ycbcr and photometric == "RGB":
+        alone.PhotometricInterpretation = "YBR_FULL"
+
+
+def _inflated(stream: bytes, most: int) -> bytes:
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream, most)
+    except zlib.error as error:
+        raise Rejected("broken_pixels", "the frame cannot be inflated") from error
 
 
 def frame_bits(header: Dataset) -> int:
@@ -169,6 +255,7 @@ def is_encapsulated(header: Dataset) -> bool:
 def _clean(header: Dataset, stored: np.ndarray) -> np.ndarray:
     """Shift stored values down where High Bit is unusual, and drop bits above Bits Stored (PS3.5 8.1.1).
 
+    Padding keeps these bits, since its value may need them: without them, it could not be told from the other pixels.
     Most frames need neither. Their values are returned without a copy.
     """
     allocated = 8 * stored.dtype.itemsize
@@ -185,68 +272,11 @@ def _clean(header: Dataset, stored: np.ndarray) -> np.ndarray:
     if low <= stored.min() and stored.max() <= high:
         return stored
     spare = allocated - bits
-    return (stored << spare) >> spare  # for signed values, the right shift extends the sign
-
-
-# ------------------------------------------------------------------------------------ headers of compressed streams
-
-
-def _stream_size(syntax: UID, stream: bytes) -> tuple[int, int, int] | None:
-    """(rows, columns, samples) that a JPEG, JPEG-LS or JPEG 2000 stream declares; None where it cannot be parsed."""
-    try:
-        if syntax in JPEG2000TransferSyntaxes:
-            siz = _siz(stream)
-            return (siz.rows, siz.columns, siz.samples) if siz else None
-        if syntax in JPEGTransferSyntaxes or syntax in JPEGLSTransferSyntaxes:
-            return _sof(stream)
-    except (struct.error, IndexError):
-        pass
-    return None
-
-
-def _sof(stream: bytes) -> tuple[int, int, int] | None:
-    """(rows, columns, samples) in the frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2)."""
-    at = 2
-    while stream[:2] == b"\xff\xd8" and stream[at] == 0xFF:
-        marker = stream[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        (length,) = struct.unpack_from(">H", stream, at + 2)
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns, samples = struct.unpack_from(">HHB", stream, at + 5)
-            return rows, columns, samples
-        at += 2 + length
-    return None
-
-
-@dataclass(frozen=True)
-class _Siz:
-    """The SIZ segment of a JPEG 2000 codestream (ITU-T T.800 A.5.1). `plain` is True where all offsets are 0."""
-
-    rows: int
-    columns: int
-    samples: int
-    bits: int
-    signed: bool
-    plain: bool
-
-
-def _siz(stream: bytes) -> _Siz | None:
-    if stream[:4] != b"\xff\x4f\xff\x51":
-        return None
-    right, bottom, left, top = struct.unpack_from(">4I", stream, 8)
-    tile_left, tile_top, samples, depth = struct.unpack_from(">2IHB", stream, 32)
-    plain = not any((left, top, tile_left, tile_top))
-    return _Siz(bottom - top, right - left, samples, (depth & 0x7F) + 1, bool(depth & 0x80), plain)
-
-
-def _refuse_other_sizes(header: Dataset, stream: bytes) -> None:
-    """Raise Rejected where the compressed stream declares another size than the header."""
-    declared = _stream_size(header.file_meta.TransferSyntaxUID, stream)
-    expected = tuple(whole_number(header, name, 1) for name in ("Rows", "Columns", "SamplesPerPixel"))
-    if declared is not None and declared != expected:
-        raise Rejected("broken_pixels", "the compressed image differs in size from the header")
+    values = (stored << spare) >> spare  # for signed values, the right shift extends the sign
+    padding = padding_limits(header, stored.dtype)
+    if padding is None:
+        return values
+    return np.where((stored >= padding[0]) & (stored <= padding[1]), stored, values)
 
 
 # ------------------------------------------------------------------------------------------------- reduced decoding
@@ -265,21 +295,22 @@ def reductions(header: Dataset, frame: int, size: int, tolerance: float) -> Iter
         size: Side of the sample in pixels.
         tolerance: Mean difference allowed, in stored values.
     """
-    syntax = header.file_meta.TransferSyntaxUID
-    if syntax not in JPEG2000TransferSyntaxes and syntax not in (JPEGBaseline8Bit, JPEGExtended12Bit):
-        return
     ratio = max(whole_number(header, "Rows"), whole_number(header, "Columns")) / size
     if ratio < 2 or whole_number(header, "SamplesPerPixel", 1) != 1:
         return
-    stream = compressed_frame(header, frame)
-    _refuse_other_sizes(header, stream)
+    if not is_encapsulated(header):
+        return
+    alone, stream = _frame_alone(header, frame), compressed_frame(header, frame)
+    syntax = alone.file_meta.TransferSyntaxUID
+    if syntax not in JPEG2000TransferSyntaxes and syntax not in (JPEGBaseline8Bit, JPEGExtended12Bit):
+        return
     try:
         if syntax in JPEG2000TransferSyntaxes:
             lowest = min(int(np.log2(ratio / CELLS_OF_JPEG_2000)), int(tolerance / ROUNDING))
             for level in range(lowest, max(0, lowest - 2), -1):
-                yield _reduced_jpeg_2000(header, stream, level)
+                yield _reduced_jpeg_2000(alone, stream, level)
         else:
-            yield _reduced_jpeg(header, stream, jpeg_scale(ratio))
+            yield _reduced_jpeg(alone, stream, jpeg_scale(ratio))
     except (KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit):
         raise
     except BaseException:  # decoding the full frame will raise and report any real problem
@@ -288,13 +319,13 @@ def reductions(header: Dataset, frame: int, size: int, tolerance: float) -> Iter
 
 def _reduced_jpeg_2000(header: Dataset, stream: bytes, level: int) -> Reduced:
     """The low-pass band of a wavelet level. Its filter has odd length, so cell k is centred on pixel k · 2**level."""
-    siz = _siz(stream)
+    found = stream_header(stream)
     bits, signed = whole_number(header, "BitsStored"), bool(whole_number(header, "PixelRepresentation"))
-    if siz is None or not siz.plain or (siz.bits, siz.signed) != (bits, signed) or bits > 16:
+    if found is None or not found.is_plain or (found.bits, found.is_signed) != (bits, signed) or bits > 16:
         raise ValueError("the stream differs from the header")
     scale = 2**level
     with Image.open(io.BytesIO(stream), formats=["JPEG2000"]) as image:
-        size = (-(-siz.columns // scale), -(-siz.rows // scale))
+        size = (-(-found.columns // scale), -(-found.rows // scale))
         tile = image.tile[0]
         arguments = cast("tuple[Any, ...]", tile.args)
         # Pillow's own `reduce` rounds half sizes differently from the codec, which rounds up, and then cannot decode.

@@ -7,6 +7,7 @@ meta information. Texts of attributes about persons, their numbers, their addres
 text is a remark, since a user may have typed a name into it. Measurements, UIDs and pixels are neither.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,16 +15,19 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, BinaryIO
 
-import pydicom.multival
+import numpy as np
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import data_element_generator
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 from pydicom.values import convert_SQ
 
 from cyclic_cli.errors import Rejected
+from cyclic_cli.imaging.aspect import aspect_of
 from cyclic_cli.imaging.dicom.code_pages import readings_of
 from cyclic_cli.imaging.dicom.structured_report import identities_in
 from cyclic_cli.privacy.scrub import Identifying
@@ -81,6 +85,15 @@ ITEM = b"\xfe\xff\x00\xe0"  # a sequence of unknown VR begins with this tag
 
 LARGEST_BITS = 64
 SMALLEST_SPACING, LARGEST_SPACING = 1e-5, 50.0  # mm
+SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "ImagePlanePixelSpacing")
+"""Attributes that state the distance between rows and between columns in mm, the first that applies (PS3.3 10.7)."""
+NUMBER = re.compile(r"\s*([+-]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][+-]?\d+)?)(?![.,\d])")
+PADDING = {
+    "PixelData": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    "FloatPixelData": ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
+    "DoubleFloatPixelData": ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
+}
+"""Attributes that state the two limits of the padding values (PS3.3 C.7.5.1.1.2 and C.7.6.24)."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +111,8 @@ class Facts:
     photometric: str = ""
     bits: int = 0  # stored bits per sample
     pixel_spacing: float = 0.0  # distance between rows in mm; 0 where unknown
-    height: int = 0  # of the original, in pixels
-    width: int = 0  # of the original, in pixels
+    height: int = 0  # of the original, in pixels; of square ones where those of the file are not square
+    width: int = 0  # likewise
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,7 @@ class Identities:
         return "Identities(hidden)"
 
 
-def facts_of(header: Dataset, shape: tuple[int, ...]) -> Facts:
+def facts_of(header: Dataset, shape: tuple[int, ...], measures: Dataset | None = None) -> Facts:
     """The facts of a header that may be kept.
 
     A number outside the plausible range of its attribute becomes 0, since it could be an identifier.
@@ -124,21 +137,22 @@ def facts_of(header: Dataset, shape: tuple[int, ...]) -> Facts:
     Args:
         header: The dataset.
         shape: Rows and columns of the image.
+        measures: As in `pixel_size`.
 
     Raises:
         Rejected: broken_header, where Bits Stored is not a number.
     """
-    spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
-    sex = str(header.get("PatientSex") or "").strip().upper()
+    size = pixel_size(header, measures)
+    sex = str(value_of(header, "PatientSex") or "").strip().upper()
     return Facts(
         modality=_term(header, "Modality", MODALITIES),
         body_part=_term(header, "BodyPartExamined", BODY_PARTS),
         view=_term(header, "ViewPosition", VIEWS),
         sex=sex if sex in {"", "M", "F", "O"} else "other",
-        age=_age_band(str(header.get("PatientAge") or "")),
+        age=_age_band(str(value_of(header, "PatientAge") or "")),
         photometric=_term(header, "PhotometricInterpretation", PHOTOMETRIC),
         bits=bits if 1 <= (bits := whole_number(header, "BitsStored", 0)) <= LARGEST_BITS else 0,
-        pixel_spacing=_plausible_spacing(first_number(spacing)),
+        pixel_spacing=_plausible_spacing(size[0] if size else None),
         height=shape[0],
         width=shape[1],
     )
@@ -153,7 +167,7 @@ def _plausible_spacing(spacing: float | None) -> float:
 
 def _term(header: Dataset, name: str, defined: set[str]) -> str:
     """An attribute's value where the standard defines it, `other` where it does not, empty where it is missing."""
-    value = str(header.get(name) or "").strip().upper()
+    value = str(value_of(header, name) or "").strip().upper()
     return value if not value or value in defined else "other"
 
 
@@ -299,24 +313,110 @@ def _text(value: Any, encodings: list[str]) -> str:
             return value.decode("ascii")
         stated = decode_bytes(value, encodings, {"\\", "^", "=", "\n", "\r", "\t", "\f"})
         return "\\".join(sorted({stated, *readings_of(value)}))
-    if isinstance(value, pydicom.multival.MultiValue | list | tuple):
+    if isinstance(value, MultiValue | list | tuple):
         return "\\".join(map(str, value))
     return "" if value is None else str(value)
 
 
+def value_of(data: Dataset, name: str) -> Any:
+    """The value of an attribute; None where it is missing, or so damaged that it cannot be parsed."""
+    try:
+        return data.get(name)
+    except Exception:
+        return None
+
+
+def items_of(data: Dataset, name: str) -> list[Dataset]:
+    """The items of a sequence; none where it is missing or damaged."""
+    value = value_of(data, name)
+    return [item for item in value if isinstance(item, Dataset)] if isinstance(value, Sequence) else []
+
+
+def code_of(data: Dataset, name: str) -> str:
+    """The first term of an attribute that is not empty, in upper case; empty where there is none."""
+    value = value_of(data, name)
+    terms = value if isinstance(value, MultiValue | list) else [value or ""]
+    return next(filter(None, (str(term).strip(" \0").upper() for term in terms)), "")
+
+
+def numbers(data: Dataset, name: str) -> list[float]:
+    """The numbers of an attribute; none where it is missing or empty.
+
+    NaN stands for every value that is no number or is empty, so that the others keep their places. Decimal strings
+    (PS3.5 6.2) may have a decimal comma, or a unit behind the number.
+    """
+    try:
+        value = data.get(name)
+    except Exception:  # pydicom parses values on first access, and damaged ones make it raise almost anything
+        return [math.nan]
+    if value is None or value == "":
+        return []
+    if isinstance(value, bytes):
+        value = value.decode("latin-1").split("\\")
+    return [_number(part) for part in (value if isinstance(value, MultiValue | list | tuple) else [value])]
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str):
+        found = NUMBER.match(value)
+        return float(found[1].replace(",", ".")) if found else math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
 def whole_number(header: Dataset, name: str, default: int = 0) -> int:
     """An attribute as an integer; `default` where it is missing or 0. Raises Rejected: broken_header."""
-    try:
-        return int(header.get(name, default) or default)
-    except (TypeError, ValueError):
-        raise Rejected("broken_header", f"{name} is not a number") from None
+    found = numbers(header, name)
+    if not found:
+        return default
+    if not math.isfinite(found[0]):
+        raise Rejected("broken_header", f"{name} is not a number")
+    return int(found[0]) or default
 
 
-def first_number(value: Any) -> float | None:
-    """The first number of a value that may hold several; None where there is no number."""
-    if isinstance(value, pydicom.multival.MultiValue | list | tuple):
-        value = value[0] if len(value) else None
-    try:
-        return None if value in (None, "") else float(value)
-    except (TypeError, ValueError):
+def pixel_size(header: Dataset, measures: Dataset | None = None) -> tuple[float, float] | None:
+    """The distance between rows and between columns in mm; None where unknown (PS3.3 10.7.1.3).
+
+    Args:
+        header: The file's header.
+        measures: The item of the Pixel Measures Sequence of a frame of an enhanced image (PS3.3 C.7.6.16.2.1).
+    """
+    stated = [(measures, "PixelSpacing")] if measures else []
+    for data, name in [*stated, *((header, name) for name in SPACINGS)]:
+        found = numbers(data, name)[:2]
+        if found and all(0 < length < math.inf for length in found):
+            return found[0], found[-1]
+    return None
+
+
+def aspect_of_pixels(header: Dataset, measures: Dataset | None = None) -> float:
+    """Height of a pixel divided by its width, 1 for square pixels: Pixel Spacing, else Pixel Aspect Ratio (0028,0034).
+
+    Both state the vertical before the horizontal (PS3.3 10.7.1.3 and C.7.6.3.1.7). The arguments are as in
+    `pixel_size`.
+    """
+    size = pixel_size(header, measures) or numbers(header, "PixelAspectRatio")
+    return aspect_of(size[0], size[1]) if len(size) > 1 else 1.0
+
+
+def padding_limits(header: Dataset, kind: np.dtype) -> tuple[Any, Any] | None:
+    """The lowest and the highest padding value as pixels of type `kind` hold them (PS3.3 C.7.5.1.1.2, C.7.6.24).
+
+    None where no pixel can have such a value.
+    """
+    names = next((names for pixels, names in PADDING.items() if pixels in header), None)
+    found = [number for name in names or () for number in numbers(header, name)[:1]]
+    if not found or names[0] not in header or not np.isfinite(found).all():  # type: ignore[index]
         return None
+    ends = np.array([found[0], found[-1]])
+    if kind.kind == "f":
+        low, high = np.sort(ends.astype(kind))
+        return low, high
+    # Files contradict themselves on whether the attribute is signed (US or SS). Compare in the pixels' own type.
+    stored = ends.astype(np.int64).astype(kind)
+    if ((stored.astype(np.int64) - ends.astype(np.int64)) % 2**16).any():  # wider than the pixels
+        return None
+    low, high = np.sort(stored)
+    return low, high

@@ -7,10 +7,11 @@ Stored values become grey levels in [0, 1] in the order of the standard (PS3.3 C
 2. Padding: stored values from Pixel Padding Value to Pixel Padding Range Limit are padding (PS3.3 C.7.5.1.1.2). Float
    pixel data have their own attributes for it (C.7.6.24).
 3. Modality transform: the Modality LUT, else Rescale Slope and Intercept (PS3.3 C.11.1). Enhanced images state it per
-   frame.
+   frame. A slope that is 0 or no number is taken as 1.
 4. Values of interest: the setting `--window` decides. By default the VOI LUT is used, else the first window (LINEAR,
    LINEAR_EXACT or SIGMOID, PS3.3 C.11.2), else the range from the 0.5th to the 99.5th percentile of all pixels that are
-   not padding. Enhanced images state the LUT or window per frame.
+   not padding. A LUT or window that is damaged, or that shows a single grey level, is passed over. A narrow LINEAR
+   window of fractional values is taken as LINEAR_EXACT. Enhanced images state the LUT or window per frame.
 5. Clipping to [0, 1].
 6. Polarity: Presentation LUT Shape (PS3.3 C.11.6), else MONOCHROME1, decides whether grey levels are inverted. They are
    inverted at most once, after the window. If the two attributes disagree, the shape takes precedence, as in DCMTK.
@@ -28,18 +29,20 @@ Only two things from a header leave this package. One is an allow-list of facts 
 standard defines. The other is the identities, which `privacy.keys.Keyer` turns into keys. pydicom's warnings quote
 header values, so they are silenced here.
 
+    parsing.py             the header and the pixel data of a file, with the transfer syntax that they have
+    streams.py             fragments, frames and headers of compressed streams
     decoding.py            step 1: stored values of one frame, at full or reduced resolution
     rendering.py           steps 2 to 8
     windows.py             lines, windows and lookup tables for rendering.py
     reduction.py           checks whether a reduced resolution suffices
     strips.py              arithmetic of large frames for rendering.py
     header.py              facts that may be kept, and identities
+    jpeg_file.py           JPEG files that Pillow cannot decode, as frames of DICOM
     structured_report.py   text of a structured report
     directory.py           files that a DICOMDIR lists
     writing.py             synthetic radiographs as DICOM files
 """
 
-import io
 import logging
 import os
 import sys
@@ -47,24 +50,25 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pydicom
 import pydicom.config
-from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
 
 from cyclic_cli.config import Preprocessing, check_frames
 from cyclic_cli.errors import InputError, Rejected, Skipped
-from cyclic_cli.imaging.dicom.decoding import Reduced, decode, frame_bits, is_encapsulated, reductions
-from cyclic_cli.imaging.dicom.header import Facts, Identities, facts_of, identities_of, whole_number
+from cyclic_cli.imaging.dicom.decoding import Reduced, decode, frame_count, guesses_of, reductions
+from cyclic_cli.imaging.dicom.header import (
+    Facts,
+    Identities,
+    aspect_of_pixels,
+    code_of,
+    facts_of,
+    identities_of,
+    whole_number,
+)
+from cyclic_cli.imaging.dicom.parsing import parse
 from cyclic_cli.imaging.dicom.reduction import MEAN_BOUND, clips_little, is_smooth
 from cyclic_cli.imaging.dicom.rendering import Rendering
 from cyclic_cli.imaging.dicom.structured_report import text_of
@@ -75,10 +79,8 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 LARGEST_SIDE = 2**14  # pixels; the letterboxed square of a longer image would not fit into memory
 LARGEST_FRAME = LARGEST_SIDE**2  # samples; the largest radiographs have about 2**25
 CELLS = 3  # minimum number of cells per sample pixel, along a side, before the antialiased resize
-SMALLEST_FRAGMENT = 16  # minimum bytes of a compressed frame with its item header
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-PIXEL_TAGS = {(0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009)}
 
 NOT_IMAGES = {
     "1.2.840.10008.1.3.10": "DICOMDIR",
@@ -116,7 +118,7 @@ class Shown:
 
     `pixels` (H', W') are float32 in [0, 1], where 0 is black. Along either axis, cell k covers the original's pixels
     from (k - `edge`) · `scale` to (k + 1 - `edge`) · `scale`. `facts` holds the size of the original. `guesses` are
-    keys of `guesses.GUESSES`.
+    keys of `guesses.GUESSES`. `aspect` is the height of a pixel divided by its width; where it is not 1, `scale` is 1.
     """
 
     pixels: np.ndarray
@@ -124,6 +126,7 @@ class Shown:
     scale: int = 1
     edge: float = 0.0
     guesses: tuple[str, ...] = ()
+    aspect: float = 1.0
 
 
 class DicomFile:
@@ -143,12 +146,16 @@ class DicomFile:
         self.identities = Identities()
         self._preprocessing = preprocessing
         with self._handled_errors():
-            self._header = _parse(content)
-            self.identities = identities_of(self._header)
+            self._header, behind = parse(content)
+            self.identities = identities_of(self._header, behind)
             _refuse_non_images(self._header)
-            if str(self._header.get("BurnedInAnnotation") or "").strip().upper() == "YES" and not allow_burned_in:
+            if code_of(self._header, "BurnedInAnnotation") == "YES" and not allow_burned_in:
                 raise Rejected("burned_in")
-            self.frames = select_frames(_frame_count(self._header), preprocessing.frames)
+            self.frame_count = frame_count(self._header)
+            declared = whole_number(self._header, "NumberOfFrames", 1)
+            self._guesses = ("frame_count",) if self.frame_count < declared else ()
+            self._header.NumberOfFrames = self.frame_count
+            self.frames = select_frames(self.frame_count, preprocessing.frames)
 
     def shown(self, frame: int) -> Shown:
         """Decode a frame and show it as a viewer would.
@@ -159,16 +166,21 @@ class DicomFile:
         with self._handled_errors():
             rendering = Rendering(self._header, frame, self._preprocessing.window)
             height, width = (whole_number(self._header, name) for name in ("Rows", "Columns"))
-            facts = facts_of(self._header, (height, width))
-            chosen = self._reduced(rendering, frame) or Reduced(decode(self._header, frame), 1)
-            factor = cell_factor(chosen.stored, self._preprocessing)
+            aspect = aspect_of_pixels(self._header, rendering.measures)
+            facts = facts_of(self._header, (height, width), rendering.measures)
+            chosen = self._reduced(rendering, frame, aspect) or Reduced(decode(self._header, frame), 1)
+            if rendering.shows_nothing(chosen.stored):
+                rendering.ignore_window()
+                chosen = chosen if chosen.scale == 1 else Reduced(decode(self._header, frame), 1)
+            factor = cell_factor(chosen.stored, self._preprocessing, aspect)
             pixels = rendering.shown(chosen.stored, factor)
-            return Shown(pixels, facts, chosen.scale * factor, chosen.edge / factor)
+            guesses = (*self._guesses, *guesses_of(self._header, frame), *rendering.guesses)
+            return Shown(pixels, facts, chosen.scale * factor, chosen.edge / factor, guesses, aspect)
 
-    def _reduced(self, rendering: Rendering, frame: int) -> Reduced | None:
+    def _reduced(self, rendering: Rendering, frame: int, aspect: float) -> Reduced | None:
         """The frame at the lowest resolution within the error bounds; None where the full frame must be decoded."""
         line, size = rendering.straight, self._preprocessing.size
-        if self._preprocessing.exact or line is None:
+        if self._preprocessing.exact or line is None or aspect != 1:
             return None
         for reduced in reductions(self._header, frame, size, MEAN_BOUND / 255 / max(abs(line.slope), 1e-9)):
             if not clips_little(line, reduced.stored):
@@ -180,21 +192,24 @@ class DicomFile:
     @contextmanager
     def _handled_errors(self) -> Iterator[None]:
         """Silence decoders, and turn every error into an InputError that carries the header's identities."""
-        with _quiet():
+        with quiet():
             try:
                 yield
             except InputError as error:
                 error.identities = self.identities
                 raise
             except Exception as error:  # pydicom parses attributes on first access, and may raise anything
-                wrong = Rejected("broken_header", f"an attribute is missing or wrong ({type(error).__name__})")
+                wrong = Rejected("broken_header", "an attribute that the image needs is missing or damaged")
                 wrong.identities = self.identities
                 raise wrong from error
 
 
-def cell_factor(stored: np.ndarray, preprocessing: Preprocessing) -> int:
-    """The side in pixels of the cells over which an image (H, W) or (H, W, 3) is averaged before it is resized."""
-    return 1 if preprocessing.exact else max(1, max(stored.shape[:2]) // (CELLS * preprocessing.size))
+def cell_factor(stored: np.ndarray, preprocessing: Preprocessing, aspect: float = 1.0) -> int:
+    """The side in pixels of the cells over which an image (H, W) or (H, W, 3) is averaged before it is resized.
+
+    Pixels that are not square (`aspect` is not 1) are not averaged.
+    """
+    return 1 if preprocessing.exact or aspect != 1 else max(1, max(stored.shape[:2]) // (CELLS * preprocessing.size))
 
 
 def select_frames(count: int, wanted: str) -> list[int]:
@@ -211,7 +226,7 @@ def select_frames(count: int, wanted: str) -> list[int]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppress warnings of decoders. C libraries write them directly to file descriptor 2."""
     with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
         warnings.simplefilter("ignore")
@@ -225,59 +240,6 @@ def _quiet() -> Iterator[None]:
             os.close(kept)
 
 
-def _parse(content: bytes) -> Dataset:
-    """The header, with the pixel data as a view of the content. Raises Rejected: broken_header."""
-    stream = io.BytesIO(content)
-    try:
-        header = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
-        if not _attach_pixels(header, content, stream.tell()):
-            header = pydicom.dcmread(io.BytesIO(content), force=True)
-    except Exception as error:  # a damaged file makes the parser raise almost anything
-        raise Rejected("broken_header", f"the file cannot be parsed ({type(error).__name__})") from error
-    if (
-        "TransferSyntaxUID" not in header.file_meta
-    ):  # without file meta information, the parser has guessed the encoding
-        implicit, little = header.original_encoding
-        header.file_meta.TransferSyntaxUID = (
-            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        )
-    if "Rows" in header:  # old files omit attributes that pydicom requires; each has one likely value
-        colour = header.get("SamplesPerPixel", 1) == 3
-        usual: dict[str, object] = {"SamplesPerPixel": 1, "PixelRepresentation": 0, "PlanarConfiguration": 0}
-        usual |= {"PhotometricInterpretation": "RGB" if colour else "MONOCHROME2"}
-        usual |= {"BitsStored": header.get("BitsAllocated")}
-        for name, value in usual.items():
-            if header.get(name) is None:
-                setattr(header, name, value)
-    return header
-
-
-def _attach_pixels(header: Dataset, content: bytes, place: int) -> bool:
-    """Add the pixel data element at offset `place` of the content to the header. False where there is none."""
-    implicit, little = header.original_encoding
-    order: Literal["little", "big"] = "little" if little else "big"
-    group, element = (int.from_bytes(content[place + at : place + at + 2], order) for at in (0, 2))
-    deflated = header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
-    if deflated or (group, element) not in PIXEL_TAGS:
-        return False
-    representation = "OW" if implicit else content[place + 4 : place + 6].decode("latin-1")
-    begin = place + (8 if implicit else 12)
-    length = int.from_bytes(content[begin - 4 : begin], order)
-    end = _end_of_fragments(content, begin) if length == 0xFFFFFFFF else begin + length
-    if representation not in ("OB", "OW", "OF", "OD", "UN") or end is None:
-        return False
-    view = content[begin:end] if length == 0xFFFFFFFF else memoryview(content)[begin:end]
-    header[group, element] = DataElement((group, element), representation, view, already_converted=True)
-    return True
-
-
-def _end_of_fragments(content: bytes, place: int) -> int | None:
-    """The offset at which the items of encapsulated pixel data end (PS3.5 A.4). None where they are truncated."""
-    while content[place : place + 4] == b"\xfe\xff\x00\xe0":
-        place += 8 + int.from_bytes(content[place + 4 : place + 8], "little")
-    return place if content[place : place + 4] == b"\xfe\xff\xdd\xe0" else None
-
-
 def _refuse_non_images(header: Dataset) -> None:
     """Raise Skipped for objects that hold no image, and Rejected for images without pixels or of impossible size."""
     sop_class = str(header.get("SOPClassUID", "") or header.file_meta.get("MediaStorageSOPClassUID", ""))
@@ -286,23 +248,13 @@ def _refuse_non_images(header: Dataset) -> None:
     for family, kind in NOT_IMAGE_FAMILIES.items():
         if sop_class.startswith(family) and sop_class != "1.2.840.10008.5.1.4.1.1.481.1":  # RT Image
             raise Skipped(kind, text_of(header) if kind == "structured report" else "")
-    if not any(name in header for name in PIXELS):
-        raise Rejected("no_pixels")
+    found = [name for name in PIXELS if name in header]
+    if not found:
+        raise Rejected("no_pixels", *(["the file ends before its pixel data"] if "Rows" in header else []))
+    if not header[found[0]].value:
+        raise Rejected("no_pixels", "the pixel data are empty")
     rows, columns, samples = (whole_number(header, name) for name in ("Rows", "Columns", "SamplesPerPixel"))
     if rows < 1 or columns < 1:
         raise Rejected("broken_header", "Rows or Columns is missing or zero")
     if max(rows, columns) > LARGEST_SIDE or rows * columns * max(1, samples) > LARGEST_FRAME:
         raise Rejected("too_large", f"{columns}×{rows} pixels are declared; a side has at most {LARGEST_SIDE}")
-
-
-def _frame_count(header: Dataset) -> int:
-    """The number of frames that a header declares. Raises Rejected where the pixel data are too short for them."""
-    count = max(1, whole_number(header, "NumberOfFrames", 1))
-    name = next(name for name in PIXELS if name in header)
-    size = len(header[name].value or b"")
-    if is_encapsulated(header):
-        if count > 1 and count * SMALLEST_FRAGMENT > size:
-            raise Rejected("broken_pixels", f"{count} frames are declared in {size} bytes")
-    elif count * frame_bits(header) > 8 * size:
-        raise Rejected("broken_pixels", f"the pixel data are cut short: {size} bytes")
-    return count

@@ -5,6 +5,7 @@ averages them over cells where only a small sample is needed. A non-linear chain
 possible stored value, and the frame is then mapped by this lookup table.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,17 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import ExplicitVRBigEndian
 
 from cyclic_cli.config import check_window
-from cyclic_cli.imaging.dicom.header import first_number, whole_number
+from cyclic_cli.errors import Rejected
+from cyclic_cli.imaging.dicom.header import PADDING, code_of, items_of, numbers, padding_limits, whole_number
 from cyclic_cli.imaging.dicom.strips import Shades, in_strips, looked_up
 from cyclic_cli.imaging.dicom.windows import (
     Line,
+    Table,
     clipped,
-    lookup_table,
     range_line,
+    read_table,
     show_line,
     value_range,
-    voi_table,
     window,
     window_line,
 )
@@ -30,12 +32,13 @@ from cyclic_cli.imaging.dicom.windows import (
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's mode L
 HOUNSFIELD = {"lung": (-600, 1500), "bone": (400, 1800), "brain": (40, 80), "mediastinum": (40, 400)}
 """Centre and width of the named windows in Hounsfield units, for CT only."""
-PADDING = {
-    "PixelData": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
-    "FloatPixelData": ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
-    "DoubleFloatPixelData": ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
-}
-"""Attributes that state the two limits of the padding values (PS3.3 C.7.5.1.1.2 and C.7.6.24)."""
+VOI_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")  # PS3.3 C.11.2.1.3
+SPARSE = 16  # distance of the pixels at which a window is tried first
+SMALLEST, LARGEST = 1e-18, 1e18  # magnitudes of slopes and windows that images state
+NARROW = 10.0
+"""Width below which a LINEAR window of fractional values differs visibly from a LINEAR_EXACT one.
+
+LINEAR is made for whole numbers: it takes half a unit from either side of the window (PS3.3 C.11.2.1.2.1)."""
 
 
 class Rendering:
@@ -52,15 +55,26 @@ class Rendering:
 
     def __init__(self, header: Dataset, frame: int, window: str) -> None:
         self._header = header
+        self._guesses: dict[str, None] = {}  # in the order in which they are made
         groups = _frame_groups(header, frame)
-        self._photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2")).strip()
+        self._photometric = code_of(header, "PhotometricInterpretation") or "MONOCHROME2"
         self._transform = _group(groups, "PixelValueTransformationSequence") or header
         self._stated = _group(groups, "FrameVOILUTSequence") or header
+        self.measures = _group(groups, "PixelMeasuresSequence")
         self._inverse = _is_inverse(header, self._photometric)
-        self._window = check_window(window)
-        self._modality = _modality_line(self._transform)
-        self._padding_names = next(names for pixels, names in PADDING.items() if pixels in header)
+        self._setting = check_window(window)
         self._big_endian = header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
+        has_values = whole_number(header, "SamplesPerPixel", 1) == 1 and self._photometric != "PALETTE COLOR"
+        self._modality = self._modality_transform() if has_values else Line()
+        self._requested = self._requested_window()
+        obeys = has_values and self._requested is None and self._setting not in ("full", "percentile")
+        self._table = self._stated_table() if obeys else None
+        self._window = self._requested or (self._stated_window() if obeys and self._table is None else None)
+
+    @property
+    def guesses(self) -> tuple[str, ...]:
+        """The assumptions about this frame, keys of `guesses.GUESSES`."""
+        return tuple(self._guesses)
 
     @property
     def straight(self) -> Line | None:
@@ -68,10 +82,11 @@ class Rendering:
 
         It is None for other windows, for colour, and where padding must be masked.
         """
-        if self._photometric not in ("MONOCHROME1", "MONOCHROME2") or self._padding_names[0] in self._header:
+        has_padding = any(value in self._header for value, _ in PADDING.values())
+        if has_padding or self._photometric not in ("MONOCHROME1", "MONOCHROME2"):
             return None
         window = self._window_line()
-        return window.after(self._modality) if window and self._modality else None
+        return window.after(self._modality) if window and isinstance(self._modality, Line) else None
 
     def shown(self, stored: np.ndarray, factor: int = 1) -> np.ndarray:
         """Turn stored values into grey levels as a viewer shows them.
@@ -105,6 +120,31 @@ class Rendering:
 
         return in_strips(stored, masked, factor)
 
+    def shows_nothing(self, stored: np.ndarray) -> bool:
+        """Whether a window or VOI LUT gives different values (H, W), padding apart, the same of 256 grey levels."""
+        if self._table is None and self._window is None:
+            return False
+        padding = self._padding(stored)
+        for part in (stored[::SPARSE, ::SPARSE], stored):
+            values = part if padding is None else part[(part < padding[0]) | (part > padding[1])]
+            if values.size:
+                grey = self._grey(values, None)
+                levels = np.rint(255 * (clipped(grey) if isinstance(grey, Line) else grey)(values))
+                if levels.min() != levels.max():
+                    return False
+        return bool(values.size and values.min() != values.max())
+
+    def ignore_window(self) -> None:
+        """Show percentiles instead of the file's window or VOI LUT, and count that as a guess.
+
+        Raises:
+            Rejected: blank, where the setting and not the file states the window.
+        """
+        if self._requested:
+            raise Rejected("blank", "every pixel has the same grey level in the window that --window asks for")
+        self._table = self._window = None
+        self._guesses["window"] = None
+
     # ------------------------------------------------------------------------------------------------ grey
 
     def _grey(self, stored: np.ndarray, padding: tuple[Any, Any] | None) -> Line | Shades:
@@ -112,100 +152,144 @@ class Rendering:
         chosen: Line | Shades | None = self._window_line() or self._window_curve(stored)
         if chosen is None:
             chosen = range_line(*self._range(stored, padding), self._inverse)
-        if isinstance(chosen, Line) and self._modality:
+        if isinstance(chosen, Line) and isinstance(self._modality, Line):
             return chosen.after(self._modality)
         curve = clipped(chosen) if isinstance(chosen, Line) else chosen
         return looked_up(stored, lambda values: curve(self._modality_values(values)))
 
     def _modality_values(self, stored: np.ndarray) -> np.ndarray:
         """Step 3: stored values after the modality transform (Hounsfield units, optical density ...), as float32."""
-        if self._modality:
-            return self._modality(stored)
-        table = lookup_table(self._transform.ModalityLUTSequence[0], stored.dtype.kind == "i", self._big_endian)
-        return table(stored)
+        return self._modality(stored)
 
     def _window_line(self) -> Line | None:
         """The line of the requested or stated window, including step 6; None where there is no linear window."""
-        stated = self._requested_window() or (None if self._uses_range or self._has_lut else self._stated_window())
-        if stated is None:
+        if self._window is None:
             return None
-        center, width, function = stated
-        if function == "SIGMOID" or (function != "LINEAR_EXACT" and width <= 1):
+        center, width, function = self._window
+        if function == "SIGMOID" or (function == "LINEAR" and width == 1):
             return None
         line = window_line(center, width, function)
         return Line(-1, 1).after(line) if self._inverse else line
 
     def _window_curve(self, stored: np.ndarray) -> Shades | None:
         """The VOI LUT or non-linear window, including step 6; None where none is requested or stated."""
-        requested = self._requested_window()
-        if requested is None and self._uses_range:
+        if self._table is not None:
+            ends = self._modality_values(np.array([stored.min(), stored.max()]))
+            table = self._table.for_values(float(ends.min()), float(ends.max()))
+            return self._with_polarity(lambda values: np.clip(table(values) / np.float32(table.largest), 0, 1))
+        if self._window is None:
             return None
-        if requested is None and self._has_lut:
-            signed = float(self._modality_values(np.array([stored.min()]))[0]) < 0
-            return self._with_polarity(voi_table(self._stated.VOILUTSequence[0], signed, self._big_endian))
-        stated = requested or self._stated_window()
-        if stated is None:
-            return None
-        return self._with_polarity(lambda values: window(values, *stated))
+        center, width, function = self._window
+        return self._with_polarity(lambda values: window(values, center, width, function))
 
     def _with_polarity(self, curve: Shades) -> Shades:
         """Step 6: the curve, inverted where the header says so."""
         return (lambda values: 1 - curve(values)) if self._inverse else curve
 
-    @property
-    def _has_lut(self) -> bool:
-        return bool(self._stated.get("VOILUTSequence"))
+    # ----------------------------------------------------------------------- what the header and the setting state
 
-    @property
-    def _uses_range(self) -> bool:
-        """Whether the setting asks for the range of the pixel values instead of the file's window."""
-        return self._window in ("full", "percentile")
+    def _modality_transform(self) -> Line | Table:
+        """Step 3: the Modality LUT, else Rescale Slope and Intercept (PS3.3 C.11.1.1.2).
+
+        A slope that is 0 or no number is taken as 1, and an intercept that is no number as 0.
+        """
+        items = items_of(self._transform, "ModalityLUTSequence")
+        if table := self._first_table(items):
+            return table.for_values(-1.0 if whole_number(self._header, "PixelRepresentation") else 0.0, math.inf)
+        slope = next(iter(numbers(self._transform, "RescaleSlope")), 1.0)
+        intercept = next(iter(numbers(self._transform, "RescaleIntercept")), 0.0)
+        has_slope, has_intercept = SMALLEST <= abs(slope) <= LARGEST, abs(intercept) <= LARGEST
+        if items or not (has_slope and has_intercept):
+            self._guesses["modality"] = None
+        return Line(slope if has_slope else 1.0, intercept if has_intercept else 0.0)
+
+    def _stated_table(self) -> Table | None:
+        """The first usable item of the VOI LUT Sequence."""
+        items = items_of(self._stated, "VOILUTSequence")
+        table = self._first_table(items)
+        if items and table is None:
+            self._guesses["window"] = None
+        return table
+
+    def _first_table(self, items: list[Dataset]) -> Table | None:
+        tables = (read_table(item, "LUTDescriptor", "LUTData", self._big_endian) for item in items)
+        return next((table for table in tables if table is not None), None)
 
     def _requested_window(self) -> tuple[float, float, str] | None:
         """Centre, width and function of the window in the setting. Named windows apply to CT only."""
-        if isinstance(self._window, tuple):
-            return *self._window, "LINEAR"
-        if self._window in HOUNSFIELD and str(self._header.get("Modality", "")).strip().upper() == "CT":
-            return *HOUNSFIELD[self._window], "LINEAR"
+        if isinstance(self._setting, tuple):
+            return *self._setting, "LINEAR"
+        if self._setting in HOUNSFIELD and code_of(self._header, "Modality") == "CT":
+            return *HOUNSFIELD[self._setting], "LINEAR"
         return None
 
     def _stated_window(self) -> tuple[float, float, str] | None:
-        """Centre, width and function of the file's first window; None where there is no valid one."""
-        center, width = first_number(self._stated.get("WindowCenter")), first_number(self._stated.get("WindowWidth"))
-        if center is None or width is None or width <= 0 or not np.isfinite([center, width]).all():
-            return None
-        return center, width, str(self._stated.get("VOILUTFunction") or "LINEAR").strip()
+        """Centre, width and function of the file's first valid window."""
+        centers, widths = (numbers(self._stated, name) for name in ("WindowCenter", "WindowWidth"))
+        for center, width in zip(centers, widths, strict=False):
+            if abs(center) <= LARGEST and SMALLEST <= width <= LARGEST:
+                return center, width, self._voi_function(width)
+        if centers or widths:
+            self._guesses["window"] = None
+        return None
+
+    def _voi_function(self, width: float) -> str:
+        """VOI LUT Function of a window of this width (PS3.3 C.11.2.1.3)."""
+        stated = code_of(self._stated, "VOILUTFunction")
+        if stated and stated not in VOI_FUNCTIONS:
+            self._guesses["voi_function"] = None
+        if stated in ("LINEAR_EXACT", "SIGMOID"):
+            return stated
+        narrow = width == 1 or (width < NARROW and stated != "LINEAR")
+        if width < 1 or (self._is_fractional and narrow):
+            self._guesses["narrow_window"] = None
+            return "LINEAR_EXACT"
+        return "LINEAR"
+
+    @property
+    def _is_fractional(self) -> bool:
+        """Whether the values to which the window applies lie between whole numbers."""
+        return isinstance(self._modality, Line) and (self._modality.slope % 1 != 0 or "PixelData" not in self._header)
+
+    # ----------------------------------------------------------------------------------------- values of the frame
 
     def _range(self, stored: np.ndarray, padding: tuple[Any, Any] | None) -> tuple[float, float]:
         """The lowest and highest value to be shown, from the pixels that are not padding."""
-        line = self._modality if stored.dtype.kind in "iu" else None
+        line = self._modality if stored.dtype.kind in "iu" and isinstance(self._modality, Line) else None
         values = stored if line else self._modality_values(stored)
         if padding is not None:
             values = values[(stored < padding[0]) | (stored > padding[1])]
         if values.dtype.kind == "f":
             values = values[np.isfinite(values)]
-        low, high = value_range(values, self._window)
+        low, high = value_range(values, self._setting)
         if line:
             low, high = sorted(line.slope * end + line.intercept for end in (low, high))
         return low, high
 
     def _padding(self, stored: np.ndarray) -> tuple[Any, Any] | None:
         """Step 2: the range of stored values that are padding. None where no pixel, or every pixel, is padding."""
-        value, limit = (first_number(self._header.get(name)) for name in self._padding_names)
-        if value is None or np.isnan(value):  # NaN pixels become black without a mask
-            return None
-        # Files contradict themselves on whether the attribute is signed (US or SS). Compare in the pixels' own type.
-        ends = np.array([value, value if limit is None else limit])
-        low, high = np.sort((ends if stored.dtype.kind == "f" else ends.astype(np.int64)).astype(stored.dtype))
-        return None if low <= stored.min() and stored.max() <= high else (low, high)
+        limits = padding_limits(self._header, stored.dtype)
+        return None if limits and limits[0] <= stored.min() and stored.max() <= limits[1] else limits
 
     # ---------------------------------------------------------------------------------------------- colour
 
     def _palette(self, indices: np.ndarray) -> np.ndarray:
         """Step 8: palette indices of any shape to luminance in [0, 1]."""
-        if self._big_endian:
-            _swap_palette(self._header)
-        colour = apply_color_lut(indices, self._header)
+        names = [f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue")]
+        if not any(name + "Data" in self._header for name in names):
+            return self._segmented_palette(indices)
+        tables = [read_table(self._header, name + "Descriptor", name + "Data", self._big_endian) for name in names]
+        colours = [table.for_values(float(indices.min()), float(indices.max()))(indices) for table in tables if table]
+        if len(colours) < 3:
+            raise Rejected("broken_header", "the palette lacks a colour, or one of its tables is damaged")
+        return _luminance(np.stack(colours, axis=-1), max(table.largest for table in tables if table))
+
+    def _segmented_palette(self, indices: np.ndarray) -> np.ndarray:
+        """Luminance by a palette of segments, which pydicom expands (PS3.3 C.7.9.2)."""
+        try:
+            colour = apply_color_lut(indices, self._header)
+        except Exception as error:  # pydicom raises almost anything on damaged segments
+            raise Rejected("broken_header", "the palette is missing or damaged") from error
         return _luminance(colour, 2 ** (8 * colour.dtype.itemsize) - 1)
 
     def _colour(self, stored: np.ndarray) -> Shades:
@@ -217,17 +301,14 @@ class Rendering:
 
 def _frame_groups(header: Dataset, frame: int) -> list[Dataset]:
     """The functional groups of a frame of an enhanced image: the per-frame group, then the shared group."""
-    own = header.get("PerFrameFunctionalGroupsSequence") or []
-    shared = header.get("SharedFunctionalGroupsSequence") or []
-    return ([own[frame]] if frame < len(own) else []) + list(shared[:1])
+    own = items_of(header, "PerFrameFunctionalGroupsSequence")
+    shared = items_of(header, "SharedFunctionalGroupsSequence")
+    return own[frame : frame + 1] + shared[:1]
 
 
 def _group(groups: list[Dataset], name: str) -> Dataset | None:
     """The first item of the named sequence, from the first group that has it."""
-    for group in groups:
-        if group.get(name):
-            return group[name].value[0]  # type: ignore[no-any-return]
-    return None
+    return next((item for group in groups for item in items_of(group, name)[:1]), None)
 
 
 def _is_inverse(header: Dataset, photometric: str) -> bool:
@@ -235,28 +316,11 @@ def _is_inverse(header: Dataset, photometric: str) -> bool:
 
     Presentation LUT Shape takes precedence over the photometric interpretation. The two never invert twice.
     """
-    shape = str(header.get("PresentationLUTShape") or "").strip()
+    shape = code_of(header, "PresentationLUTShape")
     return shape == "INVERSE" if shape in ("INVERSE", "IDENTITY") else photometric == "MONOCHROME1"
 
 
-def _modality_line(transform: Dataset) -> Line | None:
-    """Rescale Slope and Intercept (PS3.3 C.11.1.1.2); None where a Modality LUT takes their place."""
-    if transform.get("ModalityLUTSequence"):
-        return None
-    slope, intercept = first_number(transform.get("RescaleSlope")), first_number(transform.get("RescaleIntercept"))
-    return Line(1.0 if slope is None else slope, intercept or 0.0)
-
-
-def _swap_palette(header: Dataset) -> None:
-    """Convert a palette's 16-bit words to little endian, since pydicom keeps the file's byte order."""
-    for colour in ("Red", "Green", "Blue"):
-        name = f"{colour}PaletteColorLookupTableData"
-        words = header.get(name)
-        if isinstance(words, bytes) and int(header[f"{colour}PaletteColorLookupTableDescriptor"].value[2]) > 8:
-            header[name].value = np.frombuffer(words, ">u2").astype("<u2").tobytes()
-
-
-def _luminance(colour: np.ndarray, largest: int) -> np.ndarray:
+def _luminance(colour: np.ndarray, largest: float) -> np.ndarray:
     """Luminance (...) float32 in [0, 1] of colours (..., 3) in [0, `largest`]."""
     red, green, blue = (np.multiply(colour[..., number], np.float32(weight / largest), dtype=np.float32)
                         for number, weight in enumerate(LUMINANCE))  # fmt: skip

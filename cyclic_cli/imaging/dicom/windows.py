@@ -3,14 +3,13 @@
 Nothing here reads a whole DICOM header. `rendering` decides which of these maps a frame needs.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydicom.dataset import Dataset
 
-from cyclic_cli.config import check_window
 from cyclic_cli.errors import Rejected
+from cyclic_cli.imaging.dicom.header import numbers, value_of
 from cyclic_cli.imaging.dicom.strips import Shades, cell_means, in_strips, quantiles
 
 PERCENTILES = (0.5, 99.5)  # range of the pixels that are not padding, where the file states no window
@@ -37,8 +36,11 @@ class Line:
 
 
 def window_line(center: float, width: float, function: str = "LINEAR") -> Line:
-    """The unclipped line of a LINEAR (PS3.3 C.11.2.1.2.1, width above 1) or LINEAR_EXACT (C.11.2.1.3.2) window."""
-    if function == "LINEAR_EXACT":
+    """The unclipped line of a LINEAR (PS3.3 C.11.2.1.2.1) or LINEAR_EXACT (C.11.2.1.3.2) window.
+
+    A LINEAR window must be wider than 1. A narrower one, which the standard does not allow, is taken as LINEAR_EXACT.
+    """
+    if function == "LINEAR_EXACT" or width < 1:
         return Line(1 / width, 0.5 - center / width)
     return Line(1 / (width - 1), 0.5 - (center - 0.5) / (width - 1))
 
@@ -49,13 +51,13 @@ def window(values: np.ndarray, center: float, width: float, function: str = "LIN
     Args:
         values: Of any shape, after the modality transform.
         center: Window Center, in the same unit.
-        width: Window Width, above 0; at least 1 for LINEAR.
+        width: Window Width, above 0.
         function: LINEAR, LINEAR_EXACT or SIGMOID; any other name is treated as LINEAR.
     """
     if function == "SIGMOID":
         shifted = np.clip((values.astype(np.float32) - np.float32(center)) / np.float32(width), -20, 20)
-        return (1 / (1 + np.exp(-4 * shifted))).astype(np.float32)
-    if function != "LINEAR_EXACT" and width <= 1:  # the formula divides by width - 1, and a width of 1 is a threshold
+        return (1 / (1 + np.exp(-4 * np.nan_to_num(shifted, nan=-20)))).astype(np.float32)
+    if function != "LINEAR_EXACT" and width == 1:  # the formula divides by width - 1; this window is a threshold
         return (values > center - 0.5).astype(np.float32)
     return clipped(window_line(center, width, function))(values)
 
@@ -69,7 +71,7 @@ def range_line(low: float, high: float, inverse: bool) -> Line:
 def value_range(values: np.ndarray, setting: object) -> tuple[float, float]:
     """The minimum and maximum of finite values for `full`, else PERCENTILES. Raises Rejected: blank."""
     if values.size == 0:
-        raise Rejected("blank")
+        raise Rejected("blank", "no pixel has a finite value")
     low, high = quantiles(values, *PERCENTILES) if setting != "full" else (0.0, 0.0)
     if high <= low:  # nearly all pixels are equal, as for a mark on an empty field
         low, high = float(values.min()), float(values.max())
@@ -100,56 +102,64 @@ def show_line(stored: np.ndarray, line: Line, factor: int) -> np.ndarray:
     return in_strips(stored, clipped(line), factor)
 
 
-def voi_table(item: Dataset, signed: bool, big_endian: bool) -> Shades:
-    """An item of the VOI LUT Sequence, scaled to [0, 1] by the largest entry that the descriptor's bits allow."""
-    table, largest = lookup_table(item, signed, big_endian), np.float32(2 ** int(item.LUTDescriptor[2]) - 1)
-    return lambda values: np.clip(table(values) / largest, 0, 1)
+@dataclass(frozen=True)
+class Table:
+    """A lookup table: a Modality or VOI LUT (PS3.3 C.11.1.1 and C.11.2.1.1), or a colour of a palette (C.7.6.3.1.5).
+
+    `entries` (n,) are float32, and `first` is the value that is mapped to the first of them. Values below take the
+    first entry, and values above the last mapped value take the last entry. `largest` is the largest entry that the
+    bits of the table allow.
+    """
+
+    entries: np.ndarray
+    first: int
+    largest: float
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """The entries of values of any shape, float32."""
+        places = np.subtract(values, self.first, dtype=np.float64)
+        return self.entries[np.clip(np.nan_to_num(places, copy=False), 0, len(self.entries) - 1).astype(np.int64)]
+
+    def for_values(self, lowest: float, highest: float) -> "Table":
+        """The table for an image with these values, where `first` may have been read with the wrong sign (US or SS)."""
+        if self.first >= 2**15 and (lowest < 0 or highest < self.first):
+            return replace(self, first=self.first - 2**16)
+        if self.first < 0 and lowest >= self.first + len(self.entries):
+            return replace(self, first=self.first + 2**16)
+        return self
 
 
-def lookup_table(item: Dataset, signed: bool, big_endian: bool) -> Callable[[np.ndarray], np.ndarray]:
-    """A Modality or VOI LUT (PS3.3 C.11.1.1 and C.11.2.1.1) as a function from values to its entries, as float32.
-
-    Values below the first mapped value take the first entry. Values above the last mapped value take the last entry.
+def read_table(data: Dataset, descriptor: str, entries: str, big_endian: bool) -> Table | None:
+    """A lookup table; None where a part of it is missing or damaged.
 
     Args:
-        item: A sequence item with LUT Descriptor and LUT Data.
-        signed: Whether the values may be negative.
+        data: The dataset or item with the table.
+        descriptor: Attribute with the number of entries, the first mapped value and the bits of an entry.
+        entries: Attribute with the entries.
         big_endian: Byte order of the file, which pydicom does not change in words (OW).
     """
-    entries, first, bits = (int(number) for number in item.LUTDescriptor)
-    entries = entries or 2**16
-    data = item["LUTData"].value
-    if isinstance(data, bytes):
-        data = np.frombuffer(data + b"\0" * (len(data) % 2), ">u2" if big_endian else "<u2")
-    words = np.atleast_1d(np.asarray(data)).astype("<u2")
-    if bits <= 8 and 1 < entries <= 2 * len(words) <= entries + 1:  # two entries per word, the first in the low byte
+    stated = numbers(data, descriptor)
+    words = _words(value_of(data, entries), big_endian)
+    if len(stated) != 3 or not np.isfinite(stated).all() or not len(words):
+        return None
+    count, first, bits = (int(number) for number in stated)
+    count = count % 2**16 or 2**16  # 0 stands for 65536; a count may have been read as a negative number
+    if 1 < count <= 2 * len(words) <= count + 1:  # two entries per word, the first in the low byte
         words = words.view(np.uint8)
-    table = words[:entries].astype(np.float32)
-    if first > 2**15 - 1 and signed:
-        first -= 2**16  # the descriptor was read unsigned although the values are signed
-    last = len(table) - 1
-    return lambda values: table[np.clip(np.subtract(values, first, dtype=np.float64), 0, last).astype(np.int64)]
+    words = words[:count]
+    highest = int(words.max())
+    if not 1 <= bits <= 16 or highest >= 2**bits:
+        bits = max(8, highest.bit_length())
+    elif highest < 2**8 < 2**bits:  # entries of 8 bits that are said to have more
+        bits = 8
+    return Table(words.astype(np.float32), first, float(2**bits - 1))
 
 
-def plain_shades(stored: np.ndarray, bits: int | None, setting: str, factor: int) -> np.ndarray:
-    """Turn pixel values without a DICOM header into grey levels.
-
-    Args:
-        stored: (H, W).
-        bits: Bit depth whose full range is shown; None to derive the range from the values and `setting`.
-        setting: The `--window` setting: CENTER/WIDTH, `full`, or any other name for PERCENTILES.
-        factor: Side in pixels of the cells over which grey levels are averaged, as in `Rendering.shown`.
-
-    Returns:
-        (⌈H / factor⌉, ⌈W / factor⌉) float32 in [0, 1].
-
-    Raises:
-        Rejected: blank, where no value is finite.
-    """
-    if bits is not None:
-        return show_line(stored, Line(1 / (2**bits - 1)), factor)
-    requested = check_window(setting)
-    if isinstance(requested, tuple):
-        return in_strips(stored, lambda values: window(values, *requested), factor)
-    finite = stored[np.isfinite(stored)] if stored.dtype.kind == "f" else stored
-    return show_line(stored, range_line(*value_range(finite, requested), inverse=False), factor)
+def _words(data: object, big_endian: bool) -> np.ndarray:
+    """The data of a lookup table as uint16, in any representation that pydicom gives them; empty where damaged."""
+    if isinstance(data, bytes):
+        return np.frombuffer(data + b"\0" * (len(data) % 2), ">u2" if big_endian else "<u2").astype("<u2")
+    try:
+        return np.atleast_1d(np.asarray([] if data is None else data, dtype=np.int64)).astype("<u2")
+    except (TypeError, ValueError, OverflowError):
+        return np.empty(0, dtype="<u2")
