@@ -11,8 +11,6 @@ RENAMED_SETTINGS = {"tower": "arch"}
 """Settings of a modality: earlier name → name today."""
 EARLIER_ENCODERS = ("bag", "hub", "transformer")
 """Values of the setting `encoder` of the texts that are values of `arch` today. `encoder` now names paths."""
-RENAMED_COLUMNS = {"look": "perceptual_hash"}
-"""Columns of a dataset's `inputs.parquet` before format 4: earlier name → name today."""
 
 
 def renamed(table: dict[Any, Any], names: dict[str, str]) -> dict[Any, Any]:

@@ -182,7 +182,7 @@ def prepare(
     quiet: Quiet = False,
 ) -> None:
     """Turn images (DICOM, PNG, JPEG, TIFF, NIfTI) and their reports into a dataset."""
-    from cyclic_cli.imaging.guesses import GUESSES
+    from cyclic_cli.imaging.guesses import lines_of
     from cyclic_cli.prepare import task
     from cyclic_cli.privacy.keys import parse_split
 
@@ -204,9 +204,12 @@ def prepare(
         show(f"Part {summary.part}", asdict(summary), json)
         return
     show("Dataset", asdict(summary), json)
+    if not quiet:
+        for line in lines_of(summary.guessed):
+            console.print_line(line)
+        if summary.guessed:
+            console.print_line(f"The column `guesses` of {out / 'inputs.parquet'} names these images.")
     if not json and not quiet:
-        for guess, count in summary.guessed.items():
-            console.print_line(f"Guessed for {count} {'image' if count == 1 else 'images'}: {GUESSES[guess]}.")
         if summary.rejected or summary.skipped:
             console.print_line(f"{out / 'rejected.jsonl'} lists the inputs that were not used, with reasons.")
         if summary.texts_kept_out:

@@ -26,6 +26,7 @@ from cyclic_cli.commands._options import (
     write_summary,
 )
 from cyclic_cli.errors import UsageError
+from cyclic_cli.events import Note
 
 
 def reconstruct(
@@ -73,6 +74,7 @@ def reconstruct(
     quiet: Quiet = False,
 ) -> None:
     """Reconstruct scans with one or several models, and measure the errors."""
+    from cyclic_cli.imaging.guesses import lines_of
     from cyclic_cli.inference.load import load_checkpoint, load_models
     from cyclic_cli.inference.reconstruct import FORMS, ReconstructSummary, reconstruct_scans
 
@@ -102,6 +104,8 @@ def reconstruct(
             )
             columns = ["source", *(["model"] if len(models) > 1 else []), "output", "mse", "psnr", "ssim"]
         rows = _rows(results, json)
+        for line in lines_of(summary.guessed):
+            report(Note(line))
     write_summary(summary_file, asdict(summary))
     if rows and not json:
         console.columns(columns, rows)

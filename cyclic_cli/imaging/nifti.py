@@ -6,6 +6,7 @@ its voxels are RGB or vectors of red, green and blue, becomes luminance. Complex
 """
 
 import logging
+import math
 import zlib
 
 import numpy as np
@@ -17,6 +18,7 @@ from cyclic_cli.imaging.levels import Stored
 MARKS = {348: (344, b"n+1\0"), 540: (4, b"n+2\0")}  # header length of NIfTI-1 and -2: offset and value of the magic
 GZIP = b"\x1f\x8b"
 LARGEST_VOLUME = 2**31  # bytes after decompression
+MOST_VOXELS = 100  # per byte of the file; a volume that is larger by so much is not merely cut short
 COLOUR_VECTORS = (1007, 2003, 2004)  # intent codes of vectors, RGB and RGBA
 PAIR = "one half of a pair of .hdr and .img (NIfTI or Analyze 7.5); convert the pair to one .nii file"
 
@@ -82,6 +84,8 @@ class Volume:
             raise Rejected("broken_header", "the orientation is not valid") from error
         if len(image.shape) < 2 or min(image.shape) < 1:
             raise Rejected("broken_header", "the volume has fewer than two axes, or an axis of length 0")
+        if math.prod(image.shape) > MOST_VOXELS * len(content):
+            raise Rejected("broken_pixels", "the volume is far larger than the file that holds it")
         if np.isnan(order).any():
             raise Rejected("broken_header", "the orientation gives an axis of the volume no direction")
         self._voxels = image.dataobj if len(image.shape) > 2 else image.dataobj.reshape((*image.shape, 1))

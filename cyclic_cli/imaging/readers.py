@@ -10,10 +10,11 @@ to the stored bit depth.
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from cyclic_cli.imaging.dicom.header import Facts, Identities
 from cyclic_cli.imaging.dicom.reading import Shown
 
 HEAD = 348  # bytes that suffice to recognise every format
+MOST_REPLACEMENTS = 1000  # frames that are tried in place of a blank one
 SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".gz"}
 """Suffixes removed when an output is named after its input. Any other suffix may be part of a dotted UID."""
 
@@ -55,26 +57,27 @@ class Scan:
     """An open file whose header has been read, but not its pixels.
 
     `frames` are the 0-based numbers of the frames that the settings select, [0] for a single image. `identities` are
-    those that the header names. `substitutes` are the frames that may take the place of a blank one, the first that is
-    not blank.
+    those that the header names. Where `may_replace` is true, the nearest of all `count` frames that is not blank takes
+    the place of a blank one.
     """
 
     frames: list[int]
     identities: Identities
     shown: Callable[[int], Shown]
-    substitutes: Sequence[int] = ()
+    count: int = 1
+    may_replace: bool = False
 
     def picture(self, frame: int) -> Picture:
-        """One frame, or the first of the substitutes that can be used where it is blank.
+        """One frame, or the nearest one that is not blank.
 
         Raises Rejected with a reason of `errors.REASONS`, whatever goes wrong.
         """
         try:
             return self._picture(frame)
         except Rejected as error:
-            if error.reason != "blank":
+            if error.reason != "blank" or not self.may_replace:
                 raise
-            for other in self.substitutes:
+            for other in islice(_outwards(frame, self.count), MOST_REPLACEMENTS):
                 with suppress(Rejected):
                     picture = self._picture(other)
                     return replace(picture, guesses=(*picture.guesses, "nearest_frame"))
@@ -84,7 +87,7 @@ class Scan:
         with _errors_as_rejected():
             shown = self.shown(frame)
             if shown.pixels.min() == shown.pixels.max():
-                raise Rejected("blank")
+                raise Rejected("blank", *([f"every pixel of frame {frame + 1} has the same value"] * (self.count > 1)))
             if shown.aspect == 1:
                 pixels, facts = shown.pixels, shown.facts
             else:
@@ -98,12 +101,10 @@ def _resampled(facts: Facts, height: int, width: int) -> Facts:
     return replace(facts, height=height, width=width, pixel_spacing=spacing)
 
 
-def _substitutes(count: int, preprocessing: Preprocessing) -> list[int]:
-    """The frames that may take the place of a blank middle frame, the nearest first (the earlier at ties)."""
-    if preprocessing.frames != "middle":
-        return []
-    (middle,) = dicom.select_frames(count, preprocessing.frames)
-    return sorted(set(range(count)) - {middle}, key=lambda frame: (abs(frame - middle), frame))
+def _outwards(frame: int, count: int) -> Iterator[int]:
+    """The other frames, the nearest first (the earlier at ties)."""
+    for distance in range(1, count):
+        yield from (other for other in (frame - distance, frame + distance) if 0 <= other < count)
 
 
 def content_of(path: Path) -> bytes:
@@ -178,12 +179,12 @@ def file_format(content: bytes) -> str:
 
 def _open_dicom(content: bytes, preprocessing: Preprocessing, allow_burned_in: bool) -> Scan:
     file = dicom.DicomFile(content, preprocessing, allow_burned_in)
-    return Scan(file.frames, file.identities, file.shown, _substitutes(file.frame_count, preprocessing))
+    return Scan(file.frames, file.identities, file.shown, file.frame_count, preprocessing.frames == "middle")
 
 
 def _open_picture(content: bytes, preprocessing: Preprocessing, _: bool) -> Scan:
     file = pictures.PictureFile(content, preprocessing, file_format(content))
-    return Scan(file.frames, Identities(), file.shown, _substitutes(file.frame_count, preprocessing))
+    return Scan(file.frames, Identities(), file.shown, file.frame_count, preprocessing.frames == "middle")
 
 
 def _open_nifti(content: bytes, preprocessing: Preprocessing, _: bool) -> Scan:
@@ -194,7 +195,8 @@ def _open_nifti(content: bytes, preprocessing: Preprocessing, _: bool) -> Scan:
         dicom.select_frames(volume.slices, preprocessing.frames),
         Identities(),
         partial(_shown_slice, volume, preprocessing),
-        _substitutes(volume.slices, preprocessing),
+        volume.slices,
+        preprocessing.frames == "middle",
     )
 
 

@@ -39,7 +39,7 @@ FOR_PILLOW = (
 """Tags of numbers that Pillow needs where it decodes a page; 292 and 293 are options of fax, 332 and 338 of inks."""
 
 BIG_TIFF = 43  # version in the header
-REDUCED, MASK = 1, 4  # bits of NewSubfileType
+REDUCED, ONE_OF_MANY, MASK = 1, 2, 4  # bits of NewSubfileType
 OLD_REDUCED = 2  # value of SubfileType
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, MASK_COLOUR, CMYK, YCBCR = range(7)  # values of photometric interpretation
 LAB = (8, 9)  # further ones, whose first sample is the lightness
@@ -66,9 +66,10 @@ Tags = dict[int, list[int] | bytes]
 def frames_of(content: bytes) -> list["Page"]:
     """The pages of a TIFF file that are images of their own.
 
-    These are all but thumbnails, other reductions and masks. A file whose first page is tiled is a pyramid, as of whole
-    slides: its pages of other sizes are levels, labels and overviews, whether or not they say so. A file that has
-    nothing else has its thumbnails as frames.
+    These are all but thumbnails, other reductions and masks. Pages marked as one of several are frames where the first
+    page is marked so too, and else belong to the pages that are not. A file whose first page is tiled is a pyramid, as
+    of whole slides: its pages of other sizes are levels, labels and overviews, whether or not they say so. A file that
+    has nothing else has its thumbnails as frames.
 
     Raises:
         Rejected: broken_header.
@@ -77,6 +78,8 @@ def frames_of(content: bytes) -> list["Page"]:
     if not pages:
         raise Rejected("broken_header", "the list of its pages is damaged or cut short")
     real = [page for page in pages if not page.is_secondary] or pages
+    if not real[0].is_one_of_many:
+        real = [page for page in real if not page.is_one_of_many]
     if TILES in real[0].tags:
         real = [page for page in real if page.size == real[0].size]
     return real
@@ -136,6 +139,11 @@ class Page:
         """Whether the page is a reduction or a mask of another one (NewSubfileType, SubfileType, TIFF 6.0 page 36)."""
         marked = self._number(NEW_SUBFILE_TYPE, 0) & (REDUCED | MASK)
         return bool(marked) or self._number(SUBFILE_TYPE, 0) == OLD_REDUCED or self._photometric == MASK_COLOUR
+
+    @cached_property
+    def is_one_of_many(self) -> bool:
+        """Whether the page is marked as one of several, which means little where the first page is not marked so."""
+        return bool(self._number(NEW_SUBFILE_TYPE, 0) & ONE_OF_MANY)
 
     # ---------------------------------------------------------------------------------------------------- tags
 

@@ -65,6 +65,7 @@ class Chunk:
     encoder_inputs: list[EncoderInput]
     left_out: list[dict[str, str]] = field(default_factory=list)  # source, status, reason, detail
     without_encoder: int = 0  # inputs of modalities that the model does not encode
+    guesses: list[str] = field(default_factory=list)  # keys of `guesses.GUESSES`, one for each image and assumption
     unread_texts: int = 0  # texts of which the model knows no word; set when the chunk is embedded
 
 
@@ -203,6 +204,7 @@ class _FileReader:
         pixels = shard_images(folder, 0, (1, size, size)) if any(row["status"] == "used" for row in rows) else None
         for row in rows:
             source = names[row["input"]]
+            chunk.guesses += row.get("guesses") or []
             if row["status"] == "used":
                 assert pixels is not None
                 # a copy, because the shard is a memory map of a file that is removed below

@@ -8,6 +8,7 @@ import numpy as np
 
 from cyclic_cli.errors import REASONS
 from cyclic_cli.events import Note, Progress, Report
+from cyclic_cli.imaging.guesses import count_guesses, lines_of
 from cyclic_cli.inference.embed_inputs import Chunk
 
 
@@ -29,6 +30,7 @@ class EmbedSummary:
     vectors: int = 0
     images: int = 0
     texts: int = 0
+    guessed: dict[str, int] = field(default_factory=dict)  # images read by this call, by the key of `guesses.GUESSES`
     unread_texts: int = 0  # of which the model knows no word: their embeddings mean nothing
     seconds: float = 0.0
     vectors_per_second: float = 0.0
@@ -43,6 +45,7 @@ class EmbedSummary:
             self.rejected += left_out["status"] == "rejected"
             reasons.update([left_out["reason"]] if left_out["status"] == "rejected" else [])
         self.rejected_by_reason = dict(sorted(reasons.items()))
+        count_guesses(self.guessed, chunk.guesses)
         self.used = self.inputs - self.skipped - self.rejected
         self.images += sum(encoder_input.kind == "image" for encoder_input in chunk.encoder_inputs)
         self.texts += sum(encoder_input.kind == "text" for encoder_input in chunk.encoder_inputs)
@@ -64,7 +67,12 @@ class EmbedSummary:
         self.vectors = self.texts = 0
 
     def warn(self, report: Report) -> None:
-        """Warn of texts of which the model knows no word. The words are not named: the texts may be reports."""
+        """Tell what was guessed about images, and warn of texts of which the model knows no word.
+
+        The words are not named: the texts may be reports.
+        """
+        for line in lines_of(self.guessed):
+            report(Note(line))
         if self.unread_texts:
             texts = f"{self.unread_texts} of {self.texts} texts"
             report(Note(f"the model knows no word of {texts}: their embeddings mean nothing", warning=True))

@@ -17,6 +17,7 @@ from cyclic_cli.errors import CyclicError, InputError, UsageError
 from cyclic_cli.events import Note, Progress, Report, silent
 from cyclic_cli.imaging import figures, readers
 from cyclic_cli.imaging.figures import Decoded
+from cyclic_cli.imaging.guesses import count_guesses
 from cyclic_cli.inference.names import distinct
 from cyclic_cli.metrics.reconstruction import mse, psnr, ssim
 from cyclic_cli.prepare.sources import Input, expand, printable
@@ -58,6 +59,7 @@ class ReconstructSummary:
     used: int = 0
     skipped: int = 0
     rejected: int = 0
+    guessed: dict[str, int] = field(default_factory=dict)  # scans by the key of `guesses.GUESSES`
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -198,6 +200,7 @@ def read_scans(
             summary.skipped += not rejected
             report(Note(f"{name}: {error.message}", warning=True))
             continue
+        count_guesses(summary.guessed, picture.guesses)
         area = readers.image_area(picture.facts.height, picture.facts.width, preprocessing.size)
         yield number, (readers.fit(picture, preprocessing), area)
 

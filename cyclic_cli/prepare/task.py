@@ -181,11 +181,7 @@ def _dataset_to_update(out: Path, config: PrepareConfig, keyer: Keyer) -> Stored
     stored = StoredDataset(out)
     if not stored.can_be_updated:
         raise CyclicError(f"{out} was made by an older version of cyclic.", "Prepare all files into another --out.")
-    if stored.facts.preprocessing.rendering != RENDERING:
-        raise CyclicError(
-            f"{out} was made by an older version of cyclic, which showed some files in another way.",
-            "Prepare all files into another --out.",
-        )
+    _refuse_other_rendering(stored)
     before = stored.facts.request
     now = before | {"settings": as_plain(config), "secret": keyer.check()}
     if not differs_in_data_alone(before, now):
@@ -196,10 +192,20 @@ def _dataset_to_update(out: Path, config: PrepareConfig, keyer: Keyer) -> Stored
     return stored
 
 
+def _refuse_other_rendering(stored: StoredDataset) -> None:
+    if stored.facts.preprocessing.rendering != RENDERING:
+        raise CyclicError(
+            f"{stored.folder} was made by another version of cyclic, which showed some files in another way.",
+            "Prepare all files into another --out.",
+        )
+
+
 def _summary_of_finished(out: Path, request: dict[str, Any], start: float) -> PrepareSummary:
     """The summary of a dataset that the request finds finished. Raises CyclicError where its request was another."""
-    facts = StoredDataset(out).facts
+    stored = StoredDataset(out)
+    facts = stored.facts
     if facts.request != request:
+        _refuse_other_rendering(stored)
         can_update = differs_in_data_alone(facts.request, request)
         raise CyclicError(
             f"{out} is a finished dataset of another request: {difference(facts.request, request)}.",

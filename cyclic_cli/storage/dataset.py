@@ -27,7 +27,6 @@ import numpy as np
 import yaml
 
 from cyclic_cli.config import Preprocessing, as_plain, build
-from cyclic_cli.earlier_names import RENAMED_COLUMNS, renamed
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.files import read_parquet, refuse_newer
 from cyclic_cli.storage.records import RECORD, chosen, map_records, records_of
@@ -228,10 +227,7 @@ class StoredDataset:
 
     def inputs(self) -> Iterator[dict[str, Any]]:
         """The outcome of every frame of every input: rows of `INPUT_COLUMNS`."""
-        earlier = {new: old for old, new in RENAMED_COLUMNS.items()} if self.facts.format < 4 else {}
-        columns = {earlier.get(name, name): kind for name, kind in INPUT_COLUMNS.items()}
-        for row in read_parquet(self.folder / "inputs.parquet", columns):
-            yield renamed(row, RENAMED_COLUMNS)
+        yield from read_parquet(self.folder / "inputs.parquet", INPUT_COLUMNS)
 
     def reports(self) -> Iterator[dict[str, Any]]:
         """Every report: rows of `REPORT_COLUMNS`."""

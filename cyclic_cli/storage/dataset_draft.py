@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cyclic_cli.config import as_plain
-from cyclic_cli.earlier_names import RENAMED_COLUMNS, renamed
 from cyclic_cli.errors import CyclicError
 from cyclic_cli.storage.dataset import (
     DATASET_FORMAT,
@@ -112,8 +111,7 @@ class DatasetDraft:
         """The rows of the inputs of a complete shard, in order."""
         with self._rows_path(shard).open(encoding="utf-8") as lines:
             for line in lines:
-                for row in json.loads(line)["rows"]:
-                    yield renamed(row, RENAMED_COLUMNS)  # an earlier version may have begun the dataset
+                yield from json.loads(line)["rows"]
 
     def finish(self, facts: DatasetFacts, tables: Mapping[str, Iterable[dict[str, Any]]], texts: set[str]) -> None:
         """Write the tables and then the metadata, with which the dataset is finished.

@@ -19,6 +19,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -29,6 +30,7 @@ from pydicom.uid import (
 
 from cyclic_cli.config import Preprocessing
 from cyclic_cli.errors import Rejected
+from cyclic_cli.imaging.dicom import decoding
 from cyclic_cli.imaging.dicom.decoding import decode
 from cyclic_cli.imaging.dicom.parsing import parse
 from cyclic_cli.imaging.dicom.reading import DicomFile, Shown
@@ -187,7 +189,7 @@ def test_native_frames_that_are_whole_are_used(tmp_path: Path) -> None:
     assert_shows(content[:-40], FRAMES[1], 1e-3)
     with pytest.raises(Rejected, match="cut short"):
         show(content[: -2 * PIXELS.size - 40])
-    with pytest.raises(Rejected, match="ends before its pixel data"):
+    with pytest.raises(Rejected, match="cut short before them"):
         show(content[: content.index(b"\xe0\x7f\x10\x00")])
 
 
@@ -257,3 +259,81 @@ def test_a_colour_transform_within_jpeg_2000(tmp_path: Path, said: str) -> None:
         tmp_path, encapsulate([stream.getvalue()]), JPEG2000Lossless, pixels=COLOUR, PhotometricInterpretation=said
     )
     np.testing.assert_array_equal(decode(parse(content)[0], 0), COLOUR)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.3, 0.6, 0.9])
+def test_a_file_cut_within_an_element_of_its_header_says_so(tmp_path: Path, place: float) -> None:
+    header = {"StudyDescription": "d" * 4000, "ImageComments": "c" * 4000}
+    content = make_dicom(tmp_path / "x.dcm", PIXELS, **WINDOW, **header).read_bytes()
+    end = content.index(b"\xe0\x7f\x10\x00")
+    for begin in (content.index(b"d" * 4000), content.index(b"c" * 4000)):
+        with pytest.raises(Rejected, match="ends within its header"):
+            DicomFile(content[: begin + int(4000 * place)], Preprocessing())
+    with pytest.raises(Rejected, match="cut short before them"):
+        DicomFile(content[:end], Preprocessing())
+    with pytest.raises(Rejected, match="ends where they begin"):
+        DicomFile(content[: end + 12], Preprocessing())
+
+
+def test_no_text_of_the_header_is_in_a_rejection(tmp_path: Path) -> None:
+    for name in ("Okonkwo^Ada 1950", "1.2.3.Okonkwo"):
+        content = with_items(tmp_path, item(b"") + item(b"\1" * 40) + item(b"\2" * 40))
+        with pytest.raises(Rejected) as said:
+            show(stated(content, name))
+        assert "Okonkwo" not in said.value.message
+
+
+def test_a_jpeg_2000_file_states_its_colour_transform_too(tmp_path: Path) -> None:
+    colour = np.stack([PIXELS, 255 - PIXELS, PIXELS // 2], axis=-1)
+    stream = io.BytesIO()
+    Image.fromarray(colour).save(stream, "JPEG2000", irreversible=False, mct=1)  # a JP2 file, not a codestream
+    assert stream.getvalue()[4:8] == b"jP  "
+    header = {"SamplesPerPixel": 3, "PhotometricInterpretation": "YBR_FULL", "PlanarConfiguration": 0}
+    content = with_items(tmp_path, item(b"") + item(stream.getvalue()), JPEG2000Lossless, colour, **header)
+    assert_shows(content, colour @ np.array([0.299, 0.587, 0.114]), 1.0)
+
+
+def test_a_missing_pad_byte_loses_no_frame(tmp_path: Path) -> None:
+    streams = [jpeg(frame) for frame in FRAMES]
+    last = streams[-1] + b"\0" * (1 - len(streams[-1]) % 2)  # of odd length
+    items = table() + b"".join(map(item, streams[:-1])) + item(last)
+    content = with_items(tmp_path, items, NumberOfFrames=3)
+    content = content[: content.index(last) + len(last)]  # without pad byte and delimiter
+    file = DicomFile(content, Preprocessing(exact=True, frames="all"))
+    assert file.frames == [0, 1, 2]
+    for frame, pixels in enumerate(FRAMES):
+        np.testing.assert_allclose(255 * file.shown(frame).pixels, pixels, atol=3)
+
+
+def test_fragments_of_many_frames_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    found = decoding.frames_of
+    monkeypatch.setattr(decoding, "frames_of", lambda *words: calls.append(1) or found(*words))
+    items = table() + b"".join(item(jpeg(frame)) for frame in FRAMES)
+    file = DicomFile(with_items(tmp_path, items, NumberOfFrames=3), Preprocessing(frames="all"))
+    for frame in file.frames:
+        file.shown(frame)
+    assert len(calls) == 1
+
+
+def test_plain_pixels_in_one_fragment_under_a_compressed_syntax(tmp_path: Path) -> None:
+    assert_shows(with_items(tmp_path, item(b"") + item(PIXELS.tobytes())), PIXELS, 1e-3)
+
+
+@pytest.mark.parametrize("said", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize("written", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_a_dataset_is_deflated_or_not_whatever_is_said(tmp_path: Path, written: str, said: str) -> None:
+    data = dcmread(make_dicom(tmp_path / "x.dcm", PIXELS, **WINDOW))
+    data.file_meta.TransferSyntaxUID = written
+    data.save_as(tmp_path / "y.dcm")
+    assert_shows(stated((tmp_path / "y.dcm").read_bytes(), said), PIXELS, 1e-3)
+
+
+def test_a_window_in_the_unit_of_the_container_does_not_blacken_a_stream_of_8_bits(tmp_path: Path) -> None:
+    deep = PIXELS.astype(np.uint16)
+    for bits in (12, 16):
+        wide = {"WindowCenter": 2 ** (bits - 1), "WindowWidth": 2**bits}
+        content = with_items(tmp_path, table() + item(jpeg(PIXELS)), pixels=deep, bits=bits, **wide)
+        picture = show(content)
+        assert set(picture.guesses) == {"stored_bits", "window"}
+        assert picture.pixels.max() - picture.pixels.min() > 0.9

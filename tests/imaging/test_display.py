@@ -586,12 +586,12 @@ def test_few_frames_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("frames", ["first", "2", "all"])
 def test_other_selections_of_frames_take_no_substitute(frames: str, tmp_path: Path) -> None:
     pixels = np.stack([BLANK, BLANK, RAMP])
-    with pytest.raises(Rejected, match="every pixel has the same value"):
+    with pytest.raises(Rejected, match=r"every pixel of frame \d has the same value"):
         shown(make_dicom(tmp_path / "x.dcm", pixels, **WINDOW), frames=frames)
 
 
 def test_frames_that_are_all_blank_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(Rejected, match="every pixel has the same value"):
+    with pytest.raises(Rejected, match=r"every pixel of frame \d has the same value"):
         shown(make_dicom(tmp_path / "x.dcm", np.stack([BLANK] * 3), **WINDOW), frames="middle")
 
 
@@ -619,3 +619,21 @@ def test_prepare_records_the_frame_and_counts_the_guesses(tmp_path: Path, cyclic
     assert f"Guessed for 1 image: {GUESSES['nearest_frame']}." in ran.out + ran.err
     assert f"Guessed for 1 image: {GUESSES['window']}." in ran.out + ran.err
     assert {row["frame"] for row in pq.read_table(tmp_path / "ds" / "index.parquet").to_pylist()} == {0}
+
+
+def test_a_window_that_shows_nothing_hides_no_other_one(tmp_path: Path) -> None:
+    both = {"WindowCenter": ["60000", "2000"], "WindowWidth": ["10", "4000"]}
+    picture = shown(make_dicom(tmp_path / "x.dcm", RAMP, **both))
+    np.testing.assert_allclose(picture.pixels, windowed(RAMP, 2000, 4000), atol=1e-3)
+    assert picture.guesses == ("window",)
+
+
+@pytest.mark.parametrize("slope", [b"0", b"NaN"])
+def test_a_window_of_rescaled_values_is_not_applied_to_others(tmp_path: Path, slope: bytes) -> None:
+    path = written(
+        tmp_path / "x.dcm", RAMP, {"RescaleSlope": slope, "RescaleIntercept": b"0"}, WindowCenter=0.4, WindowWidth=0.8
+    )
+    picture = shown(path)
+    low, high = np.percentile(RAMP, [0.5, 99.5])
+    np.testing.assert_allclose(picture.pixels, np.clip((RAMP - low) / (high - low), 0, 1), atol=2e-3)
+    assert {"modality", "window"} <= set(picture.guesses)

@@ -256,3 +256,16 @@ def test_rejections_say_what_is_wrong(tmp_path: Path, damage: Any, reason: str, 
     assert caught.value.reason == reason
     assert detail in caught.value.message
     assert "Error" not in caught.value.message
+
+
+def test_a_volume_that_is_far_larger_than_its_file_is_refused_at_once(tmp_path: Path) -> None:
+    import nibabel
+
+    path = tmp_path / "x.nii"
+    nibabel.save(nibabel.Nifti2Image(np.zeros((4, 4, 2), np.uint8), np.eye(4)), path)
+    content = bytearray(path.read_bytes())
+    content[40:48] = (10**15).to_bytes(8, "little")  # the third dimension
+    path.write_bytes(content)
+    for frames in ("middle", "all"):
+        with pytest.raises(Rejected, match="far larger than the file"):
+            read(path, frames=frames)

@@ -9,6 +9,7 @@ JPEG 2000 and JPEG baseline can also be decoded at a lower resolution, which `re
 """
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from pydicom.uid import (
 )
 
 from cyclic_cli.errors import Rejected
-from cyclic_cli.imaging.dicom.header import PADDING, code_of, padding_limits, whole_number
+from cyclic_cli.imaging.dicom.header import PADDING, PHOTOMETRIC, code_of, padding_limits, whole_number
 from cyclic_cli.imaging.dicom.streams import (
     PROGRESSION,
     SOI,
@@ -92,19 +93,16 @@ def decode(header: Dataset, frame: int) -> np.ndarray:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        raise Rejected("no_decoder", f"transfer syntax {syntax.name}") from None
+        raise _without_decoder(syntax) from None
     names = [""] if decoder.is_native else sorted(decoder.available_plugins, key=PREFERRED.index)
     for name in names:
         with suppress(Rejected):
             stored = _clean(alone, _attempt(decoder, alone, 0, name))
-            narrow = stored.dtype.itemsize == 1 and whole_number(header, "BitsAllocated") == 16
-            return (
-                stored.astype(np.int16 if whole_number(header, "PixelRepresentation") else np.uint16)
-                if narrow
-                else stored
-            )
+            if stored.dtype.itemsize == 1 and whole_number(header, "BitsAllocated") == 16:
+                return stored.astype(np.int16 if whole_number(header, "PixelRepresentation") else np.uint16)
+            return stored
     if not names:
-        raise Rejected("no_decoder", f"transfer syntax {syntax.name}")
+        raise _without_decoder(syntax)
     raise Rejected("broken_pixels", "the compressed pixel data are damaged: no decoder can decode them")
 
 
@@ -122,6 +120,8 @@ def _attempt(decoder: Decoder, header: Dataset, frame: int, plugin: str) -> np.n
         raise
     except BaseException as error:  # decoders raise almost anything on damaged data, including panics of Rust code
         message = "the header's numbers of bits, samples or pixels do not fit the pixel data"
+        if code_of(header, "PhotometricInterpretation") not in PHOTOMETRIC:
+            message = "the photometric interpretation is not one of the standard"
         raise Rejected("broken_pixels", message) from error
     return _from_partial_range(stored) if partial else stored
 
@@ -145,7 +145,8 @@ def frame_count(header: Dataset) -> int:
         size = len(next(header[name].value or b"" for name in PADDING if name in header))
         whole = 8 * size // max(1, frame_bits(header))
         if not whole:
-            raise Rejected("broken_pixels", f"the pixel data are cut short: {size} bytes")
+            needed = -(-frame_bits(header) // 8)
+            raise Rejected("broken_pixels", f"the pixel data are cut short: {size} of {needed} bytes")
     if count > MOST_FRAMES * whole:
         raise Rejected("broken_pixels", f"{count} frames are declared, {whole} are there")
     return min(count, whole)
@@ -161,13 +162,27 @@ def guesses_of(header: Dataset, frame: int) -> tuple[str, ...]:
     return ("cut_stream",) * is_cut(fragments) + ("stored_bits",) * bool(is_narrow)
 
 
+def _without_decoder(syntax: UID) -> Rejected:
+    """The error for a transfer syntax, which is named only if it is a UID."""
+    name = syntax.name if re.fullmatch(r"[0-9.]{1,64}", syntax) else "of the header is no UID"
+    return Rejected("no_decoder", f"transfer syntax {name}")
+
+
 def _frames(header: Dataset) -> list[list[Fragment]]:
+    """The fragments of each frame. They are found once, since a file may have thousands of frames."""
+    found: list[list[Fragment]] | None = header.__dict__.get("frames_found")
+    if found is None:
+        found = header.__dict__["frames_found"] = _found_frames(header)
+    return found
+
+
+def _found_frames(header: Dataset) -> list[list[Fragment]]:
     count = max(1, whole_number(header, "NumberOfFrames", 1))
     table = header.get("ExtendedOffsetTable")
     length = len(table) // 8 if isinstance(table, bytes) else 0
     frames = frames_of(header.PixelData, count, struct.unpack_from(f"<{length}Q", table or b""))
     if not frames and not header.file_meta.TransferSyntaxUID.is_transfer_syntax:
-        raise Rejected("no_decoder", f"transfer syntax {header.file_meta.TransferSyntaxUID.name}")
+        raise _without_decoder(header.file_meta.TransferSyntaxUID)
     if not frames:
         raise Rejected("broken_pixels", "the compressed pixel data hold no frame whose beginning can be found")
     return frames

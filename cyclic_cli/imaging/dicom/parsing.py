@@ -9,7 +9,7 @@ import struct
 import zlib
 
 import pydicom
-from pydicom.dataelem import DataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.filereader import read_dataset
@@ -23,13 +23,15 @@ from pydicom.uid import (
 )
 
 from cyclic_cli.errors import Rejected
-from cyclic_cli.imaging.dicom.decoding import ENCAPSULATED_UNCOMPRESSED, frame_bits, is_encapsulated
+from cyclic_cli.imaging.dicom.decoding import DEFLATED_FRAMES, ENCAPSULATED_UNCOMPRESSED, frame_bits, is_encapsulated
 from cyclic_cli.imaging.dicom.header import code_of, elements_behind, whole_number
 from cyclic_cli.imaging.dicom.streams import DELIMITER, ITEM, RLE, fragments_of, is_stream, syntax_of
 
 PIXEL_TAGS = {(0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009)}
 PIXEL_VRS = {b"OB", b"OW", b"OF", b"OD", b"UN"}
 UNDEFINED = 0xFFFFFFFF
+FIRST_GROUPS = (b"\x08\x00", b"\x00\x08", b"\x02\x00")  # with which a dataset begins, in either byte order
+LARGEST_DATASET = 2**31  # bytes after inflation
 PREAMBLE = 132  # bytes before the file meta information, with the mark that ends them
 
 
@@ -42,6 +44,8 @@ def parse(content: bytes) -> tuple[Dataset, Dataset | None]:
     start = _dataset_offset(content)
     if content[start + PREAMBLE - 4 : start + PREAMBLE] == b"DICM":  # the whole beginning of the file is there twice
         return parse(content[start:])
+    if start >= PREAMBLE and content[start : start + 2] not in FIRST_GROUPS and (plain := _inflated(content[start:])):
+        return parse(plain)  # deflated, whatever is stated
     stream = io.BytesIO(content)
     behind = None
     try:
@@ -67,6 +71,8 @@ def parse(content: bytes) -> tuple[Dataset, Dataset | None]:
     except Rejected:
         raise
     except zlib.error as error:
+        if content[start : start + 2] in FIRST_GROUPS:  # said to be deflated
+            return parse(content[start:])
         raise Rejected("broken_header", "the deflated dataset is damaged or cut short") from error
     except (EOFError, struct.error) as error:
         raise Rejected("broken_header", "the file ends within an element") from error
@@ -75,6 +81,23 @@ def parse(content: bytes) -> tuple[Dataset, Dataset | None]:
     _complete(header)
     _correct_syntax(header, little)
     return header, behind
+
+
+def is_cut(header: Dataset) -> bool:
+    """Whether the file ends before the value of the last element does, or before any element."""
+    last = header.get_item(max(header.keys())) if header else None
+    if not isinstance(last, RawDataElement):
+        return last is None
+    return isinstance(last.value, bytes) and last.length != UNDEFINED and len(last.value) < last.length
+
+
+def _inflated(content: bytes) -> bytes:
+    """A dataset after inflation; empty where the bytes are not a deflated dataset."""
+    try:
+        plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, LARGEST_DATASET)
+    except zlib.error:
+        return b""
+    return plain if plain[:2] in FIRST_GROUPS else b""
 
 
 def _dataset_offset(content: bytes) -> int:
@@ -161,7 +184,7 @@ def _correct_syntax(header: Dataset, little: bool) -> None:
     is_fragmented, is_plain_length = head[:4] == ITEM, 0 <= len(data) - expected <= 1
     if is_fragmented and not (is_plain_length and stated and not is_encapsulated(header)):
         header.PixelData = bytes(data)
-        if not stated or not is_encapsulated(header):
+        if not stated or not is_encapsulated(header) or _holds_plain_pixels(header, header.PixelData):
             header.file_meta.TransferSyntaxUID = _syntax_of_fragments(header.PixelData)
     elif is_stream(head) and head[4:8] != RLE and not is_plain_length:  # a stream without fragments
         header.PixelData = encapsulate([bytes(data)], has_bot=False)
@@ -171,6 +194,14 @@ def _correct_syntax(header: Dataset, little: bool) -> None:
         header.file_meta.TransferSyntaxUID = plain
     elif not is_encapsulated(header) and stated != DeflatedExplicitVRLittleEndian:
         _state_byte_order(header, little, plain)
+
+
+def _holds_plain_pixels(header: Dataset, data: bytes) -> bool:
+    """Whether the first fragment behind an offset table is as long as an uncompressed frame, and no stream."""
+    length, found = frame_bits(header) // 8, fragments_of(data[: 2**16])[:2]
+    streams = any(is_stream(data[one.begin : one.begin + 8]) for one in found)
+    is_deflated = header.file_meta.TransferSyntaxUID == DEFLATED_FRAMES
+    return not streams and not is_deflated and any(0 <= one.stated - length <= 1 for one in found if one.stated > 1)
 
 
 def _state_byte_order(header: Dataset, little: bool, plain: UID) -> None:

@@ -55,6 +55,7 @@ import numpy as np
 import pydicom
 import pydicom.config
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from cyclic_cli.config import Preprocessing, check_frames
 from cyclic_cli.errors import InputError, Rejected, Skipped
@@ -68,7 +69,7 @@ from cyclic_cli.imaging.dicom.header import (
     identities_of,
     whole_number,
 )
-from cyclic_cli.imaging.dicom.parsing import parse
+from cyclic_cli.imaging.dicom.parsing import is_cut, parse
 from cyclic_cli.imaging.dicom.reduction import MEAN_BOUND, clips_little, is_smooth
 from cyclic_cli.imaging.dicom.rendering import Rendering
 from cyclic_cli.imaging.dicom.structured_report import text_of
@@ -168,13 +169,14 @@ class DicomFile:
             height, width = (whole_number(self._header, name) for name in ("Rows", "Columns"))
             aspect = aspect_of_pixels(self._header, rendering.measures)
             facts = facts_of(self._header, (height, width), rendering.measures)
+            of_stream = guesses_of(self._header, frame)
             chosen = self._reduced(rendering, frame, aspect) or Reduced(decode(self._header, frame), 1)
-            if rendering.shows_nothing(chosen.stored):
+            while rendering.shows_nothing(chosen.stored, "stored_bits" in of_stream):
                 rendering.ignore_window()
                 chosen = chosen if chosen.scale == 1 else Reduced(decode(self._header, frame), 1)
             factor = cell_factor(chosen.stored, self._preprocessing, aspect)
             pixels = rendering.shown(chosen.stored, factor)
-            guesses = (*self._guesses, *guesses_of(self._header, frame), *rendering.guesses)
+            guesses = (*self._guesses, *of_stream, *rendering.guesses)
             return Shown(pixels, facts, chosen.scale * factor, chosen.edge / factor, guesses, aspect)
 
     def _reduced(self, rendering: Rendering, frame: int, aspect: float) -> Reduced | None:
@@ -249,10 +251,13 @@ def _refuse_non_images(header: Dataset) -> None:
         if sop_class.startswith(family) and sop_class != "1.2.840.10008.5.1.4.1.1.481.1":  # RT Image
             raise Skipped(kind, text_of(header) if kind == "structured report" else "")
     found = [name for name in PIXELS if name in header]
+    if not found and is_cut(header):
+        raise Rejected("broken_header", "the file ends within its header, or an element states a wrong length")
     if not found:
-        raise Rejected("no_pixels", *(["the file ends before its pixel data"] if "Rows" in header else []))
+        is_image = "Rows" in header or "Image Storage" in UID(sop_class).name
+        raise Rejected("no_pixels", *(["an image without pixel data, or cut short before them"] if is_image else []))
     if not header[found[0]].value:
-        raise Rejected("no_pixels", "the pixel data are empty")
+        raise Rejected("no_pixels", "the pixel data are empty, or the file ends where they begin")
     rows, columns, samples = (whole_number(header, name) for name in ("Rows", "Columns", "SamplesPerPixel"))
     if rows < 1 or columns < 1:
         raise Rejected("broken_header", "Rows or Columns is missing or zero")

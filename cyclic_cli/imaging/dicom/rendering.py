@@ -6,6 +6,7 @@ possible stored value, and the frame is then mapped by this lookup table.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ NARROW = 10.0
 """Width below which a LINEAR window of fractional values differs visibly from a LINEAR_EXACT one.
 
 LINEAR is made for whole numbers: it takes half a unit from either side of the window (PS3.3 C.11.2.1.2.1)."""
+UNLIKELY = 16.0  # a window whose unit is unsure is so many times wider or narrower than the values at most
 
 
 class Rendering:
@@ -68,8 +70,11 @@ class Rendering:
         self._modality = self._modality_transform() if has_values else Line()
         self._requested = self._requested_window()
         obeys = has_values and self._requested is None and self._setting not in ("full", "percentile")
-        self._table = self._stated_table() if obeys else None
-        self._window = self._requested or (self._stated_window() if obeys and self._table is None else None)
+        self._table: Table | None = None
+        self._window = self._requested
+        self._choices = [*self._stated_tables(), *self._stated_windows()] if obeys else []
+        if obeys:
+            self._take_next_choice()
 
     @property
     def guesses(self) -> tuple[str, ...]:
@@ -120,11 +125,19 @@ class Rendering:
 
         return in_strips(stored, masked, factor)
 
-    def shows_nothing(self, stored: np.ndarray) -> bool:
-        """Whether a window or VOI LUT gives different values (H, W), padding apart, the same of 256 grey levels."""
+    def shows_nothing(self, stored: np.ndarray, is_unsure: bool = False) -> bool:
+        """Whether a window or VOI LUT gives different values (H, W), padding apart, the same of 256 grey levels.
+
+        Where it `is_unsure` in which unit the window is stated, one that is far narrower or wider than the values shows
+        nothing either.
+        """
         if self._table is None and self._window is None:
             return False
         padding = self._padding(stored)
+        if self._window and (is_unsure or "modality" in self._guesses) and not self._requested:
+            low, high = self._range(stored, padding)
+            if not 1 / UNLIKELY <= self._window[1] / max(high - low, SMALLEST) <= UNLIKELY:
+                return True
         for part in (stored[::SPARSE, ::SPARSE], stored):
             values = part if padding is None else part[(part < padding[0]) | (part > padding[1])]
             if values.size:
@@ -135,15 +148,20 @@ class Rendering:
         return bool(values.size and values.min() != values.max())
 
     def ignore_window(self) -> None:
-        """Show percentiles instead of the file's window or VOI LUT, and count that as a guess.
+        """Take the next window or VOI LUT that the file states, else percentiles, and count that as a guess.
 
         Raises:
             Rejected: blank, where the setting and not the file states the window.
         """
         if self._requested:
             raise Rejected("blank", "every pixel has the same grey level in the window that --window asks for")
-        self._table = self._window = None
+        self._take_next_choice()
         self._guesses["window"] = None
+
+    def _take_next_choice(self) -> None:
+        choice = self._choices.pop(0) if self._choices else None
+        self._table = choice if isinstance(choice, Table) else None
+        self._window = (*choice, self._voi_function(choice[1])) if isinstance(choice, tuple) else None
 
     # ------------------------------------------------------------------------------------------------ grey
 
@@ -194,7 +212,7 @@ class Rendering:
         A slope that is 0 or no number is taken as 1, and an intercept that is no number as 0.
         """
         items = items_of(self._transform, "ModalityLUTSequence")
-        if table := self._first_table(items):
+        if table := next(self._tables(items), None):
             return table.for_values(-1.0 if whole_number(self._header, "PixelRepresentation") else 0.0, math.inf)
         slope = next(iter(numbers(self._transform, "RescaleSlope")), 1.0)
         intercept = next(iter(numbers(self._transform, "RescaleIntercept")), 0.0)
@@ -203,17 +221,18 @@ class Rendering:
             self._guesses["modality"] = None
         return Line(slope if has_slope else 1.0, intercept if has_intercept else 0.0)
 
-    def _stated_table(self) -> Table | None:
-        """The first usable item of the VOI LUT Sequence."""
+    def _stated_tables(self) -> list[Table]:
+        """The usable items of the VOI LUT Sequence."""
         items = items_of(self._stated, "VOILUTSequence")
-        table = self._first_table(items)
-        if items and table is None:
+        tables = list(self._tables(items))
+        if items and not tables:
             self._guesses["window"] = None
-        return table
+        return tables
 
-    def _first_table(self, items: list[Dataset]) -> Table | None:
-        tables = (read_table(item, "LUTDescriptor", "LUTData", self._big_endian) for item in items)
-        return next((table for table in tables if table is not None), None)
+    def _tables(self, items: list[Dataset]) -> Iterator[Table]:
+        for item in items:
+            if table := read_table(item, "LUTDescriptor", "LUTData", self._big_endian):
+                yield table
 
     def _requested_window(self) -> tuple[float, float, str] | None:
         """Centre, width and function of the window in the setting. Named windows apply to CT only."""
@@ -223,15 +242,17 @@ class Rendering:
             return *HOUNSFIELD[self._setting], "LINEAR"
         return None
 
-    def _stated_window(self) -> tuple[float, float, str] | None:
-        """Centre, width and function of the file's first valid window."""
+    def _stated_windows(self) -> list[tuple[float, float]]:
+        """Centre and width of the file's valid windows."""
         centers, widths = (numbers(self._stated, name) for name in ("WindowCenter", "WindowWidth"))
-        for center, width in zip(centers, widths, strict=False):
-            if abs(center) <= LARGEST and SMALLEST <= width <= LARGEST:
-                return center, width, self._voi_function(width)
-        if centers or widths:
+        valid = [
+            (center, width)
+            for center, width in zip(centers, widths, strict=False)
+            if abs(center) <= LARGEST and SMALLEST <= width <= LARGEST
+        ]
+        if (centers or widths) and not valid:
             self._guesses["window"] = None
-        return None
+        return valid
 
     def _voi_function(self, width: float) -> str:
         """VOI LUT Function of a window of this width (PS3.3 C.11.2.1.3)."""

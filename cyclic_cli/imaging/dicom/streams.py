@@ -97,7 +97,7 @@ def frames_of(data: bytes, count: int, extended: Sequence[int] = ()) -> list[lis
 
     Returns:
         A list per frame. Their number differs from `count` where the streams prove another one, or where there are
-        fewer fragments. A last frame that is cut short is left out, unless it is the only one.
+        fewer fragments. A last frame of which much is missing is left out, unless it is the only one.
     """
     fragments, table = fragments_of(data), extended
     if fragments and not _begins_stream(data, fragments[0]):
@@ -105,7 +105,12 @@ def frames_of(data: bytes, count: int, extended: Sequence[int] = ()) -> list[lis
         content = data[first.begin : first.end]
         table = table or struct.unpack_from(f"<{len(content) // 4}I", content)
     frames = _grouped(data, [fragment for fragment in fragments if fragment.stated], count, table)
-    return frames[:-1] if len(frames) > 1 and is_cut(frames[-1]) else frames
+    return frames[:-1] if len(frames) > 1 and not _is_nearly_whole(frames[-1]) else frames
+
+
+def _is_nearly_whole(frame: list[Fragment]) -> bool:
+    there, stated = (sum(one.end - one.begin for one in frame), sum(one.stated for one in frame))
+    return there >= WHOLE_ENOUGH * stated
 
 
 def _grouped(data: bytes, fragments: list[Fragment], count: int, table: Sequence[int]) -> list[list[Fragment]]:
@@ -128,8 +133,8 @@ def _grouped(data: bytes, fragments: list[Fragment], count: int, table: Sequence
 
 
 def is_cut(frame: list[Fragment]) -> bool:
-    """Whether the file ends within the frame's last fragment."""
-    return frame[-1].end - frame[-1].begin < frame[-1].stated
+    """Whether the file ends within the frame's last fragment, and more is missing than a pad byte."""
+    return frame[-1].end - frame[-1].begin < frame[-1].stated - 1
 
 
 def joined(data: bytes, frame: list[Fragment]) -> bytes:
@@ -139,7 +144,7 @@ def joined(data: bytes, frame: list[Fragment]) -> bytes:
         Rejected: broken_pixels, where more than a fiftieth of the stream is missing.
     """
     stream = b"".join(data[fragment.begin : fragment.end] for fragment in frame)
-    if len(stream) < WHOLE_ENOUGH * sum(fragment.stated for fragment in frame):
+    if not _is_nearly_whole(frame):
         raise Rejected("broken_pixels", "the compressed pixel data are cut short")
     lacks_end = stream[:2] in (SOI, SOC) and END not in stream[-LONGEST_PADDING:]
     return stream + END if lacks_end else stream
@@ -170,7 +175,9 @@ def syntax_of(stream: bytes, stated: UID) -> UID:
 
 def stream_header(stream: bytes) -> StreamHeader | None:
     """The header of a JPEG, JPEG-LS or JPEG 2000 stream; None where it cannot be parsed."""
-    with suppress(struct.error, IndexError):
+    with suppress(struct.error, IndexError, ValueError):
+        if stream[:8] == JP2:
+            return _jpeg_2000_header(stream[stream.index(SOC + b"\xff\x51") :])
         if stream[:2] == SOC:
             return _jpeg_2000_header(stream)
         if stream[:2] == SOI:
