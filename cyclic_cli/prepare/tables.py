@@ -70,9 +70,10 @@ class Table:
         with self._opened() as stream:
             self.encoding = find_encoding(stream)
         self.names = self._find_names()
-        columns = Columns.find(self.names, config, extra_names or {})
-        with closing(self._rows()) as rows:
-            self.columns = columns.with_contents(self.names, (row for _, row in rows))
+        self.columns = Columns.find(self.names, config, extra_names or {})
+        if self.columns.texts:
+            with closing(self._rows()) as rows:
+                self.columns = self.columns.with_contents(self.names, (row for _, row in rows))
 
     def __iter__(self) -> Iterator[Report]:
         table = self.file.absolute
