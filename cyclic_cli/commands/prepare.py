@@ -210,11 +210,11 @@ def prepare(
         if summary.guessed:
             console.print_line(f"The column `guesses` of {out / 'inputs.parquet'} names these images.")
     if not json and not quiet:
-        if summary.rejected or summary.skipped:
-            console.print_line(f"{out / 'rejected.jsonl'} lists the inputs that were not used, with reasons.")
+        if summary.rejected or summary.skipped or summary.texts_unreadable:
+            console.print_line(f"{out / 'rejected.jsonl'} lists what was not used, with reasons.")
         if summary.texts_kept_out:
             console.print_line(f"{out / 'rejected.jsonl'} lists the texts that --strict-text kept out, for review.")
         if summary.samples > summary.text_only:
             console.print_line(f"Next: cyclic train {out}")
-    if strict and summary.rejected:
+    if strict and (summary.rejected or summary.texts_unreadable):
         raise typer.Exit(SOME_LEFT_OUT)

@@ -125,6 +125,7 @@ class DatasetTables:
             """SELECT g.value, count(*) FROM samples s JOIN frames f USING (place, frame), json_each(f.guesses) g
                GROUP BY 1 ORDER BY 1"""
         ).fetchall()
+        (unreadable,) = query("SELECT count(*) FROM (SELECT DISTINCT place, line FROM unreadable_texts)").fetchone()
         splits = dict(query("SELECT split, count(*) FROM samples GROUP BY split").fetchall())
         samples, patients, studies, images, paired = query(
             """SELECT count(*), count(DISTINCT patient), count(DISTINCT study), coalesce(sum(has_image), 0),
@@ -137,7 +138,8 @@ class DatasetTables:
             "guessed": dict(guessed), "near_duplicates": len(self._near_pairs),
             "samples": samples, "patients": patients, "studies": studies,
             "paired": paired, "image_only": images - paired, "text_only": samples - images,
-            "report_files": self._report_files, "splits": {name: splits.get(name, 0) for name in SPLITS},
+            "texts_unreadable": unreadable, "report_files": self._report_files,
+            "splits": {name: splits.get(name, 0) for name in SPLITS},
         }  # fmt: skip
 
     def fingerprint(self) -> str:

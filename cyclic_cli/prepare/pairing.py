@@ -72,8 +72,9 @@ def _warnings(db: sqlite3.Connection, matched: Matched, assigned: Assigned, with
         "{} images that are not among the inputs have contradicting table rows, which were left out": (
             assigned.contradicting_images
         ),
-        "{} reports have no name in a header or a table column: only dates, phone numbers and long numbers "
-        "were removed": without_names,
+        "{} reports have no name in a header or a table column: only what can be told by its form was removed": (
+            without_names
+        ),
         "{} table rows name an image that is not among the inputs": unmatched,
         "{} texts are damaged or in an unknown encoding, and were not used; rejected.jsonl lists them": damaged,
         "{} samples have no patient ID: each study, or sample without a study, counts as a separate patient": unknown,

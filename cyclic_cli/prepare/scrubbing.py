@@ -32,8 +32,8 @@ def scrub_reports(db: sqlite3.Connection, keyer: Keyer) -> int:
         keyer: The one that the fingerprints of identities were made with.
 
     Returns:
-        How many texts have no names in their table row or in a header of their patients. From these texts only dates,
-        phone numbers and long numbers can be removed.
+        How many texts have no names in their table row or in a header of their patients. From these texts only what
+        can be told by its form can be removed.
     """
     db.executescript(_SCHEMA)
     without_names = _scrub_reports(db, keyer)

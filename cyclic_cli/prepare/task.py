@@ -65,6 +65,7 @@ class PrepareSummary:
     image_only: int
     text_only: int
     report_files: int  # tables, documents and side-car texts
+    texts_unreadable: int = 0  # damaged, or in an unknown encoding; not used
     texts_kept_out: int = 0  # by --strict-text
     splits: dict[str, int]  # number of samples
     seconds: float

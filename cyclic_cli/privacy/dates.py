@@ -133,7 +133,7 @@ _MONTH_AND_YEAR = re.compile(FIRST + rf"\d? ?([-/.]) ?{_YEAR}{_OF_YEAR}" + LAST)
 _COMPACT = re.compile(rf"\d\d?([^\W\d_]{{3,9}})(?:{_YEAR}|\d\d)")
 _DAY_BEFORE_MONTH = re.compile(rf"({FIRST}\d?){_ORDINAL}{_OF}(?=[^\W\d_])")
 _YEAR_AFTER_MONTH = re.compile(
-    rf"[\u064b-\u0655]?\.?(?:(?:[ \t,]*(?:of|del?|do)?\s?|[-/.])({_ANY_YEAR}|'?\d\d){_OF_YEAR}{END})?"
+    rf"[\u064b-\u0655]?\.?(?:(?:[ \t,]*(?:of|del?|do)?\s?|[-/.])({_ANY_YEAR}|'?\d\d){_OF_YEAR}{END}(?!-[^\W\d_]))?"
 )
 _YEAR_BEFORE_MONTH = re.compile(FIRST + r"(?<=[12])\d{3}\.?(?:e?ko)?(?: (?:m\.|gada))?[ .,/-]{1,2}(?=[^\W\d_])")
 _DAY_AFTER_MONTH = re.compile(rf"\.?(?: ?[-/.] ?|\s)(\d\d?)(?:-?[^\W\d_]{{1,3}})?{END}")
@@ -145,7 +145,7 @@ _AROUND_ROMAN = re.compile(
     rf"{FIRST}\d?(?P<gap> ?[-./] ?| )(?P<month>[ivx]+)(?P=gap)(?:{_ANY_YEAR}|(?<! )\d\d){_OF_YEAR}{LAST}", re.IGNORECASE
 )
 _YEAR_AFTER_ROMAN = re.compile(rf"/(?<=[IVX]/){_YEAR}{LAST}")
-_ROMAN_BEFORE = re.compile(r"(?<![^\W_])(?<![-./])[IVX]+$")
+_ROMAN_BEFORE = re.compile(r"(?<![^\W_])(?<![-./])[IVX]+\Z")
 _NUMBER = r"(?:\d{1,4}|[〇零一二三四五六七八九十]{1,4}|元)"
 _CHINESE = re.compile(
     rf"(?<!\d)(?:平成|令和|昭和|民國|民国)?(?P<year>{_NUMBER}\s?[年년]\s?)?{_NUMBER}\s?[月월](?P<day>\s?{_NUMBER}\s?[日号號일])?"
@@ -156,6 +156,11 @@ _VIETNAMESE = re.compile(
 )
 _DAY = re.compile(FIRST + r"\d?([-./])\d\d?" + LAST)
 
+_DAYS = re.compile(
+    rf"((?P<first>{FIRST}\d?)(?P<separator>[-./])(?P<second>\d\d?))\.?"
+    rf" (?:to|till|until|bis|au|al|hasta|até|a|tot|t/m|do|до|по) ((?P<third>\d\d?)(?P=separator)(?P<fourth>\d\d?))"
+    + LAST
+)
 _BEFORE_DAY = frozenset(
     "on from date dated of since exam study until till between and to with by am vom zum bis seit le du el del al "
     "prior film radiograph ct mri aufnahme voraufnahme".split()
@@ -173,14 +178,14 @@ _MONTH_BEFORE_DAY = frozenset(
 _DAY_AS_ORDINAL = frozenset("am vom zum seit ab".split())  # German: `am 1.2.` is a date
 _ABOUT_SCORE = re.compile(
     r"(?:glasgow|gcs|eva|vas|nrs|apgar|scor|skala|scale|escala|pain|dolor|dor |douleur|schmerz|kraft|force|power|"
-    r"strength)[^.\n]*$",
+    r"strength)[^.\n]*\Z",
     re.IGNORECASE,
 )
 _OF_THOSE = re.compile(
     r" (?:of|der|des|dos|degli|delle|van de|images?|slices?|views?|nodes?|lymph\w*)\b", re.IGNORECASE
 )
-_TO_ANOTHER_DAY = re.compile(r"___[.,]? ?(?:-|to|till|until|bis|au|al|hasta|até|tot|do|до) ?$")
-_AND_ANOTHER_DAY = re.compile(r"___[.,]? ?(?:,|and|und|et|y|e|en|i|и) ?$")
+_TO_ANOTHER_DAY = re.compile(r"___[.,]? ?(?:-|to|till|until|bis|au|al|hasta|até|tot|do|до) ?\Z")
+_AND_ANOTHER_DAY = re.compile(r"___[.,]? ?(?:,|and|und|et|y|e|en|i|и) ?\Z")
 
 
 # ------------------------------------------------------------------------------------------------------------ search
@@ -256,6 +261,17 @@ def dates_of_other_scripts(text: str) -> Iterator[Span]:
         yield from (match.span() for match in _VIETNAMESE.finditer(text))
     if _MARKED_LETTER.search(text):
         yield from dates_with_day_before_month(text)
+
+
+def ranges_of_days(text: str) -> Iterator[Span]:
+    """Both ends of a range of days, as in `24-07 tot 19-11`, where neither can be a level or a score."""
+    for match in _DAYS.finditer(text):
+        ends = (match.group("first", "second"), match.group("third", "fourth"))
+        announced = match["separator"] != "." or word_before(text, match.start()) in _ANNOUNCES_DAY
+        certain = all(_readings(*end) and (max(map(int, end)) > 12 or "0" in (end[0][0], end[1][0])) for end in ends)
+        if announced and certain and not is_measurement(text, match.end()) and not _OF_THOSE.match(text, match.end()):
+            yield match.span(1)
+            yield match.span(5)
 
 
 def announced_days(text: str) -> Iterator[Span]:

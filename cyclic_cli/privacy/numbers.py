@@ -50,7 +50,7 @@ def is_label(token: str) -> bool:
 # --------------------------------------------------------------------------------------------------------- patterns
 
 _LONG = re.compile(r"\d{6,}")
-_CHAIN_BEFORE = re.compile(r"(?:[^\W_]+(?:[-/#:^]|_+|(?<=\d)\.))*[^\W_]*$")
+_CHAIN_BEFORE = re.compile(r"(?:[^\W_]+(?:[-/#:^]|_+|(?<=\d)\.))*[^\W_]*\Z")
 _CHAIN_AFTER = re.compile(r"[^\W_]*(?:(?:[-/#:^]|_+|\.(?=\d))[^\W_]+)*")
 _UID = re.compile(FIRST + r"\d*(?:\.\d+){3,}" + END)
 _TELEPHONES = [
@@ -89,7 +89,9 @@ _LABELLED = re.compile(
     r"(?:[a-z]{0,4}[-/]?)?\d[\d/_-]{2,}\w*(?:[.-]\d{2,}(?:[-.]?\w+)?)*)",
     re.IGNORECASE,
 )
-_AFTER_TELEPHONE = re.compile(r"[^\W_]+[ .:#]*(?:(?:no|nr|number)[ .:#]*)?([+(]{0,2}\d[\d ()./+-]*)", re.IGNORECASE)
+_AFTER_TELEPHONE = re.compile(
+    r"[^\W_]+[ .:#]*(?:(?:no|nr|number)[ .:#]*)?((?!90\+)[+(]{0,2}\d[\d ()./+-]*)", re.IGNORECASE
+)
 _AFTER_CJK = re.compile(rf"(?:{'|'.join(_CJK_LABELS)})[ :]*([A-Za-z]{{0,4}}-?\d[\d -]+\d)")
 _CLUSTER = re.compile(r"\d[\d ()./-]{2,}\d")
 
@@ -236,6 +238,7 @@ _YEARS_OLD = re.compile(
     re.IGNORECASE,
 )
 _SEX = re.compile(rf"[MF]{END}[ ,]+(?:w/|(?:with|who|s/p|p/w|c/o|h/o|presents|presenting)\b)")
+_AGE_BEFORE = re.compile(r"(?<![^\W_])(?:anni|lat|anos|años)[ \t]\Z", re.IGNORECASE)  # `di anni 93`
 _NO_AGE = re.compile(r"[^\W_]|\+|[.,]\d| ?(?:%|mo)")
 _BEFORE_AGE = frozenset(
     "age aged alter edad idade eta leeftijd wiek возраст alder 年龄 年齢 나이 בן בת العمر بعمر".split()
@@ -261,6 +264,9 @@ def ages_over_89(text: str, plain: str, view: str) -> Iterator[Span]:
     for match in _OLD_NUMBER.finditer(view):
         end = match.end()
         labelled = word_before(plain, match.start()) in _BEFORE_AGE and not _NO_AGE.match(plain, end)
+        labelled |= bool(_AGE_BEFORE.search(plain, max(0, match.start() - 6), match.start())) and not (
+            _NO_AGE.match(plain, end)
+        )
         if labelled or _YEARS_OLD.match(plain, end) or _SEX.match(plain, end):
             yield match.span()
     lowered = text.lower()

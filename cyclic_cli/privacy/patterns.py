@@ -34,6 +34,7 @@ def pattern_spans(text: str, starts: list[str]) -> Iterator[Span]:
     yield from places.web_addresses(plain)
     yield from places.british_postcodes(view)
     yield from dates.announced_days(view)
+    yield from dates.ranges_of_days(view)
     if numbers.has_long_cluster(view):
         yield from numbers.numbers(view)
         yield from dates.numeric_dates(view)

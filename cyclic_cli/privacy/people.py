@@ -65,7 +65,7 @@ _ELIDED = re.compile(r"[^\W\d_]{1,2}['’](?=[^\W\d_])")  # d'Alessio
 _BETWEEN = re.compile(r"[ \t]{1,2}|___[ \t]|[ \t]___[ \t]")
 _AFTER_INITIAL = re.compile(r"\.?[ \t]{0,2}-?")
 _COMMA = re.compile(r",[ \t]?")
-_BEFORE_DEGREE = re.compile(r"(?:, ?| )(?:M\.D\.,? |Dr\. )?$")
+_BEFORE_DEGREE = re.compile(r"(?:, ?| )(?:M\.D\.,? |Dr\. )?\Z")
 LONGEST = 5  # words of a name
 
 
@@ -102,7 +102,7 @@ def _is_title(text: str, position: int, word: str, token: str) -> bool:
     line = (
         text[max(0, position - 80) : position].rpartition("\n")[2] + text[position : position + 80].partition("\n")[0]
     )
-    return line.isupper() or bool(re.search(rf"\b{_BY}\s$", text[max(0, position - 8) : position], re.IGNORECASE))
+    return line.isupper() or bool(re.search(rf"\b{_BY}\s\Z", text[max(0, position - 8) : position], re.IGNORECASE))
 
 
 def _name_after(pattern: re.Pattern[str], text: str, position: int, reversible: bool = False) -> Iterator[Span]:

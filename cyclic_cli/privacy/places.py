@@ -31,7 +31,7 @@ _SPELT_SIGNS = (
 _URL = re.compile(r"(?:[a-z][a-z+.-]{1,9}://|www\.)[^\s<>\"']*[^\s<>\"'.,;:!?)\]]", re.IGNORECASE)
 _TOP = "com|org|net|edu|gov|info|de|at|ch|fr|es|it|nl|be|pt|br|uk|pl|ru|se|no|dk|fi|cz|eu|us|ca|au|in|jp|cn"
 _PATH = re.compile(rf"\.(?:{_TOP})/[\w/?=&%#.~-]*\w")
-_HOST_BEFORE = re.compile(r"(?:[^\W_][\w-]*\.)*[^\W_][\w-]*$")
+_HOST_BEFORE = re.compile(r"(?:[^\W_][\w-]*\.)*[^\W_][\w-]*\Z")
 
 
 def web_addresses(text: str) -> Iterator[Span]:
@@ -50,7 +50,7 @@ def web_addresses(text: str) -> Iterator[Span]:
 
 def _is_spelt_email(address: str) -> bool:
     """Whether the at sign has brackets, or the address ends as one: `a (at) b.org`, `a at b dot org`."""
-    return bool(re.search(rf"[\[({{<]|arroba|chiocciola|arobase|[ .](?:{_TOP})$", address, re.IGNORECASE))
+    return bool(re.search(rf"[\[({{<]|arroba|chiocciola|arobase|[ .](?:{_TOP})\Z", address, re.IGNORECASE))
 
 
 # -------------------------------------------------------------------------------------------------------------- streets
@@ -72,23 +72,23 @@ _NUMBER = r"\d{1,4}[a-zA-Z]?(?![^\W_]|[.,]\d)"
 _CAPITALISED = r"[^\W\d_a-zß-ÿ][^\W\d_]*(?:['’.-][^\W\d_]+)*"
 _PARTICLE = r"(?:d[eiou]|de[lir]|des|de la|da|dos|las?|los|della?|dell|san|santa)['’ ]|[dl]['’]"
 _NAME = rf"(?:{_PARTICLE}|{_CAPITALISED}\.? ){{0,6}}{_CAPITALISED}"
-_HOUSE_BEFORE = re.compile(FIRST + rf"\d{{0,4}}[a-zA-Z]?(?: ?(?:bis|ter))?,? (?P<name>(?:{_CAPITALISED} ){{1,3}})?$")
+_HOUSE_BEFORE = re.compile(FIRST + rf"\d{{0,4}}[a-zA-Z]?(?: ?(?:bis|ter))?,? (?P<name>(?:{_CAPITALISED} ){{1,3}})?\Z")
 _NAME_AND_HOUSE = re.compile(
     rf"[^\W\d_]+\.? (?P<name>{_NAME})(?:,? ?(?:n[.º°]{{0,2}} ?|nr\.? |д\. ?)?(?P<house>{_NUMBER}))?"
 )
 _HOUSE = re.compile(rf"[^\W\d_]+\.? ?{_NUMBER}")
-_FIRST_WORD_BEFORE = re.compile(rf"{_CAPITALISED}[ -]$")
+_FIRST_WORD_BEFORE = re.compile(rf"{_CAPITALISED}[ -]\Z")
 _TOWN_AFTER = re.compile(rf",? ?(?:(?:[A-Z]{{1,2}}-)?\d{{4,5}} {_CAPITALISED}(?:[ -]{_CAPITALISED})?)")
 _TOWN = re.compile(
     FIRST + rf"(?P<code>\d{{3}}(?:\d|\d?-\d{{3}}| [A-Z]{{2}})?|\d-\d{{3}}) (?P<town>{_CAPITALISED})"
     rf"(?:(?:[ -]| am | an der ){_CAPITALISED})?"
 )
-_COUNTRY_BEFORE = re.compile(r"(?<![^\W_])(?:A|B|CH|D|DK|F|FL|I|L|NL)-$")
-_BEFORE_CODE = re.compile(r"(?:^|[\n,(]|___|\b(?:aus|in|nach|a|à|en|di|te|w))[ \t]*$")
+_COUNTRY_BEFORE = re.compile(r"(?<![^\W_])(?:A|B|CH|D|DK|F|FL|I|L|NL)-\Z")
+_BEFORE_CODE = re.compile(r"(?:^|[\n,(]|___|\b(?:aus|in|nach|a|à|en|di|te|w))[ \t]*\Z")
 _ZIP = re.compile(r"\d(?<=, [A-Z][A-Z] .)\d{4}(?:-\d{4})?(?![^\W_])")
-_TOWN_BEFORE = re.compile(rf"{_CAPITALISED}(?: {_CAPITALISED})?, $")
+_TOWN_BEFORE = re.compile(rf"{_CAPITALISED}(?: {_CAPITALISED})?, \Z")
 _BRITISH = re.compile(rf"\d(?<=[A-Z\d] .)(?!ND|RD|TH|ST|HR|YR)[ABD-HJLNP-UW-Z]{{2}}{END}")
-_BRITISH_AREA = re.compile(r"(?<![^\W_])[A-Z]{2}\d[A-Z\d]? $")
+_BRITISH_AREA = re.compile(r"(?<![^\W_])[A-Z]{2}\d[A-Z\d]? \Z")
 
 
 def may_be_in_address(token: str) -> bool:

@@ -268,7 +268,7 @@ def _is_number(number: str) -> bool:
 _GAP = re.compile(r"[ \t]*(?:\r?\n)?[ \t]*|\s?[,^=/\\&_'’‐‑-]{1,3}\s?")  # between two words of one name
 _GAP_AFTER_DOT = re.compile(r"\.?[ \t]*-?|[,^]\s?|['’]")  # after an initial or a title
 _ENDS_NAME = re.compile(r"\.|\s*(?:[,;:)^\n]|$)")
-_BEFORE_SHORT = re.compile(r"\d(?:[.,/:-]| ?[x×] ?)$", re.IGNORECASE)
+_BEFORE_SHORT = re.compile(r"\d(?:[.,/:-]| ?[x×] ?)\Z", re.IGNORECASE)
 _AFTER_SHORT = re.compile(r"[.,/:-]\d")
 _NEXT_WORD = re.compile(r"[^\W_]+[ \t]+[^\W_]+")
 _INITIAL, _TITLE = "initial", "title"
@@ -370,7 +370,7 @@ class _NameSearch:
         if end - start < SHORTEST_CHAIN:
             in_measurement = _BEFORE_SHORT.search(before) or _AFTER_SHORT.match(after) or is_measurement(self.text, end)
             return not in_measurement
-        return not (re.search(r"\d[.,]$", before) or re.match(r"[.,]\d", after))
+        return not (re.search(r"\d[.,]\Z", before) or re.match(r"[.,]\d", after))
 
     def _initials(self, index: int) -> Iterator[int]:
         """The indices of initials that belong to the name at `index`: `J. R. Okonkwo`, `Okonkwo, J.`"""

@@ -93,7 +93,8 @@ _UNIT = re.compile(
 )
 _BEFORE_COUNT = frozenset(
     "image images series slice slices from between rib ribs rippe rippen segment segments level levels teeth tooth "
-    "zone zones ray rays digit digits toe toes finger fingers cote cotes costilla costillas frame frames grade "
+    "zone zones ray rays digit digits toe toes finger fingers cote cotes costilla costillas "
+    "costa costas coste costola costole costela costelas arco arcos ribben zebro zebra zeber frame frames grade "
     "score".split()
 )
 

@@ -252,7 +252,10 @@ def test_shards_are_kept_when_a_table_is_corrected(cyclic: Cyclic) -> None:
 
 def test_the_first_rejected_input_is_named_where_no_input_can_be_used(cyclic: Cyclic) -> None:
     Path("cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    assert "cut.png: the beginning of the PNG file is damaged or cut short" in cyclic("prepare", "cut.png", "--out", "ds", PUBLIC).err
+    assert (
+        "cut.png: the beginning of the PNG file is damaged or cut short"
+        in cyclic("prepare", "cut.png", "--out", "ds", PUBLIC).err
+    )
     assert "nowhere: there is no such file" in cyclic("prepare", "nowhere", "--out", "ds", PUBLIC).err
     assert cyclic("prepare", "", "--out", "ds", PUBLIC).code == 2
 

@@ -101,6 +101,7 @@ def test_a_damaged_text_is_left_out_and_listed_and_its_image_is_used(cyclic: Cal
     assert [(line["source"], line["status"], line["reason"]) for line in listed] == [
         ("reports.csv, line 3", "text", "unreadable_text"), ("3.png", "text", "unreadable_text"),
     ]  # fmt: skip
-    assert cyclic("prepare", "in", "--out", "hidden", *options, "--no-paths").code == 0
+    hidden = cyclic("prepare", "in", "--out", "hidden", *options, "--no-paths", "--json", "--strict")
+    assert (hidden.code, hidden.json["texts_unreadable"]) == (8, 2)
     listed = [json.loads(line) for line in Path("hidden/rejected.jsonl").read_text().splitlines()]
     assert [line["source"] for line in listed] == ["report 2", "000004"]

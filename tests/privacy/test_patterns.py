@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from cyclic_cli.privacy.keys import Keyer
 from cyclic_cli.privacy.scrub import scrub
 
@@ -39,3 +41,23 @@ def test_tables_of_telephone_numbers_are_loaded_only_when_needed() -> None:
         "assert 'phonenumbers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Level T8.\n1707180 end", "Level T8.\n___ end"),  # a number does not reach over the end of a line
+        ("Grade 0/5.\n835520", "Grade 0/5.\n___"),
+        ("seen on 6th of September. 80-year-old", "seen on ___ 80-year-old"),
+        ("call by telephone. 96-year-old man", "call by telephone. 90+-year-old man"),
+        ("van 24-07 tot 19-11", "van ___ tot ___"),
+        ("de 20/11 a 11/08", "de ___ a ___"),
+        ("od 26.04 do 14.12", "od ___ do ___"),
+        ("força de 4/5 a 5/5", "força de 4/5 a 5/5"),
+        ("SUV 3.14 to 2.17", "SUV 3.14 to 2.17"),
+        ("fratura da 8ª/9ª/10ª costelas; costelas 8/9/10", "fratura da 8ª/9ª/10ª costelas; costelas 8/9/10"),
+        ("Donna di anni 93", "Donna di anni 90+"),
+    ],
+)
+def test_what_a_benchmark_found(text: str, expected: str) -> None:
+    assert scrub(text, (), KEYER) == expected
