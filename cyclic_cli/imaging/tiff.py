@@ -67,7 +67,7 @@ def frames_of(content: bytes) -> list["Page"]:
     """The pages of a TIFF file that are images of their own.
 
     These are all but thumbnails, other reductions and masks. Pages marked as one of several are frames where the first
-    page is marked so too, and else belong to the pages that are not. A file whose first page is tiled is a pyramid, as
+    page is marked so too or has their size, and else belong to it. A file whose first page is tiled is a pyramid, as
     of whole slides: its pages of other sizes are levels, labels and overviews, whether or not they say so. A file that
     has nothing else has its thumbnails as frames.
 
@@ -79,7 +79,7 @@ def frames_of(content: bytes) -> list["Page"]:
         raise Rejected("broken_header", "the list of its pages is damaged or cut short")
     real = [page for page in pages if not page.is_secondary] or pages
     if not real[0].is_one_of_many:
-        real = [page for page in real if not page.is_one_of_many]
+        real = [page for page in real if not page.is_one_of_many or page.size == real[0].size]
     if TILES in real[0].tags:
         real = [page for page in real if page.size == real[0].size]
     return real

@@ -294,6 +294,7 @@ MASK = GREY > 128
         ([(GREY, 2), (OTHER, 2)], [GREY, OTHER]),  # pages of one document
         ([(GREY, 2), (SMALL, 3), (OTHER, 2)], [GREY, OTHER]),
         ([(GREY, 0), (SMALL, 0)], [GREY, SMALL]),  # pages may differ in size
+        ([(GREY, 0), (OTHER, 2)], [GREY, OTHER]),  # some writers do not mark the first page
         ([(GREY, 0), (SMALL, 2)], [GREY]),  # marked as a part of something that the first page is no part of
         ([(SMALL, 1)], [SMALL]),  # nothing else is there
     ],
