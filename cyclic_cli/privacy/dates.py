@@ -124,9 +124,10 @@ _OF = r"(?:[ \t]*(?:\n[ \t]*)?(?:(?:of|del?|d[aio]|den|من)\b|d['’])?[ \t]*|[
 _ORDINAL = r"(?:st|nd|rd|th|er|ᵉʳ?|[eè]me|:?[ae]|[ºª°]|-?(?:го|е)|η|\.)?"
 _OF_YEAR = r"[rгр]?"  # Polish, Russian and Ukrainian write 12.03.2024r.
 
-_ISO = re.compile(FIRST + r"\d{3}([-./])(\d\d?)(?:\1(\d\d?)(?:T\d\d[\d:.,Z+-]*)?)?" + LAST)
+_ISO = re.compile(FIRST + r"\d{3}([-./])(\d\d?)(?:\1(\d\d?)(?:T\d\d[\d:.,Z+-]*)?)?" + END + r"(?![.-]\d|/\d{3})")
 _NUMERIC = re.compile(
-    FIRST + rf"\d?( ?)([-./])( ?)\d\d? ?\2 ?(?:{_ANY_YEAR}{_OF_YEAR}{END}(?![./]\d)|(?:{_ANY_YEAR}|\d\d){LAST})"
+    FIRST
+    + rf"\d?( ?)([-./])( ?)\d\d? ?\2 ?(?:{_ANY_YEAR}{_OF_YEAR}{END}(?!\.\d+\.|[./]\d{{3}})|(?:{_ANY_YEAR}|\d\d){LAST})"
 )
 _BLANKS = re.compile(FIRST + rf"\d \d\d {_YEAR}" + LAST)
 _MONTH_AND_YEAR = re.compile(FIRST + rf"\d? ?([-/.]) ?{_YEAR}{_OF_YEAR}" + LAST)

@@ -50,6 +50,9 @@ def test_tables_of_telephone_numbers_are_loaded_only_when_needed() -> None:
         ("Grade 0/5.\n835520", "Grade 0/5.\n___"),
         ("seen on 6th of September. 80-year-old", "seen on ___ 80-year-old"),
         ("call by telephone. 96-year-old man", "call by telephone. 90+-year-old man"),
+        ("Aufnahme 3.11.2018/14:30 Uhr", "Aufnahme ___/14:30 Uhr"),  # a time does not hide a date
+        ("seen 11/3/2018.14:30", "seen ___.14:30"),
+        ("2018-11-03/14:30", "___/14:30"),
         ("van 24-07 tot 19-11", "van ___ tot ___"),
         ("de 20/11 a 11/08", "de ___ a ___"),
         ("od 26.04 do 14.12", "od ___ do ___"),
