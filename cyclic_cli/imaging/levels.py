@@ -14,10 +14,9 @@ from PIL import Image
 from cyclic_cli.config import Preprocessing, check_window
 from cyclic_cli.imaging.dicom.header import Facts
 from cyclic_cli.imaging.dicom.reading import Shown, cell_factor
+from cyclic_cli.imaging.dicom.rendering import LUMINANCE
 from cyclic_cli.imaging.dicom.strips import in_strips
 from cyclic_cli.imaging.dicom.windows import range_line, show_line, value_range, window
-
-LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of red, green and blue (ITU-R BT.601)
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def luminance(colour: np.ndarray) -> np.ndarray:
     """The luminance (H, W) of RGB values (H, W, 3): uint8 of uint8, else floats."""
     if colour.dtype == np.uint8:
         return np.asarray(Image.fromarray(colour).convert("L"))
-    return np.asarray(colour @ LUMINANCE)
+    return np.asarray(colour @ np.array(LUMINANCE, dtype=np.float32))
 
 
 def show(stored: Stored, preprocessing: Preprocessing) -> Shown:

@@ -5,11 +5,8 @@ import unicodedata
 from importlib.resources import files
 
 import pytest
+from helpers.scrubbed import scrubbed
 
-from cyclic_cli.privacy.keys import Keyer
-from cyclic_cli.privacy.scrub import scrub
-
-KEYER = Keyer(b"a secret")
 COMMON_LANGUAGES = (
     "af ar az be bg bn bs ca cs cy da de el en es et eu fa fi fr ga gl gu he hi hr hu hy id is it ja ka kk km kn ko lo "
     "lt lv mk ml mn mr ms mt my nb nl pa pl pt ro ru si sk sl sq sr sv sw ta te th tr uk ur uz vi zh"
@@ -21,13 +18,6 @@ HEADING = """\
 # First those of common languages, which make a date with a day alone; after a blank line those of all other languages,
 # which need a year too. tests/privacy/test_dates.py writes and checks this list with the tables of Babel.
 """
-
-
-def scrubbed(text: str) -> str:
-    """The scrubbed text; also checks that scrubbing it again changes nothing."""
-    once = scrub(text, [], KEYER)
-    assert scrub(once, [], KEYER) == once
-    return once
 
 
 # ---------------------------------------------------------------------------------------------------------- months

@@ -29,6 +29,7 @@ from pydicom.values import convert_SQ
 from cyclic_cli.errors import Rejected
 from cyclic_cli.imaging.aspect import aspect_of
 from cyclic_cli.imaging.dicom.code_pages import readings_of
+from cyclic_cli.imaging.dicom.streams import ITEM
 from cyclic_cli.imaging.dicom.structured_report import identities_in
 from cyclic_cli.privacy.scrub import Identifying
 
@@ -80,7 +81,6 @@ MOST_BYTES = 4096  # bytes read from a value, since a longer value is not a name
 DEEPEST = 8  # maximum nesting of sequences, without the content tree of a structured report
 MOST_BYTES_BEHIND = 2**20  # bytes read from an element behind the pixel data, which may hold a signature
 PIXEL_DATA = 0x7FE00010
-ITEM = b"\xfe\xff\x00\xe0"  # a sequence of unknown VR begins with this tag
 
 
 LARGEST_BITS = 64
@@ -293,7 +293,7 @@ def _nested(items: Any, encodings: list[str], depth: int) -> Iterator[tuple[int,
 
 def _in_bytes(tag: int, value: bytes, encodings: list[str], depth: int) -> Iterator[tuple[int, str, str]]:
     """The texts in a value of unknown VR, which may be a sequence (implicit little endian, PS3.5 6.2.2) or text."""
-    if value.startswith(ITEM):
+    if value.startswith(ITEM):  # with which a sequence begins
         yield from _nested(convert_SQ(value, True, True, encodings), encodings, depth)
         return
     value = value.rstrip(b"\0 ") if len(value) <= MOST_BYTES else b""

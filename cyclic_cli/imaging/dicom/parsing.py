@@ -83,7 +83,7 @@ def parse(content: bytes) -> tuple[Dataset, Dataset | None]:
     return header, behind
 
 
-def is_cut(header: Dataset) -> bool:
+def ends_in_header(header: Dataset) -> bool:
     """Whether the file ends before the value of the last element does, or before any element."""
     last = header.get_item(max(header.keys())) if header else None
     if not isinstance(last, RawDataElement):

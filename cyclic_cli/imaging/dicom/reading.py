@@ -69,7 +69,7 @@ from cyclic_cli.imaging.dicom.header import (
     identities_of,
     whole_number,
 )
-from cyclic_cli.imaging.dicom.parsing import is_cut, parse
+from cyclic_cli.imaging.dicom.parsing import ends_in_header, parse
 from cyclic_cli.imaging.dicom.reduction import MEAN_BOUND, clips_little, is_smooth
 from cyclic_cli.imaging.dicom.rendering import Rendering
 from cyclic_cli.imaging.dicom.structured_report import text_of
@@ -251,7 +251,7 @@ def _refuse_non_images(header: Dataset) -> None:
         if sop_class.startswith(family) and sop_class != "1.2.840.10008.5.1.4.1.1.481.1":  # RT Image
             raise Skipped(kind, text_of(header) if kind == "structured report" else "")
     found = [name for name in PIXELS if name in header]
-    if not found and is_cut(header):
+    if not found and ends_in_header(header):
         raise Rejected("broken_header", "the file ends within its header, or an element states a wrong length")
     if not found:
         is_image = "Rows" in header or "Image Storage" in UID(sop_class).name

@@ -173,11 +173,7 @@ class Rendering:
         if isinstance(chosen, Line) and isinstance(self._modality, Line):
             return chosen.after(self._modality)
         curve = clipped(chosen) if isinstance(chosen, Line) else chosen
-        return looked_up(stored, lambda values: curve(self._modality_values(values)))
-
-    def _modality_values(self, stored: np.ndarray) -> np.ndarray:
-        """Step 3: stored values after the modality transform (Hounsfield units, optical density ...), as float32."""
-        return self._modality(stored)
+        return looked_up(stored, lambda values: curve(self._modality(values)))
 
     def _window_line(self) -> Line | None:
         """The line of the requested or stated window, including step 6; None where there is no linear window."""
@@ -192,7 +188,7 @@ class Rendering:
     def _window_curve(self, stored: np.ndarray) -> Shades | None:
         """The VOI LUT or non-linear window, including step 6; None where none is requested or stated."""
         if self._table is not None:
-            ends = self._modality_values(np.array([stored.min(), stored.max()]))
+            ends = self._modality(np.array([stored.min(), stored.max()]))
             table = self._table.for_values(float(ends.min()), float(ends.max()))
             return self._with_polarity(lambda values: np.clip(table(values) / np.float32(table.largest), 0, 1))
         if self._window is None:
@@ -277,7 +273,7 @@ class Rendering:
     def _range(self, stored: np.ndarray, padding: tuple[Any, Any] | None) -> tuple[float, float]:
         """The lowest and highest value to be shown, from the pixels that are not padding."""
         line = self._modality if stored.dtype.kind in "iu" and isinstance(self._modality, Line) else None
-        values = stored if line else self._modality_values(stored)
+        values = stored if line else self._modality(stored)
         if padding is not None:
             values = values[(stored < padding[0]) | (stored > padding[1])]
         if values.dtype.kind == "f":
